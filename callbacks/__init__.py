@@ -1,0 +1,1 @@
+"""Evaluation callbacks, one behaviour a file; installed as `rlhf_lightning.callbacks`."""

@@ -1,0 +1,1 @@
+"""Algorithm plug-ins, one a file."""

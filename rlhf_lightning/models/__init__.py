@@ -1,0 +1,1 @@
+"""What a role (policy, reference, critic, reward model) adds to a transformers model."""

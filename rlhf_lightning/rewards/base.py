@@ -1,0 +1,76 @@
+"""What a reward is, and the one place where its answers are checked."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.types import Completions
+
+
+class Reward(ABC):
+    """Scores completions: one number a response, higher is better, before any KL penalty."""
+
+    best: float | None = None
+    """The highest mean score there can be, where it is known; a run's summary shows it."""
+
+    def check(self) -> None:  # noqa: B027  (most rewards have nothing to check)
+        """Find what cannot work without loading anything heavy.
+
+        Raises:
+            UserError: a path, an import or an argument is wrong.
+        """
+
+    def load(self, device: torch.device) -> None:  # noqa: B027
+        """Load what is heavy onto `device`; called on every rank before the first score, perhaps more than once."""
+
+    @abstractmethod
+    def __call__(self, completions: Completions) -> Sequence[float | None]:
+        """One score for each of the B completions; None for one that cannot be scored."""
+
+    def parts(self) -> dict[str, list[float | None]]:
+        """The scores that the last call was made of, by name; nothing for a reward without parts."""
+        return {}
+
+
+def score(reward: Reward, completions: Completions) -> Tensor:
+    """Ask a reward for the scores of B completions and check what it answers.
+
+    Returns:
+        float32 [B]; NaN where the reward said None.
+
+    Raises:
+        UserError: the reward raised, or gave the wrong number of scores, a NaN, an infinity or no number.
+    """
+    name, count = type(reward).__name__, len(completions)
+    try:
+        answers = reward(completions)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"reward {name} raised {type(error).__name__}: {error}; it was given {count} completions") from error
+    if answers is None:
+        raise UserError(f"reward {name} returned nothing; it must return {count} scores, one a completion")
+    answers = answers.tolist() if isinstance(answers, Tensor) else list(answers)
+    if len(answers) != count:
+        raise UserError(f"reward {name} returned {len(answers)} scores for {count} completions; one each is needed")
+    return torch.tensor([_number(name, row, answer) for row, answer in enumerate(answers)], dtype=torch.float32)
+
+
+def _number(name: str, row: int, answer: object) -> float:
+    if answer is None:
+        return math.nan
+    try:
+        value = float(answer)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(f"reward {name} returned {answer!r} for completion {row}; a number or None is needed") from None
+    if not math.isfinite(value):
+        raise UserError(
+            f"reward {name} returned {value} for completion {row}; a finite number is needed, None if it cannot be scored"
+        )
+    return value

@@ -1,0 +1,1 @@
+"""Generating, collecting, keeping and serving rollouts."""
