@@ -30,7 +30,6 @@ class Rows:
     truncated: Tensor
     """bool [B]; the response ended without a stop token."""
 
-
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
@@ -48,9 +47,7 @@ class Rows:
 
     def rows(self: RowsT, index: Tensor) -> RowsT:
         """The rows that `index` (int64 or bool) names, in that order; a tensor without a row dimension stays."""
-        taken: dict[str, Any] = {
-            name: value[index] if value.dim() else value for name, value in self.tensors().items()
-        }
+        taken: dict[str, Any] = {name: value[index] if value.dim() else value for name, value in self.tensors().items()}
         return replace(self, **taken)
 
 
@@ -122,3 +119,23 @@ class LossOutput:
     """Metric name to (sum, count); added up over micro-batches, minibatches and ranks before dividing."""
     maxima: dict[str, Tensor] = field(default_factory=dict)
     """Metric name to a value whose maximum is logged."""
+
+
+@dataclass(frozen=True)
+class InstructionBatch(Rows):
+    """Prompts with recorded completions, for supervised fine-tuning."""
+
+    weight: Tensor = field(default_factory=lambda: torch.ones(()))
+    """float32 []; completion tokens of the whole optimiser step."""
+
+
+@dataclass(frozen=True)
+class PreferenceBatch(Rows):
+    """Recorded responses and how people judged them, for reward modelling; `groups` holds what is compared."""
+
+    ratings: Tensor
+    """float32 [B]; higher is better. 1 and 0 for a pair, places for a ranking."""
+    margins: Tensor
+    """float32 [B]; by how much a response must beat the others of its group, 0 without a recorded margin."""
+    weight: Tensor = field(default_factory=lambda: torch.ones(()))
+    """float32 []; groups (responses, for a regression) of the whole optimiser step."""

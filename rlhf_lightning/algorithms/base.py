@@ -1,0 +1,160 @@
+"""The contract that every algorithm keeps, and the KL penalty that the online ones share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.kl import Estimator, kl_estimate, ratio_weighted
+from rlhf_lightning.functional.masked import masked_mean
+from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
+
+
+class Algorithm(ABC):
+    """A dataclass whose fields are the hyper-parameters. It sees rollouts and batches, never a model, device or trainer."""
+
+    needs_values: ClassVar[bool] = False
+    """Rollouts and outputs carry the critic's values."""
+    rows_per_unit: ClassVar[int] = 1
+    """Rows that a minibatch never separates; 2 for a pair."""
+    min_responses: ClassVar[int] = 1
+    """The fewest responses of a prompt that give it something to compare."""
+    learns_from_pairs: ClassVar[bool] = False
+    """It can learn from recorded preference pairs, without a reward."""
+
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """Attributes that change during a run and that a checkpoint must hold; dotted for those of a field."""
+
+    responses_per_prompt: int
+    epochs: int
+    minibatches: int
+
+    def __post_init__(self) -> None:
+        """Check the hyper-parameters that all algorithms have.
+
+        Raises:
+            UserError: a count is below one, or too few responses of a prompt for this algorithm.
+        """
+        name = type(self).__name__
+        for field in ("responses_per_prompt", "epochs", "minibatches"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{name}.{field} is {getattr(self, field)}; it must be at least 1")
+        if self.responses_per_prompt < self.min_responses:
+            raise UserError(
+                f"{name}.responses_per_prompt is {self.responses_per_prompt}; {name} compares the responses of a prompt "
+                f"with each other and needs at least {self.min_responses}"
+            )
+
+    @property
+    def needs_entropy(self) -> bool:
+        """The loss reads `PolicyOutput.entropy`."""
+        return False
+
+    @abstractmethod
+    def prepare(self, rollout: Rollout) -> Batch:
+        """Give credit, or say which rows form a pair. Called once per rollout, without gradient; keeps the number of rows."""
+
+    @abstractmethod
+    def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
+        """The loss of one minibatch, or of a part of it, as a sum; the stage divides it by `weight` of the whole."""
+
+    def weight(self, batch: Batch) -> Tensor:
+        """What the loss of `batch` is divided by, additive over parts of a batch; here the tokens the policy chose."""
+        return batch.mask.sum()
+
+    def stop(self, metrics: dict[str, float]) -> bool:
+        """Skip what is left of this rollout; asked after every optimiser step with its metrics, which are of all ranks."""
+        return False
+
+    def metrics(self) -> dict[str, float]:
+        """What to log once a rollout besides the loss; a coefficient that adapts, for instance."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory of the algorithm; part of every checkpoint."""
+        return {name: attrgetter(name)(self) for name in self.remembers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for name, value in state.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(attrgetter(owner)(self) if owner else self, leaf, value)
+
+
+@dataclass
+class KLPenalty:
+    """How far the policy may go from the reference: estimator, place and coefficient, fixed or adaptive.
+
+    Adaptive (Ziegler et al. 2019, section 2.2): β ← β (1 + K·clip(kl/target - 1, -0.2, 0.2)) after every rollout.
+    """
+
+    coef: float = 0.05
+    """β, the price of a nat."""
+    placement: Literal["reward", "loss"] = "reward"
+    """In the reward of each token (of the policy that wrote it, no gradient), or as a term of the loss."""
+    estimator: Estimator = "k1"
+    """k1, k2 or k3; as a loss k1 alone has no expected gradient."""
+    target: float | None = None
+    """Nats per token that an adaptive coefficient steers to; None keeps it fixed."""
+    gain: float = 0.1
+    """K of the adaptive coefficient."""
+    ratio_weighted: bool = False
+    """In the loss, weight the estimate by the ratio to the policy that wrote the token: k3's gradient is then exact."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot penalise.
+
+        Raises:
+            UserError: a negative coefficient, a target that is not positive, or k1 as an unweighted loss.
+        """
+        if self.coef < 0:
+            raise UserError(f"kl.coef is {self.coef}; it must not be negative")
+        if self.target is not None and self.target <= 0:
+            raise UserError(f"kl.target is {self.target}; it must be positive, or null for a fixed coefficient")
+        if self.placement == "loss" and self.estimator == "k1" and not self.ratio_weighted:
+            raise UserError(
+                "kl.estimator k1 in the loss has an expected gradient of zero; use k2, or kl.ratio_weighted: true"
+            )
+
+    def in_reward(self, rollout: Rollout) -> Tensor:
+        """float32 [B, T]: what each token's reward is lowered by; zeros where the penalty is in the loss."""
+        kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs, self.estimator)
+        return (self.coef if self.placement == "reward" else 0.0) * kl * rollout.mask
+
+    def in_loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
+        """float32 [B, T]: the term that each token adds to the loss; zeros where the penalty is in the reward."""
+        if self.placement == "reward":
+            return logprobs.new_zeros(logprobs.shape)
+        kl = kl_estimate(logprobs, batch.reference_logprobs, self.estimator)
+        return self.coef * (ratio_weighted(kl, logprobs, batch.logprobs) if self.ratio_weighted else kl)
+
+    def adapt(self, rollout: Rollout) -> None:
+        """Move the coefficient by what this rollout, over all ranks, measured."""
+        if self.target is None:
+            return
+        kl = float(masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask))
+        self.coef *= 1 + self.gain * min(max(kl / self.target - 1, -0.2), 0.2)
+
+
+class PolicyGradient(Algorithm):
+    """An algorithm that learns from rewards and pays for leaving the reference."""
+
+    remembers: ClassVar[tuple[str, ...]] = ("kl.coef",)
+
+    kl: KLPenalty
+
+    def metrics(self) -> dict[str, float]:
+        """The coefficient of the KL penalty, where it adapts."""
+        return {} if self.kl.target is None else {"kl/coef": self.kl.coef}
+
+
+def update_metrics(log_ratio: Tensor, low: float, high: float | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`kl/update` and `policy/clip_fraction` of each token, and the maximum `policy/ratio_max`; `log_ratio` is 0 off the mask."""
+    ratio = log_ratio.detach().exp()
+    clipped = ((ratio < 1 - low) | (ratio > 1 + (low if high is None else high))).float()
+    return {"kl/update": -log_ratio.detach(), "policy/clip_fraction": clipped}, {"policy/ratio_max": ratio.max()}

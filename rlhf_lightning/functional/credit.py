@@ -1,0 +1,101 @@
+"""Credit: from one score a response to a number for every token the policy chose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def last_token(mask: Tensor) -> Tensor:
+    """bool [B, T]; True on the last True of each row of `mask` [B, T].
+
+    >>> last_token(torch.tensor([[True, True, False], [False, False, False]]))
+    tensor([[False,  True, False],
+            [False, False, False]])
+    """
+    following = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    return mask & ~following
+
+
+def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
+    """float32 [B, T]: `-penalties` on every token, plus `scores` [B] on the last token the policy chose.
+
+    Source: Ziegler et al. 2019, eq. 2; the position is the paper's (TRL puts the score one token later, its issue 3750).
+    """
+    rewards = torch.where(last_token(mask), scores[:, None] - penalties, -penalties)
+    return torch.where(mask, rewards, rewards.new_zeros(()))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) and the returns `A + V`.
+
+    δ_t = r_t + γ V_{t+1} - V_t;  A_t = δ_t + γλ A_{t+1};  V after the last token is 0.
+
+    Args:
+        rewards: float32 [B, T]; `values` the same; `mask` bool [B, T], True on a run of tokens from the first.
+        gamma: discount. gae_lambda: λ, 1 for returns minus values, 0 for one-step differences.
+
+    Returns:
+        advantages and returns, float32 [B, T], 0 outside the mask.
+
+    >>> gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25]]), torch.tensor([[True, True]]), 1.0, 1.0)
+    (tensor([[0.5000, 0.7500]]), tensor([[1., 1.]]))
+    """
+    values = torch.where(mask, values, values.new_zeros(()))
+    advantages = torch.zeros_like(values)
+    following = next_value = values.new_zeros(values.shape[0])
+    for t in range(values.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = torch.where(mask[:, t], delta + gamma * gae_lambda * following, following.new_zeros(()))
+        advantages[:, t], next_value = following, values[:, t]
+    return advantages, torch.where(mask, advantages + values, values.new_zeros(()))
+
+
+def group_sums(x: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """[B], [B]: the sum of `x` over the valid rows of each row's group, and how many they are."""
+    _, member = torch.unique(groups, return_inverse=True)
+    kept = torch.where(valid, x, x.new_zeros(()))
+    sums = torch.zeros_like(x).index_add_(0, member, kept)
+    counts = torch.zeros_like(x).index_add_(0, member, valid.to(x.dtype))
+    return sums[member], counts[member]
+
+
+def leave_one_out(returns: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """[B]: the mean return of the other responses of the same prompt (RLOO: Ahmadian et al. 2024, eq. 8).
+
+    A row that is alone in its group gets its own return, so that it counts for nothing.
+
+    >>> leave_one_out(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 0, 0]), torch.tensor([True, True, True]))
+    tensor([4.0000, 3.5000, 1.5000])
+    """
+    sums, counts = group_sums(returns, groups, valid)
+    return torch.where(counts > 1, (sums - returns) / (counts - 1).clamp(min=1), returns)
+
+
+def group_moments(x: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """[B], [B]: mean and unbiased standard deviation of each row's group (0 for a single row)."""
+    sums, counts = group_sums(x, groups, valid)
+    mean = sums / counts.clamp(min=1)
+    squares, _ = group_sums((x - mean).square(), groups, valid)
+    return mean, torch.sqrt(squares / (counts - 1).clamp(min=1))
+
+
+def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For every group the row with the highest and the one with the lowest score.
+
+    Returns:
+        best int64 [G], worst int64 [G], differ bool [G]: False where the group is tied or has fewer than two valid rows.
+    """
+    best, worst, differ = [], [], []
+    for group in torch.unique(groups):
+        members = torch.nonzero(groups == group).flatten()
+        usable = members[valid[members]]
+        chosen = usable if len(usable) > 1 else members
+        high, low = chosen[scores[chosen].argmax()], chosen[scores[chosen].argmin()]
+        real = bool(len(usable) > 1 and scores[high] > scores[low])
+        if not real:  # any two different rows stand in, so that every rank keeps its number of rows
+            high, low = members[0], members[-1]
+        best.append(high)
+        worst.append(low)
+        differ.append(real)
+    return torch.stack(best), torch.stack(worst), torch.tensor(differ, device=scores.device)

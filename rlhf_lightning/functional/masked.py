@@ -1,0 +1,68 @@
+"""Sums, means and whitening over a mask, of all ranks where there is a process group: the one place for statistics."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """The sum of `value` over all ranks; `value` itself on a single process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value
+
+
+def all_max(value: Tensor) -> Tensor:
+    """The maximum of `value` over all ranks, elementwise."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    value = value.clone()
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of `x` where `mask` is True, on this rank, as float64 [] so that the order of rows leaves no trace.
+
+    >>> masked_sum(torch.tensor([1.0, 2.0, float("nan")]), torch.tensor([True, True, False]))
+    tensor(3., dtype=torch.float64)
+    """
+    return torch.where(mask, x, x.new_zeros(())).double().sum()
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` over the True entries of all ranks; 0 where there are none. float32 []."""
+    sums = all_sum(torch.stack([masked_sum(x, mask), mask.sum().double()]))
+    return (sums[0] / sums[1].clamp(min=1)).to(x.dtype)
+
+
+def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over the True entries of all ranks; the variance of fewer than two entries is 0."""
+    count = all_sum(mask.sum().double())
+    mean = all_sum(masked_sum(x, mask)) / count.clamp(min=1)
+    square = all_sum(masked_sum((x.double() - mean) ** 2, mask))
+    return mean.to(x.dtype), (square / (count - 1).clamp(min=1)).to(x.dtype)
+
+
+def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """Mean 0 and unbiased variance 1 over the True entries of all ranks; 0 elsewhere (Huang et al. 2024, detail 9).
+
+    >>> whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
+    tensor([[-0.7071,  0.7071,  0.0000]])
+    """
+    mean, variance = masked_moments(x, mask)
+    return torch.where(mask, (x - mean) * torch.rsqrt(variance + eps), x.new_zeros(()))
+
+
+def row_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """[B]: sum of each row of `x` [B, T] over its mask."""
+    return torch.where(mask, x, x.new_zeros(())).sum(-1)
+
+
+def row_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """[B]: mean of each row of `x` [B, T] over its mask; 0 for an empty row."""
+    return row_sum(x, mask) / mask.sum(-1).clamp(min=1)

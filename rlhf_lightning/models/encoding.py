@@ -1,0 +1,151 @@
+"""From rows of a data set to token ids: chat templates, stop tokens, lengths, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.types import Rows
+
+Text = str | list[dict[str, str]]
+"""Plain text, or messages with `role` and `content`."""
+
+
+@dataclass
+class Encoder:
+    """A tokenizer and the limits of a run; counts what it cut."""
+
+    tokenizer: Any
+    stop_tokens: list[int]
+    """Ids that end a response; the first is appended to recorded ones."""
+    context: int | None = None
+    """Positions that the model has; None for no limit."""
+    max_prompt_length: int | None = None
+    """Longer prompts lose their beginning; None refuses those that leave no room."""
+    cut: dict[str, int] = field(default_factory=dict)
+    """How many prompts and responses were shortened."""
+
+    def prompt(self, text: Text) -> list[int]:
+        """Token ids of a prompt; messages go through the chat template, up to where the assistant answers."""
+        if isinstance(text, str):
+            ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+            ids = (
+                ids[:-1]
+                if len(ids) > 1 and ids[-1] in self.stop_tokens and ids[-1] == self.tokenizer.eos_token_id
+                else ids
+            )
+        else:
+            ids = self._template(text, add_generation_prompt=True)
+        if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
+            self._count("prompts")
+            ids = ids[-self.max_prompt_length :]
+        return ids
+
+    def response(self, prompt: Text, response: Text) -> list[int]:
+        """Token ids of a recorded response, with a stop token at its end; after messages it is an assistant's turn."""
+        if isinstance(prompt, str):
+            text = response if isinstance(response, str) else "".join(turn["content"] for turn in response)
+            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        else:
+            turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+            ids = self._after(self._template([*prompt, *turns]), prompt)
+        return ids if ids and ids[-1] in self.stop_tokens else [*self._without_tail(ids), self.stop_tokens[0]]
+
+    def _after(self, full: list[int], prompt: list[dict[str, str]]) -> list[int]:
+        start = self._template(prompt, add_generation_prompt=True)
+        if full[: len(start)] != start:
+            raise UserError(
+                "the tokenizer's chat template does not continue a prompt: the tokens of prompt and answer together do not "
+                "start with those of the prompt; give another with model.policy.chat_template"
+            )
+        return full[len(start) :]
+
+    def _without_tail(self, ids: list[int]) -> list[int]:
+        """Templates write a newline after the stop token: what follows the last stop token goes."""
+        for index in range(len(ids) - 1, max(len(ids) - 4, -1), -1):
+            if ids[index] in self.stop_tokens:
+                return ids[:index]
+        return ids
+
+    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"the data is conversational and the tokenizer {self.tokenizer.name_or_path!r} has no chat template; "
+                "set chat_template beside the model's name (a path, a template, or one of: dialogue, chatml)"
+            )
+        encoded = self.tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
+        )
+        return list(encoded["input_ids"])
+
+    def pair(self, prompt: list[int], response: list[int], max_length: int | None) -> tuple[list[int], list[int]]:
+        """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response."""
+        limit = min(x for x in (max_length, self.context, 2**31) if x is not None)
+        if len(prompt) + len(response) <= limit:
+            return prompt, response
+        self._count("pairs of prompt and response")
+        kept = max(1, limit - len(response))
+        return prompt[-kept:], response[: limit - kept]
+
+    def check_prompts(self, rows: Sequence[dict[str, Any]], max_new_tokens: int, where: str) -> None:
+        """Refuse prompts that leave no room for a response.
+
+        Raises:
+            UserError: naming the first such row and how many there are.
+        """
+        if self.context is None:
+            return
+        limit = self.context - max_new_tokens
+        lengths = [len(self.prompt(row["prompt"])) for row in rows]
+        self.cut.clear()
+        long = [row for row, length in enumerate(lengths) if length > limit]
+        if long:
+            raise UserError(
+                f"{where}: prompt of row {long[0]} has {lengths[long[0]]} tokens, and the model's context of {self.context} "
+                f"leaves {limit} beside max_new_tokens {max_new_tokens} ({len(long)} such rows); set max_prompt_length: "
+                f"{max(limit, 1)} to cut their beginning, or lower max_new_tokens"
+            )
+
+    def decode(self, tokens: Tensor, mask: Tensor, special: bool = False) -> list[str]:
+        """B strings of the tokens under the mask."""
+        rows = zip(tokens, mask, strict=True)
+        return [self.tokenizer.decode(row[kept], skip_special_tokens=not special).strip() for row, kept in rows]
+
+    def _count(self, what: str) -> None:
+        self.cut[what] = self.cut.get(what, 0) + 1
+
+
+def left_padded(
+    sequences: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """int64 [N, P] and bool [N, P]: sequences that end in the last column."""
+    width = max(1, max(map(len, sequences)))
+    tokens = torch.full((len(sequences), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(sequences), width, dtype=torch.bool)
+    for row, ids in enumerate(sequences):
+        if len(ids):
+            tokens[row, width - len(ids) :], mask[row, width - len(ids) :] = torch.tensor(ids), True
+    return tokens.to(device), mask.to(device)
+
+
+def right_padded(
+    sequences: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """int64 [N, T] and bool [N, T]: sequences that begin in the first column."""
+    tokens, mask = left_padded([list(ids)[::-1] for ids in sequences], pad, device)
+    return tokens.flip(-1), mask.flip(-1)
+
+
+def recorded_rows(
+    prompts: list[list[int]], responses: list[list[int]], groups: list[int], stop_tokens: list[int], pad: int
+) -> Rows:
+    """`Rows` of B prompts with a recorded response each."""
+    tokens, prompt_mask = left_padded(prompts, pad)
+    written, mask = right_padded(responses, pad)
+    truncated = torch.tensor([ids[-1] not in stop_tokens for ids in responses])
+    return Rows(torch.cat([tokens, written], 1), prompt_mask, mask, torch.tensor(groups), truncated)

@@ -1,0 +1,126 @@
+"""The policy, and the one function that computes log-probabilities of responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rlhf_lightning.types import PolicyOutput, Rows
+
+CHUNK_ELEMENTS = 2**24
+"""Logits that exist at a time: a chunk of tokens times the vocabulary (64 MiB in float32)."""
+
+
+class TokenScores(NamedTuple):
+    """What one pass says of response tokens; float32 [B, T] each, 0 off the mask."""
+
+    logprobs: Tensor
+    entropy: Tensor | None
+    hidden: Tensor
+    """[B, T, H]; the last hidden state before each token, from which a critic on the same trunk reads."""
+
+
+def language_model(model: nn.Module) -> Any:
+    """The transformers model inside a peft one, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """int64, same shape: 0 on the first token attended to, whatever padding stands before it."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def response_hidden(trunk: Callable[..., Any], rows: Rows) -> Tensor:
+    """[B, T, H]: the trunk's last hidden state at the position before each response token."""
+    attention = torch.cat([rows.prompt_mask, attended(rows.mask)], dim=1)
+    output = trunk(
+        input_ids=rows.tokens, attention_mask=attention.long(), position_ids=positions(attention), use_cache=False
+    )
+    return output.last_hidden_state[:, rows.prompt_mask.shape[1] - 1 : -1]
+
+
+def attended(mask: Tensor) -> Tensor:
+    """bool [B, T]: response positions that exist; a row that counts for nothing still attends to its first token."""
+    first = torch.zeros_like(mask)
+    first[:, :1] = True
+    return mask | first
+
+
+def token_scores(model: nn.Module, rows: Rows, temperature: float = 1.0, entropy: bool = False) -> TokenScores:
+    """Log-probabilities of the response tokens of `rows` under `model`, at `temperature`, in float32.
+
+    Only tokens under the mask go through the head, a chunk at a time and recomputed in the backward pass, so that
+    [B, T, V] never exists.
+    """
+    lm = language_model(model)
+    hidden = response_hidden(lm.base_model, rows)
+    targets = rows.tokens[:, rows.prompt_mask.shape[1] :]
+    head = Head(lm, temperature, entropy)
+    logprobs, entropies = head(hidden[rows.mask], targets[rows.mask])
+    empty = torch.zeros(rows.mask.shape, dtype=torch.float32, device=hidden.device)
+    spread = None if entropies is None else empty.masked_scatter(rows.mask, entropies)
+    return TokenScores(empty.masked_scatter(rows.mask, logprobs), spread, hidden)
+
+
+def response_logprobs(
+    model: nn.Module, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """float32 [B, T]: `token_scores` for tensors that are no rollout yet."""
+    none = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    return token_scores(model, Rows(tokens, prompt_mask, mask, none, none.bool()), temperature).logprobs
+
+
+class Head:
+    """From hidden states of N tokens to their log-probabilities (and entropies), a chunk at a time."""
+
+    def __init__(self, lm: Any, temperature: float, entropy: bool) -> None:
+        self.project, self.config = lm.get_output_embeddings(), lm.config
+        self.temperature, self.entropy = temperature, entropy
+
+    def __call__(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[N] log-probabilities and [N] entropies, or None, of `targets` [N] given `hidden` [N, H]."""
+        size = max(1, CHUNK_ELEMENTS // self.config.get_text_config().vocab_size)
+        if len(hidden) <= size:
+            logprobs, entropies = self._chunk(hidden, targets)
+            return logprobs, entropies if self.entropy else None
+        chunks = zip(hidden.split(size), targets.split(size), strict=True)
+        parts = [checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in chunks]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if self.entropy else None
+
+    def _chunk(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(hidden) / self.temperature
+        normalizer = logits.logsumexp(-1)
+        logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
+        if not self.entropy:
+            return logprobs, logprobs
+        return logprobs, normalizer - (logits.softmax(-1) * logits).sum(-1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [N, V]: the head's output as the architecture scales it (Gemma 2, Cohere and Granite do)."""
+        logits = self.project(hidden).float()
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
+        return (
+            logits
+            * (getattr(self.config, "logit_scale", None) or 1.0)
+            / (getattr(self.config, "logits_scaling", None) or 1.0)
+        )
+
+
+class Policy(nn.Module):
+    """A language model that writes, scores what it wrote and, with a critic, says what it expects."""
+
+    def __init__(self, model: nn.Module, critic: nn.Module | None = None, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model, self.critic, self.temperature = model, critic, temperature
+
+    def forward(self, rows: Rows, entropy: bool = False) -> PolicyOutput:
+        """Log-probabilities (at the sampling temperature), entropy if asked for, and values if there is a critic."""
+        scores = token_scores(self.model, rows, self.temperature, entropy)
+        values = None if self.critic is None else self.critic(rows, scores.hidden)
+        return PolicyOutput(scores.logprobs, scores.entropy, values)

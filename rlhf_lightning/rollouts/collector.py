@@ -1,0 +1,174 @@
+"""From rows of a data set to a `Rollout`: the policy writes and a reward scores, or recorded pairs are read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.kl import kl_estimate
+from rlhf_lightning.functional.masked import all_max, all_sum, masked_mean, masked_moments
+from rlhf_lightning.models.encoding import Encoder, left_padded, recorded_rows
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rollouts.generation import Generation
+from rlhf_lightning.types import Completions, Rollout, Rows
+
+RawRows = list[dict[str, Any]]
+
+
+class ReferenceLogprobs(Protocol):
+    """What the collector needs of a reference."""
+
+    def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:
+        """float32 [B, T] of the response tokens."""
+
+
+@dataclass
+class Writer:
+    """Writes responses to prompts with the policy."""
+
+    policy: Policy
+    generation: Generation
+    encoder: Encoder
+
+    def write(
+        self, rows: RawRows, responses_per_prompt: int, generator: torch.Generator, temperature: float | None = None
+    ) -> Completions:
+        """`responses_per_prompt` completions a row, those of a row side by side; on the device of the generator."""
+        device, encoder = generator.device, self.encoder
+        tokens, prompt_mask = left_padded([encoder.prompt(row["prompt"]) for row in rows], self._pad, device)
+        written = self.generation.write(
+            self.policy.model,
+            tokens,
+            prompt_mask,
+            responses_per_prompt,
+            encoder.stop_tokens,
+            self._pad,
+            generator,
+            temperature,
+        )
+        index = torch.arange(len(rows), device=device).repeat_interleave(responses_per_prompt)
+        stops = torch.tensor(encoder.stop_tokens, device=device)
+        repeated = [rows[i] for i in index.tolist()]
+        return Completions(
+            tokens=torch.cat([tokens[index], written.tokens], 1),
+            prompt_mask=prompt_mask[index],
+            mask=written.mask,
+            groups=index,
+            truncated=~(torch.isin(written.tokens, stops) & written.mask).any(-1),
+            prompts=encoder.decode(tokens[index], prompt_mask[index], special=True),
+            responses=encoder.decode(written.tokens, written.mask),
+            columns=columns_of(repeated),
+            logprobs=written.logprobs,
+        )
+
+    @property
+    def _pad(self) -> int:
+        return int(self.encoder.tokenizer.pad_token_id)
+
+
+def columns_of(rows: RawRows) -> dict[str, list[Any]]:
+    """The rows by column; a column that a row lacks is None there."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+@dataclass
+class Collector:
+    """Measures what a rollout needs, in the order: write, score, policy (and critic) where needed, reference."""
+
+    writer: Writer
+    reward: Reward | None
+    reference: ReferenceLogprobs
+    temperature: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was measured on the last rollout, over all ranks."""
+
+    @torch.no_grad()
+    def online(self, rows: RawRows, responses_per_prompt: int, values: bool, generator: torch.Generator) -> Rollout:
+        """Prompts → a rollout whose responses the policy wrote; a response that cannot be scored has an empty mask."""
+        if self.reward is None:
+            raise UserError(
+                "these rows have no recorded pairs, so the policy writes, and no reward says how well: set model.reward"
+            )
+        started = time.perf_counter()
+        completions = self.writer.write(rows, responses_per_prompt, generator)
+        written = time.perf_counter()
+        rewards = score(self.reward, completions).to(generator.device)
+        scored = time.perf_counter()
+        counted = completions.mask & ~rewards.isnan()[:, None]
+        kept = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}
+        rollout = self._measured(Rows(**kept), rewards.nan_to_num(0.0), values, completions.logprobs)
+        self.metrics = self._rollout_metrics(rollout, rewards)
+        self.metrics |= {"time/generate": written - started, "time/score": scored - written}
+        self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (written - started)
+        return rollout
+
+    @torch.no_grad()
+    def recorded(
+        self, rows: RawRows, max_length: int | None, device: torch.device, reference: Tensor | None = None
+    ) -> Rollout:
+        """Preference pairs → a rollout of 2 rows a pair: the chosen response has reward 1, the rejected one 0."""
+        encoded = encode_pairs(self.writer.encoder, rows, max_length).to(device)
+        rewards = torch.tensor([1.0, 0.0], device=device).repeat(len(rows))
+        rollout = self._measured(encoded, rewards, False, None)
+        self.metrics = {"response/length": float(masked_mean(encoded.mask.sum(-1).float(), encoded.mask.any(-1)))}
+        self.metrics["kl/reference"] = float(
+            masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask)
+        )
+        return rollout
+
+    def _measured(self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None) -> Rollout:
+        expected = None
+        if values or logprobs is None:
+            output = self.writer.policy(rows)
+            logprobs, expected = output.logprobs, output.values if values else None
+        reference = self.reference.logprobs(rows.tokens, rows.prompt_mask, rows.mask, self.temperature)
+        kept = {item.name: getattr(rows, item.name) for item in fields(Rows)}
+        return Rollout(
+            **kept, logprobs=logprobs * rows.mask, reference_logprobs=reference, rewards=rewards, values=expected
+        )
+
+    def _rollout_metrics(self, rollout: Rollout, rewards: Tensor) -> dict[str, float]:
+        valid, assert_reward = rollout.mask.any(-1), self.reward
+        mean, variance = masked_moments(rollout.rewards, valid)
+        lengths, truncated = rollout.mask.sum(-1).float(), rollout.truncated.float()
+        metrics = {
+            "reward/mean": mean,
+            "reward/std": variance.sqrt(),
+            "kl/reference": masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask),
+            "policy/entropy": -masked_mean(rollout.logprobs, rollout.mask),
+            "response/length": masked_mean(lengths, valid),
+            "response/truncated": masked_mean(truncated, valid),
+            "reward/unscored": all_sum((~valid).sum().float()),
+        }
+        for name, part in (assert_reward.parts() if assert_reward else {}).items():
+            metrics[f"reward/{name}"] = mean_score(part, rewards.device)
+        return {name: float(value) for name, value in metrics.items()}
+
+
+def mean_score(scores: list[float | None], device: torch.device | str = "cpu") -> Tensor:
+    """Mean over all ranks of the scores that are not None."""
+    known = torch.tensor([float("nan") if x is None else x for x in scores], device=device)
+    return masked_mean(known, ~known.isnan())
+
+
+def encode_pairs(encoder: Encoder, rows: RawRows, max_length: int | None) -> Rows:
+    """2 rows a preference pair: chosen, rejected; both behind the same prompt."""
+    prompts, responses = [], []
+    for row in rows:
+        prompt = encoder.prompt(row["prompt"])
+        for column in ("chosen", "rejected"):
+            kept, response = encoder.pair(prompt, encoder.response(row["prompt"], row[column]), max_length)
+            prompts.append(kept)
+            responses.append(response)
+    groups = [i // 2 for i in range(len(prompts))]
+    return recorded_rows(prompts, responses, groups, encoder.stop_tokens, int(encoder.tokenizer.pad_token_id))
+
+
+__all__ = ["Collector", "Writer", "all_max", "columns_of", "encode_pairs", "mean_score"]

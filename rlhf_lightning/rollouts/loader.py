@@ -1,0 +1,214 @@
+"""Loaders that Lightning can stop and resume anywhere: rows in a known order, and rollouts made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlhf_lightning.functional.masked import all_sum
+from rlhf_lightning.rollouts.buffer import RolloutBuffer
+
+RawRows = list[dict[str, Any]]
+
+
+def rows_of(batch: Any) -> RawRows:
+    """What a data loader gave, as a list of rows: rows already, plain prompts, or a dictionary of columns.
+
+    >>> rows_of(["a", "b"])
+    [{'prompt': 'a'}, {'prompt': 'b'}]
+    >>> rows_of({"prompt": ["a"], "answer": [1]})
+    [{'prompt': 'a', 'answer': 1}]
+    """
+    if isinstance(batch, dict):
+        return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    return [row if isinstance(row, dict) else {"prompt": row} for row in batch]
+
+
+def mine(rows: RawRows) -> RawRows:
+    """This rank's share of a global batch: every n-th row of n ranks, so that the global batch never depends on n."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    return rows[dist.get_rank() :: dist.get_world_size()]
+
+
+class RowSource:
+    """Batches of rows from any data loader, without end, in an order that depends on `seed` alone and can be continued.
+
+    Before each pass the global random state is seeded with (seed, pass) and put back, so a plain
+    `DataLoader(shuffle=True)` repeats itself; a restored source takes up the pass where it was.
+    """
+
+    def __init__(self, loader: Iterable[Any], seed: int) -> None:
+        self.loader, self.seed, self.passes, self.taken = loader, seed, 0, 0
+        self._batches: Iterator[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def next(self) -> RawRows:
+        """The next global batch; a new pass begins where one ends.
+
+        Raises:
+            ValueError: the loader gives nothing at all.
+        """
+        batch = self._advance()
+        if batch is None:
+            self.passes, self.taken, self._batches = self.passes + 1, 0, None
+            batch = self._advance()
+        if batch is None:
+            raise ValueError("the data loader gave no batch; its batch size may be larger than its data set")
+        return rows_of(batch)
+
+    def _advance(self) -> Any:
+        if self._batches is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(hash((self.seed, self.passes)) % 2**63)
+                self._batches = iter(self.loader)
+                for _ in range(self.taken):
+                    next(self._batches, None)
+        batch = next(self._batches, None)
+        self.taken += batch is not None
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Which pass, and how much of it is taken."""
+        return {"passes": self.passes, "taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from there."""
+        self.passes, self.taken, self._batches = state["passes"], state["taken"], None
+
+
+class StepLoader:
+    """Recorded rows as batches that know the weight of their whole optimiser step, over all ranks; sized and resumable.
+
+    Args:
+        source: global batches of rows; `accumulate` of them in a row make an optimiser step.
+        encode: rows of this rank → a batch with a field `weight`.
+        weigh: what a batch counts for.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        encode: Callable[[RawRows], Any],
+        weigh: Callable[[Any], Tensor],
+        accumulate: int,
+    ) -> None:
+        self.source, self.encode, self.weigh, self.accumulate = source, encode, weigh, accumulate
+        self.cursor, self.step_start = 0, source.state_dict()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.cursor >= len(self):
+            self.cursor = 0
+        while self.cursor < len(self):
+            skip = self.cursor % self.accumulate
+            self.step_start = self.source.state_dict()
+            parts = min(self.accumulate, len(self) - self.cursor + skip)
+            batches = [self.encode(mine(self.source.next())) for _ in range(parts)]
+            weight = all_sum(torch.stack([self.weigh(batch).double() for batch in batches]).sum()).float().clamp(min=1)
+            for batch in batches[skip:]:
+                self.cursor += 1
+                yield replace(batch, weight=weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows taken, as of the first batch of a step that is not finished, and the batches given."""
+        whole = self.cursor % self.accumulate == 0 or self.cursor >= len(self)
+        return {"source": self.source.state_dict() if whole else self.step_start, "cursor": self.cursor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there."""
+        self.source.load_state_dict(state["source"])
+        self.cursor = state["cursor"]
+
+
+class HeldOut:
+    """A validation loader that gives each rank its share of every batch, as rows."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[RawRows]:
+        return (mine(rows_of(batch)) for batch in self.loader)
+
+
+class RolloutLoader:
+    """Parts of minibatches of rollouts, collected when the buffer is empty: never ahead of the step that changes the policy.
+
+    It is sized, and its state (rows taken, buffer, cursor, generator) is part of Lightning's checkpoints.
+
+    Args:
+        source: rows to write responses to, or recorded pairs.
+        collect: rows of this rank and a generator → a full buffer for the given seed.
+        parts: how many parts a buffer gives.
+        empty: makes a buffer without a rollout in it, to restore one into.
+        iterations: rollouts of one Lightning epoch; None is one pass over the source.
+        seed: of the generator that sampling draws from, and of the order of minibatches.
+        device: of the generator.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        collect: Callable[[RawRows, torch.Generator, int], RolloutBuffer],
+        empty: Callable[[], RolloutBuffer],
+        parts: int,
+        iterations: int | None,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.source, self.collect, self.empty, self.parts, self.seed = source, collect, empty, parts, seed
+        self.iterations = len(source) if iterations is None else iterations
+        self.iteration = 0
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        self.generator = torch.Generator(device).manual_seed(seed + 1_000_003 * rank)
+        self.buffer: RolloutBuffer | None = None
+
+    def __len__(self) -> int:
+        return self.iterations * self.parts
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.last_part:  # the step after it was taken, but Lightning had no reason to ask for more
+            self.buffer, self.iteration = None, self.iteration + 1
+        start = self.iteration // self.iterations * self.iterations  # of this Lightning epoch
+        while self.iteration < start + self.iterations:
+            if self.buffer is None:
+                rows = mine(self.source.next())
+                self.buffer = self.collect(rows, self.generator, hash((self.seed, self.iteration)))
+            yield from self.buffer
+            self.buffer, self.iteration = None, self.iteration + 1
+
+    @property
+    def last_part(self) -> bool:
+        """The part that was given last is the last of its rollout."""
+        return self.buffer is not None and self.buffer.cursor == self.parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain tensors and numbers."""
+        return {
+            "source": self.source.state_dict(),
+            "iteration": self.iteration,
+            "generator": self.generator.get_state(),
+            "buffer": None if self.buffer is None else self.buffer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there, inside the buffer if it was not used up."""
+        self.source.load_state_dict(state["source"])
+        self.iteration = state["iteration"]
+        self.generator.set_state(state["generator"])
+        self.buffer = None
+        if state["buffer"] is not None:
+            self.buffer = self.empty()
+            self.buffer.load_state_dict(state["buffer"])

@@ -1,0 +1,69 @@
+"""Reference log-probabilities of recorded responses: computed once, before the first step, and kept by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.types import Rows
+
+
+class RecordedReference:
+    """Looks up what the policy said of a response before it learned anything; no second model is held.
+
+    Args:
+        path: a safetensors file in the run's folder; a resumed run reads it instead of computing again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, Tensor] = load_file(path) if path.is_file() else {}
+
+    def fill(self, policy: Policy, batches: Iterable[Rows]) -> None:
+        """Compute what is missing under `policy` and write the file."""
+        before = len(self.known)
+        for rows in batches:
+            keys = content_keys(rows)
+            if all(key in self.known for key in keys):
+                continue
+            logprobs = policy(rows).logprobs.cpu()
+            lengths = rows.mask.sum(-1).tolist()
+            self.known |= {key: logprobs[i, : lengths[i]].contiguous() for i, key in enumerate(keys)}
+        if len(self.known) > before:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(self.known, self.path)
+
+    def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:
+        """float32 [B, T] of recorded responses, 0 off the mask; `temperature` is the policy's, as it was when they were filled.
+
+        Raises:
+            UserError: a response that was not there when the run began.
+        """
+        nothing = torch.zeros(len(tokens), dtype=torch.long)
+        found = torch.zeros(mask.shape, dtype=torch.float32)
+        for row, key in enumerate(content_keys(Rows(tokens, prompt_mask, mask, nothing, nothing.bool()))):
+            if key not in self.known:
+                raise UserError(
+                    "the data holds a pair that was not in it when the run began, so its reference log-probabilities are "
+                    "not known; a run's data must not change"
+                )
+            found[row, : len(self.known[key])] = self.known[key]
+        return found.to(tokens.device)
+
+
+def content_keys(rows: Rows) -> list[str]:
+    """B names, each of one prompt and response, whatever padding lies around them."""
+    width = rows.prompt_mask.shape[1]
+    keys = []
+    for tokens, prompt_mask, mask in zip(rows.tokens.cpu(), rows.prompt_mask.cpu(), rows.mask.cpu(), strict=True):
+        digest = hashlib.sha256(tokens[:width][prompt_mask].numpy().tobytes())
+        digest.update(b"|" + tokens[width:][mask].numpy().tobytes())
+        keys.append(digest.hexdigest()[:32])
+    return keys

@@ -1,0 +1,270 @@
+"""Policy optimisation: a rollout, an algorithm, Lightning's own loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from rlhf_lightning.algorithms.base import Algorithm
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.kl import kl_estimate
+from rlhf_lightning.models.export import export_model
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.policy import Policy, language_model
+from rlhf_lightning.models.reference import build_reference, reference_gap
+from rlhf_lightning.models.value import SeparateCritic, SharedCritic, save_critic
+from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
+from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
+from rlhf_lightning.rollouts.generation import Generation, Sampler
+from rlhf_lightning.rollouts.loader import RawRows, RolloutLoader, RowSource
+from rlhf_lightning.rollouts.recorded import RecordedReference
+from rlhf_lightning.stages.base import Meter, Stage, adamw, peak_memory
+from rlhf_lightning.types import Batch, Completions, LossOutput, Rows
+
+
+class PolicyStage(Stage):
+    """Optimise a policy with any algorithm, against a reward on its own responses, or on recorded preference pairs.
+
+    Args:
+        policy: the language model to align.
+        algorithm: PPO, DPO, REINFORCE, GRPO or one of your own.
+        reward: scores what the policy writes; without one the data must hold preference pairs, and nothing is written.
+        reference: what the policy is held to: a quantised copy (nf4, int8), a full copy, the base under its adapter;
+            auto is adapter for a LoRA policy, else nf4.
+        critic: a head on the policy's trunk, or a trunk of its own; there for algorithms that need values.
+        generation: how responses are written.
+        evaluation_rewards: further rewards, measured in validation only, each as `val/reward/<name>`.
+        iterations: rollouts in one Lightning epoch; by default one pass over the prompts.
+        max_prompt_length: tokens; longer prompts lose their beginning.
+        max_length: tokens of prompt and recorded response together; longer pairs are cut.
+        predict_temperature: of `predict`; 0 is greedy.
+        optimizer: of the weights that train.
+        lr_scheduler: steps with the optimizer.
+    """
+
+    def __init__(
+        self,
+        policy: ModelConfig,
+        algorithm: Algorithm,
+        reward: Reward | None = None,
+        reference: Literal["auto", "nf4", "int8", "full", "adapter"] = "auto",
+        critic: Literal["shared", "separate"] = "shared",
+        generation: Generation = Sampler(),  # noqa: B008  (never changed)
+        evaluation_rewards: dict[str, Reward] | None = None,
+        iterations: int | None = None,
+        max_prompt_length: int | None = None,
+        max_length: int | None = None,
+        predict_temperature: float = 0.0,
+        optimizer: OptimizerCallable = adamw,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(policy, optimizer, lr_scheduler)
+        if reward is None and not algorithm.learns_from_pairs:
+            raise UserError(
+                f"{type(algorithm).__name__} learns from rewards and there is none: set model.reward, or use an algorithm "
+                "that learns from recorded pairs, such as DPO"
+            )
+        if generation.temperature == 0:
+            raise UserError("generation.temperature is 0: a policy that is always greedy explores nothing; use 1.0")
+        self.algorithm, self.reward, self.reference_kind, self.critic_kind = algorithm, reward, reference, critic
+        self.generation, self.iterations, self.predict_temperature = generation, iterations, predict_temperature
+        self.evaluation_rewards = evaluation_rewards or {}
+        self.max_prompt_length, self.max_length = max_prompt_length, max_length
+        self.policy: Policy | None = None
+        self.collector: Collector | None = None
+        self.loader: RolloutLoader | None = None
+        self.skipping, self.step_meter = False, Meter()
+
+    # -- before the first step ---------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Tokenizer, checks, loaders: everything that can go wrong before weights are loaded."""
+        self.check_rewards(self.rewards)
+        self.encoder = self.load_encoder(self.max_prompt_length)
+        self.wrap_loaders(self.rollout_loader)
+        for name, rows in self.rows_to_check():
+            self._check_rows(name, rows)
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """The reward that trains, under the name `mean`, and those that only measure."""
+        return {**({} if self.reward is None else {"mean": self.reward}), **self.evaluation_rewards}
+
+    def _check_rows(self, name: str, rows: Any) -> None:
+        if self.reward is None and len(rows) and "chosen" not in rows[0]:
+            raise UserError(
+                f"{type(self.algorithm).__name__} has no reward and the {name} has no pairs (columns: "
+                f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"
+            )
+        self.coder.check_prompts(rows, self.generation.max_new_tokens, name)
+
+    def configure_model(self) -> None:
+        """Load the policy and, where the algorithm needs values, the critic."""
+        if self.policy is not None:
+            return
+        model = load_causal_lm(self.config)
+        self.policy = Policy(model, self._critic(model), self.generation.temperature)
+
+    def _critic(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        if not self.algorithm.needs_values:
+            return None
+        size = language_model(model).config.get_text_config().hidden_size
+        return SharedCritic(size) if self.critic_kind == "shared" else SeparateCritic(load_causal_lm(self.config), size)
+
+    def on_fit_start(self) -> None:
+        """Build what is frozen: reference and rewards."""
+        self._prepare()
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    def _prepare(self) -> None:
+        if self.collector is not None:
+            return
+        assert self.policy is not None
+        self.load_rewards(self.rewards)
+        writer = Writer(self.policy, self.generation, self.coder)
+        self.collector = Collector(writer, self.reward, self._reference(), self.generation.temperature)
+
+    def _reference(self) -> Any:
+        if self.reward is not None:
+            return build_reference(self.reference_kind, self.config, self.policy.model, self.device)  # type: ignore[union-attr]
+        fresh = Policy(load_causal_lm(self.config)).to(self.device) if self.trainer.ckpt_path else self.policy
+        recorded = RecordedReference(Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors")
+        with self.measuring():
+            for _, rows in self.rows_to_check():
+                recorded.fill(fresh, (self._encoded(rows, i).to(self.device) for i in range(0, len(rows), 16)))  # type: ignore[arg-type]
+        return recorded
+
+    def _encoded(self, rows: Any, start: int) -> Rows:
+        return encode_pairs(self.coder, [rows[i] for i in range(start, min(start + 16, len(rows)))], self.max_length)
+
+    # -- rollouts ----------------------------------------------------------------------------------------------------
+
+    def rollout_loader(self, prompts: Iterable[Any]) -> RolloutLoader:
+        """Rollouts made from a loader of prompts or of preference pairs."""
+        seed = int(torch.initial_seed() % 2**31)
+        parts = self.algorithm.epochs * self.algorithm.minibatches * self.accumulate
+        self.loader = RolloutLoader(
+            RowSource(prompts, seed), self.collect, self._buffer, parts, self.iterations, seed, self.device
+        )
+        return self.loader
+
+    def collect(self, rows: RawRows, generator: torch.Generator, seed: int) -> RolloutBuffer:
+        """Rows → rollout → credit → a full buffer."""
+        assert self.collector is not None
+        with self.measuring():
+            if self.reward is None:
+                rollout = self.collector.recorded(rows, self.max_length, self.device)
+            else:
+                responses, values = self.algorithm.responses_per_prompt, self.algorithm.needs_values
+                rollout = self.collector.online(rows, responses, values, generator)
+            batch = self.algorithm.prepare(rollout)
+        self.skipping, self.started = False, time.perf_counter()
+        return self._buffer(batch, seed)
+
+    def _buffer(self, batch: Batch | None = None, seed: int = 0) -> RolloutBuffer:
+        return RolloutBuffer(
+            batch or batch_of({"tokens": torch.zeros(1, 1)}),
+            self.algorithm.weight,
+            rows_per_unit=self.algorithm.rows_per_unit,
+            epochs=self.algorithm.epochs,
+            minibatches=self.algorithm.minibatches,
+            accumulate=self.accumulate,
+            seed=seed,
+        )
+
+    # -- learning ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, index: int) -> Tensor | None:
+        """Run the policy, ask the algorithm, divide; nothing while the rest of a rollout is skipped."""
+        if self.skipping:
+            return None
+        output = self.policy(batch, self.algorithm.needs_entropy)  # type: ignore[misc]
+        return self.divided(self.algorithm.loss(output, batch), batch.weight)
+
+    def divided(self, loss: LossOutput, weight: Tensor) -> Tensor:
+        """Also keeps what this optimiser step measured, for `Algorithm.stop`."""
+        self.step_meter.add(loss)
+        return super().divided(loss, weight)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Ask the algorithm whether to stop; log when the rollout is used up."""
+        assert self.loader is not None
+        assert self.loader.buffer is not None
+        if self.loader.buffer.cursor % self.accumulate == 0 and not self.skipping:
+            self.skipping = self.algorithm.stop(self.step_meter.read())
+        if self.loader.last_part:
+            self._log_rollout()
+
+    def _log_rollout(self) -> None:
+        assert self.collector is not None
+        values = {**self.collector.metrics, **self.algorithm.metrics(), **self.meter.read()}
+        values |= {"time/update": time.perf_counter() - self.started, "memory/peak": peak_memory()}
+        self.report(values, shown=("reward/mean", "kl/reference", "preference/accuracy"))
+
+    # -- held-out prompts --------------------------------------------------------------------------------------------
+
+    def validation_step(self, rows: RawRows, index: int) -> None:
+        """Write one response to each held-out prompt and measure it; judge recorded pairs where there are any."""
+        assert self.collector is not None
+        if index == 0:
+            self.sampler = torch.Generator(self.device).manual_seed(0)
+        with self.measuring():
+            completions = self.collector.writer.write(rows, 1, self.sampler)
+            self.measure_completions(completions, self.rewards)
+            if self.reward is not None:
+                self._measure_kl(completions)
+            elif "chosen" in rows[0]:
+                self._measure_pairs(rows)
+
+    test_step = validation_step
+
+    def _measure_kl(self, completions: Completions) -> None:
+        logprobs = self.policy(completions).logprobs  # type: ignore[misc]
+        rows = (completions.tokens, completions.prompt_mask, completions.mask)
+        reference = self.collector.reference.logprobs(*rows, self.generation.temperature)  # type: ignore[union-attr]
+        self.measure("kl/reference", kl_estimate(logprobs, reference)[completions.mask].tolist())
+        if self.trainer.global_step == 0 and self.trainer.state.fn == "fit":
+            self.measure("reference/gap", [float(reference_gap(logprobs, reference, completions.mask))])
+
+    def _measure_pairs(self, rows: RawRows) -> None:
+        pairs = self.collector.recorded(rows, self.max_length, self.device)  # type: ignore[union-attr]
+        drift = ((pairs.logprobs - pairs.reference_logprobs) * pairs.mask).sum(-1)
+        margin = drift[0::2] - drift[1::2]
+        self.measure("preference/margin", margin.tolist())
+        self.measure("preference/accuracy", ((margin > 0).float() + 0.5 * (margin == 0).float()).tolist())
+
+    def predict_step(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
+        """One completion a prompt, greedy by default, with the columns of its row."""
+        assert self.collector is not None
+        generator = torch.Generator(self.device).manual_seed(index)
+        with self.measuring():
+            written = self.collector.writer.write(rows, 1, generator, self.predict_temperature)
+        return [
+            {**row, "prompt": p, "response": r}
+            for row, p, r in zip(rows, written.prompts, written.responses, strict=True)
+        ]
+
+    # -- what stays --------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The memory of the algorithm."""
+        checkpoint["algorithm"] = self.algorithm.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore it."""
+        self.algorithm.load_state_dict(checkpoint["algorithm"])
+
+    def export(self, folder: Path) -> None:
+        """The policy (or its adapter), tokenizer and generation config; the critic beside it."""
+        assert self.policy is not None
+        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens)
+        if self.policy.critic is not None:
+            save_critic(self.policy.critic, folder / "critic.safetensors")

@@ -1,0 +1,155 @@
+"""Supervised fine-tuning: token-mean cross-entropy over the whole optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from rlhf_lightning.functional.masked import masked_sum
+from rlhf_lightning.models.encoding import recorded_rows
+from rlhf_lightning.models.export import export_model
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.rollouts.collector import Writer
+from rlhf_lightning.rollouts.generation import Generation, Sampler
+from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
+from rlhf_lightning.stages.base import Stage, adamw, peak_memory
+from rlhf_lightning.types import InstructionBatch, LossOutput
+
+
+class SupervisedStage(Stage):
+    """Teach a model to write the completions of a data set.
+
+    Args:
+        model: the language model to train.
+        completion_only: the loss is on completions only; False trains on the prompts too.
+        max_length: tokens of prompt and completion together; longer rows lose the beginning of the prompt, then the end.
+        generation: how validation and `predict` write.
+        evaluation_rewards: rewards measured on what the model writes to held-out prompts, as `val/reward/<name>`.
+        predict_temperature: of `predict`; 0 is greedy.
+        optimizer: of the weights that train.
+        lr_scheduler: steps with the optimizer.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        completion_only: bool = True,
+        max_length: int | None = None,
+        generation: Generation = Sampler(),  # noqa: B008  (never changed)
+        evaluation_rewards: dict[str, Any] | None = None,
+        predict_temperature: float = 0.0,
+        optimizer: OptimizerCallable = adamw,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, lr_scheduler)
+        self.completion_only, self.max_length, self.generation = completion_only, max_length, generation
+        self.evaluation_rewards, self.predict_temperature = evaluation_rewards or {}, predict_temperature
+        self.policy: Policy | None = None
+
+    def setup(self, stage: str) -> None:
+        """Tokenizer, checks, loaders."""
+        self.encoder = self.load_encoder()
+        self.check_rewards(self.evaluation_rewards)
+        self.wrap_loaders(self._train_loader)
+
+    def configure_model(self) -> None:
+        """Load the model."""
+        if self.policy is None:
+            self.policy = Policy(load_causal_lm(self.config))
+
+    def _train_loader(self, loader: Iterable[Any]) -> StepLoader:
+        source = RowSource(loader, int(torch.initial_seed() % 2**31))
+        return StepLoader(source, self.encode, lambda batch: batch.mask.sum(), self.accumulate)
+
+    def encode(self, rows: RawRows) -> InstructionBatch:
+        """Rows → token ids; every turn of the assistant in a conversation is a completion of what stands before it."""
+        pairs = [pair for row in rows for pair in turns(row)]
+        prompts, completions = [], []
+        for prompt, completion in pairs:
+            ids = self.coder.pair(self.coder.prompt(prompt), self.coder.response(prompt, completion), self.max_length)
+            if not self.completion_only:
+                ids = (ids[0][:1], ids[0][1:] + ids[1])
+            prompts.append(ids[0])
+            completions.append(ids[1])
+        found = recorded_rows(
+            prompts, completions, list(range(len(pairs))), self.coder.stop_tokens, self.tokenizer.pad_token_id
+        )
+        return InstructionBatch(**found.tensors())
+
+    def training_step(self, batch: InstructionBatch, index: int) -> Tensor:
+        """Minus the log-probability of every completion token, divided by those of the whole step."""
+        loss = self._loss(batch)
+        self.log("loss/policy", (loss.loss / batch.mask.sum()).detach().float(), prog_bar=True, batch_size=1)
+        return self.divided(loss, batch.weight)
+
+    def _loss(self, batch: InstructionBatch) -> LossOutput:
+        nats = -masked_sum(self.policy(batch).logprobs, batch.mask)  # type: ignore[misc]
+        return LossOutput(nats, {"loss/policy": (nats.detach(), batch.mask.sum())})
+
+    def on_train_batch_end(self, outputs: Any, batch: InstructionBatch, batch_idx: int) -> None:
+        """Log what the optimiser step measured, over all ranks."""
+        if (batch_idx + 1) % self.accumulate == 0:
+            self.report({**self.meter.read(), "memory/peak": peak_memory()}, shown=("loss/policy",))
+
+    def on_validation_start(self) -> None:
+        """Load the rewards that validation measures."""
+        self.load_rewards(self.evaluation_rewards)
+
+    on_test_start = on_validation_start
+
+    def validation_step(self, rows: RawRows, index: int) -> None:
+        """Loss on the held-out completions; one response to each of their prompts."""
+        if index == 0:
+            self.sampler = torch.Generator(self.device).manual_seed(0)
+        batch = self.encode(rows).to(self.device)
+        with self.measuring():
+            logprobs = self.policy(batch).logprobs  # type: ignore[misc]
+            self.measure("loss/policy", (-logprobs[batch.mask]).tolist())
+            written = self._writer.write([first_turn(row) for row in rows], 1, self.sampler)
+            self.measure_completions(written, self.evaluation_rewards)
+
+    test_step = validation_step
+
+    @property
+    def _writer(self) -> Writer:
+        assert self.policy is not None
+        return Writer(self.policy, self.generation, self.coder)
+
+    def predict_step(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
+        """One completion a prompt, greedy by default."""
+        with self.measuring():
+            generator = torch.Generator(self.device).manual_seed(index)
+            written = self._writer.write([first_turn(row) for row in rows], 1, generator, self.predict_temperature)
+        return [
+            {**row, "prompt": p, "response": r}
+            for row, p, r in zip(rows, written.prompts, written.responses, strict=True)
+        ]
+
+    def export(self, folder: Path) -> None:
+        """The model (or its adapter), tokenizer and generation config."""
+        assert self.policy is not None
+        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens)
+
+
+def turns(row: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """(prompt, completion) of a row; a conversation gives one for every turn of the assistant.
+
+    >>> turns({"prompt": "2+2?", "completion": "4"})
+    [('2+2?', '4')]
+    """
+    if "messages" not in row:
+        return [(row["prompt"], row["completion"])]
+    messages = row["messages"]
+    spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
+    return [(messages[:i], [messages[i]]) for i in spoken]
+
+
+def first_turn(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the prompt of its first completion, to write a response to."""
+    return {**row, "prompt": turns(row)[0][0]}
