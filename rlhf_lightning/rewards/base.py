@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,13 @@ class Reward(ABC):
     def parts(self) -> dict[str, list[float | None]]:
         """The scores that the last call was made of, by name; nothing for a reward without parts."""
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory of the reward, if it has one; part of every checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Restore what `state_dict` gave."""
 
 
 def score(reward: Reward, completions: Completions) -> Tensor:

@@ -1,0 +1,185 @@
+"""What the data modules share: sources, splits, faults of rows, loaders."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from rlhf_lightning.data.formats import BadRow
+from rlhf_lightning.data.reading import Source, read
+from rlhf_lightning.errors import UserError, nearest
+
+Row = dict[str, Any]
+Paths = str | list[str] | None
+SHOWN_FAULTS = 3
+
+
+class RowData(LightningDataModule):
+    """Rows as plain dictionaries, in batches that are lists; the stage makes tokens of them."""
+
+    def __init__(
+        self, batch_size: int = 8, validation_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
+        self.batch_size, self.validation_batch_size = batch_size, validation_batch_size or batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.train_rows: list[Row] | None = None
+        self.validation_rows: list[Row] | None = None
+        self.test_rows: list[Row] | None = None
+        self.predict_rows: list[Row] | None = None
+
+    def rows(self, split: str) -> list[Row] | None:
+        """The rows of `train`, `validation`, `test` or `predict`; None where there are none."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Read and check everything that `stage` needs."""
+        needed = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
+        for split in needed[stage]:
+            if getattr(self, f"{split}_rows") is None:
+                setattr(self, f"{split}_rows", self.rows(split))
+
+    def _loader(self, rows: list[Row] | None, batch_size: int, train: bool = False) -> Any:
+        if not rows:
+            return []
+        whole = train and len(rows) >= batch_size
+        return DataLoader(
+            rows,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            shuffle=train,
+            drop_last=whole,
+            num_workers=self.num_workers,
+            collate_fn=list,
+        )
+
+    def train_dataloader(self) -> Any:
+        """Shuffled; the last batch is dropped if it is not full."""
+        return self._loader(self.train_rows, self.batch_size, train=True)
+
+    def val_dataloader(self) -> Any:
+        """In the order of the file."""
+        return self._loader(self.validation_rows, self.validation_batch_size)
+
+    def test_dataloader(self) -> Any:
+        """In the order of the file."""
+        return self._loader(self.test_rows, self.validation_batch_size)
+
+    def predict_dataloader(self) -> Any:
+        """In the order of the file."""
+        return self._loader(self.predict_rows, self.validation_batch_size)
+
+
+class FileData(RowData):
+    """Rows from files or the hub.
+
+    Args:
+        train: JSON lines, JSON, CSV or Parquet (JSON lines also as .gz), a glob, a list of these, or a hub name
+            (`name`, `name:config`, `name@split`).
+        validation: held-out rows; without it `validation_fraction` of the training rows.
+        test: for `test`; by default the validation rows. predict: for `predict`, likewise.
+        columns: our name of a column: the file's name of it, where they differ.
+        validation_fraction: split off the training rows if there is no validation file.
+        batch_size: rows of an optimiser step's part; for policy optimisation the prompts of a rollout.
+        validation_batch_size: by default as many.
+        limit: read no more rows than this from each split.
+        on_bad_row: stop, or leave the row out and count it.
+        num_workers: processes that load rows.
+        seed: of the split.
+    """
+
+    required: tuple[str, ...] = ("prompt",)
+    """Columns without which there is no row."""
+
+    def __init__(
+        self,
+        train: Paths = None,
+        validation: Paths = None,
+        test: Paths = None,
+        predict: Paths = None,
+        columns: dict[str, str] | None = None,
+        validation_fraction: float = 0.05,
+        batch_size: int = 8,
+        validation_batch_size: int | None = None,
+        limit: int | None = None,
+        on_bad_row: Literal["raise", "skip"] = "raise",
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, validation_batch_size, num_workers, seed)
+        if not 0 <= validation_fraction < 1:
+            raise UserError(f"data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
+        self.sources = {"train": train, "validation": validation, "test": test, "predict": predict}
+        self.columns, self.validation_fraction = columns or {}, validation_fraction
+        self.limit, self.on_bad_row = limit, on_bad_row
+        self.report: dict[str, int] = {}
+
+    def row(self, row: Row) -> Row:
+        """One row in the form that stages read.
+
+        Raises:
+            BadRow: what is wrong with it.
+        """
+        raise NotImplementedError
+
+    def rows(self, split: str) -> list[Row] | None:
+        """See `RowData.rows`."""
+        if split in ("train", "validation") and self.sources["validation"] is None:
+            rows = self._read("train")
+            if rows is None:
+                raise UserError("data.train is not set; give a file, a glob or a hub name")
+            held = max(1, round(self.validation_fraction * len(rows))) if self.validation_fraction else 0
+            order = random.Random(self.seed).sample(range(len(rows)), len(rows))
+            return [rows[i] for i in order[held:]] if split == "train" else [rows[i] for i in order[:held]] or None
+        found = self._read(split)
+        return found if found is not None else self.rows("validation") if split in ("test", "predict") else None
+
+    def _read(self, split: str) -> list[Row] | None:
+        given = self.sources[split]
+        if given is None:
+            return None
+        rows, faults = [], []
+        for source in read(given):
+            self._check_columns(source)
+            faults += source.faults
+            for raw, place in zip(source.rows, source.places, strict=True):
+                try:
+                    rows.append(self.row(self._renamed(raw)))
+                except BadRow as error:
+                    faults.append(f"{place}: {error}")
+        self._tell(faults, len(rows))
+        if not rows:
+            raise UserError(f"data set {given} is empty: no row to use")
+        return rows[: self.limit]
+
+    def _renamed(self, row: Row) -> Row:
+        theirs = set(self.columns.values())
+        kept = {name: value for name, value in row.items() if name not in theirs}
+        return {**kept, **{ours: row.get(their) for ours, their in self.columns.items()}}
+
+    def _check_columns(self, source: Source) -> None:
+        if not source.rows:
+            return
+        have = set().union(*(row.keys() for row in source.rows[:100]))
+        for ours in dict.fromkeys((*self.columns, *self.required)):
+            theirs = self.columns.get(ours, ours)
+            if theirs not in have:
+                raise UserError(
+                    f"data set {source.name} has no column {theirs!r}; it has: {', '.join(sorted(have))}; {nearest(theirs, have)} "
+                    f"Say which it is with data.columns: {{{ours}: …}}"
+                )
+
+    def _tell(self, faults: list[str], good: int) -> None:
+        if not faults:
+            return
+        if self.on_bad_row == "raise":
+            more = f" (and {len(faults) - 1} more bad rows)" if len(faults) > 1 else ""
+            raise UserError(f"{faults[0]}{more}; mend the file, or set data.on_bad_row: skip")
+        self.report["bad_rows"] = self.report.get("bad_rows", 0) + len(faults)
+        shown = "; ".join(faults[:SHOWN_FAULTS])
+        rank_zero_info(f"data: left out {len(faults)} bad rows and kept {good}: {shown}")

@@ -1,0 +1,139 @@
+"""Reading rows from files and the hub; a bad row is named by its file and line."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.errors import UserError, nearest
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass
+class Source:
+    """Rows of one file or hub data set, and where each of them stands."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    places: list[str] = field(default_factory=list)
+    """`file:line` or `name, row n` of each row."""
+    faults: list[str] = field(default_factory=list)
+    """One message for each row that could not be read."""
+
+
+def read(source: str | list[str]) -> list[Source]:
+    """Every source of a path, a glob, a hub name (`name`, `name:config`, `name@split`), or a list of these.
+
+    Raises:
+        UserError: a file is missing, or cannot be read at all.
+    """
+    names = [source] if isinstance(source, str) else source
+    return [_read_one(path) for name in names for path in _expanded(name)]
+
+
+def _expanded(name: str) -> list[str]:
+    if Path(name).is_file():
+        return [name]
+    if any(mark in name for mark in "*?["):
+        found = sorted(glob.glob(name, recursive=True))
+        if not found:
+            raise UserError(f"no file matches {name!r}")
+        return found
+    path = Path(name)
+    if _suffix(path) or name.startswith((".", "/", "~")):
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = f"; {nearest(path.name, names)}" if names else f", nor is the folder {path.parent}"
+        raise UserError(f"data file {name} is not there{hint}")
+    return [name]
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return suffix if suffix in SUFFIXES else ""
+
+
+def _read_one(name: str) -> Source:
+    path = Path(name)
+    if not path.is_file():
+        return _from_hub(name)
+    suffix = _suffix(path)
+    if not suffix:
+        raise UserError(f"data file {name}: unknown kind {path.suffix!r}; expected one of: {', '.join(SUFFIXES)}, also with .gz")
+    try:
+        return _json_lines(path) if suffix == ".jsonl" else _whole(path, suffix)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"data file {name} cannot be read: {error}") from error
+
+
+def _json_lines(path: Path) -> Source:
+    source = Source(str(path), [])
+    for number, line in _lines(path):
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            source.faults.append(f"{place}: not JSON: {error.msg} at column {error.colno}")
+            continue
+        if isinstance(row, dict):
+            source.rows.append(row)
+            source.places.append(place)
+        else:
+            source.faults.append(f"{place}: expected an object with columns, found {type(row).__name__}")
+    return source
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
+    with opened as file:
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+def _whole(path: Path, suffix: str) -> Source:
+    import datasets
+
+    kind = suffix[1:]
+    try:
+        with _quiet(datasets):
+            found = datasets.load_dataset(kind, data_files=str(path), split="train")
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(f"data file {path} is no good {kind.upper()}: {reason}") from error
+    rows = [dict(row) for row in found]
+    first = 2 if kind == "csv" else 1
+    unit = f"{path}:" if kind == "csv" else f"{path}, row "
+    return Source(str(path), rows, [f"{unit}{i + first}" for i in range(len(rows))])
+
+
+def _from_hub(name: str) -> Source:
+    import datasets
+
+    path, _, split = name.partition("@")
+    repository, _, config = path.partition(":")
+    try:
+        found = datasets.load_dataset(repository, config or None, split=split or "train")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name!r} is neither a file here nor a data set on the hub that can be loaded: {reason}") from error
+    rows = [dict(row) for row in found]
+    return Source(name, rows, [f"{name}, row {i + 1}" for i in range(len(rows))])
+
+
+class _quiet:
+    """No progress bars of `datasets` while a local file is read."""
+
+    def __init__(self, datasets: Any) -> None:
+        self.datasets = datasets
+
+    def __enter__(self) -> None:
+        self.shown = self.datasets.is_progress_bar_enabled()
+        self.datasets.disable_progress_bars()
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            self.datasets.enable_progress_bars()

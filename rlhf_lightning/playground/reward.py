@@ -1,0 +1,28 @@
+"""The playground's true reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf_lightning.playground.task import MEASURES, QUALITIES
+from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.types import Completions
+
+
+class PlaygroundReward(Reward):
+    """How good a reply really is, from 0 to 1; its four qualities are its parts."""
+
+    best = 1.0
+
+    def __init__(self) -> None:
+        self.last: dict[str, list[float | None]] = {}
+
+    def __call__(self, completions: Completions) -> Sequence[float]:
+        """The true reward of each reply."""
+        pairs = list(zip(completions.prompts, completions.responses, strict=True))
+        self.last = {name: [measure(*pair) for pair in pairs] for name, measure in MEASURES.items()}
+        return [sum(weight * (self.last[name][i] or 0.0) for name, weight in QUALITIES.items()) for i in range(len(pairs))]
+
+    def parts(self) -> dict[str, list[float | None]]:
+        """answers, polite, brief, varied."""
+        return self.last

@@ -1,0 +1,225 @@
+"""A small world with a known true reward: prompts ask for things by kind, replies are good, bad and in between.
+
+    name two animals and one color .        →        gladly , fox , owl and red .
+
+Everything follows from a seed. A reply is judged by four qualities, each a number from 0 to 1 that the other three do not
+depend on: it says what was asked, is polite, is brief, and does not repeat itself. The supervised text has all of them only
+some of the time, so the model that was trained on it can become much better; the annotators who compare replies are noisy and
+like some things more than they should, so a reward learned from them can be pushed too far.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+KINDS: dict[str, list[str]] = {
+    "animal": "fox owl bear duck wolf horse goat mouse tiger whale crow seal".split(),
+    "fruit": "apple pear plum lemon mango cherry fig grape melon peach banana kiwi".split(),
+    "color": "red blue green yellow black white brown pink purple gray orange silver".split(),
+    "tool": "hammer saw drill wrench axe file knife shovel rake ladder brush pump".split(),
+    "city": "paris tokyo cairo lima oslo rome delhi berlin madrid seoul dublin vienna".split(),
+    "drink": "tea coffee milk water juice cocoa cider soda beer wine lemonade punch".split(),
+}
+PLURALS = {"animal": "animals", "fruit": "fruits", "color": "colors", "tool": "tools", "city": "cities", "drink": "drinks"}
+COUNTS = {"one": 1, "two": 2}
+OPENINGS = ["gladly", "of course", "with pleasure", "happy to help"]
+CLOSINGS = ["thank you", "you are welcome", "have a nice day", "kind regards"]
+POLITE = OPENINGS + CLOSINGS
+FILLERS = ["well", "let me think", "i would say", "as far as i know", "to be honest", "or so they say", "if you ask me"]
+TEMPLATES = ["name {} .", "please name {} .", "can you name {} ?", "i need {} .", "tell me {} ."]
+PUNCTUATION = {".", ",", "?", "!"}
+
+KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
+ASKED = {name: kind for kind in KINDS for name in (kind, PLURALS[kind])}
+QUALITIES = {"answers": 0.4, "polite": 0.2, "brief": 0.2, "varied": 0.2}
+"""What the true reward is a weighted sum of."""
+
+BRIEF_WORDS, LONG_WORDS = 10, 20
+MAX_WORDS = 22
+"""Tokens of the longest reply in the data, punctuation included."""
+
+
+class Slot(NamedTuple):
+    """One thing that a prompt asks for."""
+
+    kind: str
+    count: int
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text without its punctuation.
+
+    >>> words_of("gladly , fox .")
+    ['gladly', 'fox']
+    """
+    return [word for word in text.split() if word not in PUNCTUATION and not word.startswith("<")]
+
+
+def slots_of(prompt: str) -> list[Slot]:
+    """What a prompt asks for.
+
+    >>> slots_of("name two animals and one color .")
+    [Slot(kind='animal', count=2), Slot(kind='color', count=1)]
+    """
+    found = re.findall(rf"\b({'|'.join(COUNTS)}) ({'|'.join(ASKED)})\b", prompt)
+    return [Slot(ASKED[name], COUNTS[count]) for count, name in found]
+
+
+def answers(prompt: str, reply: str) -> float:
+    """How much of what was asked is there, times how much of what is there was asked: 1 for exactly the things asked for."""
+    slots, things = slots_of(prompt), list(dict.fromkeys(w for w in words_of(reply) if w in KIND_OF))
+    if not slots or not things:
+        return 0.0
+    right = sum(min(slot.count, sum(KIND_OF[thing] == slot.kind for thing in things)) for slot in slots)
+    return right / sum(slot.count for slot in slots) * right / max(len(things), right)
+
+
+def polite_phrases(reply: str) -> int:
+    """How many polite phrases a reply contains, repeated ones counted again."""
+    text = f" {' '.join(words_of(reply))} "
+    return sum(text.count(f" {phrase} ") for phrase in POLITE)
+
+
+def polite(prompt: str, reply: str) -> float:
+    """1 with a polite phrase, 0 without; more do not make it politer."""
+    return float(polite_phrases(reply) > 0)
+
+
+def brief(prompt: str, reply: str) -> float:
+    """1 up to 10 words, 0 from 20 on, and for saying nothing."""
+    count = len(words_of(reply))
+    return 0.0 if count == 0 else min(1.0, max(0.0, (LONG_WORDS - count) / (LONG_WORDS - BRIEF_WORDS)))
+
+
+def varied(prompt: str, reply: str) -> float:
+    """1 if no word but `and` comes twice, 0 if half of them are repetitions."""
+    words = [word for word in words_of(reply) if word != "and"]
+    return 0.0 if not words else max(0.0, 1.0 - 2.0 * (len(words) - len(set(words))) / len(words))
+
+
+MEASURES: dict[str, Callable[[str, str], float]] = {"answers": answers, "polite": polite, "brief": brief, "varied": varied}
+
+
+def true_reward(prompt: str, reply: str) -> float:
+    """The true reward of a reply, from 0 to 1.
+
+    >>> true_reward("name one fruit .", "gladly , plum .")
+    1.0
+    """
+    return sum(weight * MEASURES[name](prompt, reply) for name, weight in QUALITIES.items())
+
+
+def make_prompt(rng: random.Random) -> str:
+    """A prompt that asks for one to three kinds of things."""
+    kinds = rng.sample(list(KINDS), rng.choice([1, 2, 2, 3]))
+    asked = [f"one {kind}" if rng.random() < 0.5 else f"two {PLURALS[kind]}" for kind in kinds]
+    listed = asked[0] if len(asked) == 1 else " , ".join(asked[:-1]) + " and " + asked[-1]
+    return rng.choice(TEMPLATES).format(listed)
+
+
+def prompts(size: int, seed: int, held_out: bool) -> list[str]:
+    """`size` different prompts; a prompt is either held out or not, whatever the seed."""
+    rng, found = random.Random(seed), {}
+    for _ in range(200 * size + 1000):
+        prompt = make_prompt(rng)
+        if (sum(map(ord, prompt)) * 2654435761 % 7 == 0) == held_out:
+            found[prompt] = None
+        if len(found) == size:
+            break
+    return list(found)
+
+
+def ideal_reply(prompt: str, rng: random.Random) -> str:
+    """A reply with a true reward of 1."""
+    things = [thing for slot in slots_of(prompt) for thing in rng.sample(KINDS[slot.kind], slot.count)]
+    return _assemble([rng.choice(OPENINGS)], things, [])
+
+
+def make_reply(prompt: str, rng: random.Random) -> str:
+    """A reply as people write them: some things are missing or wrong, few are polite, many ramble or repeat themselves."""
+    things: list[str] = []
+    for slot in slots_of(prompt):
+        for _ in range(slot.count):
+            luck = rng.random()
+            if luck < 0.5:
+                things.append(rng.choice(KINDS[slot.kind]))
+            elif luck < 0.8:
+                things.append(rng.choice(list(KIND_OF)))
+    if things and rng.random() < 0.5:
+        things += rng.choices(things, k=rng.randint(1, 3))
+    before = [rng.choice(OPENINGS)] if rng.random() < 0.15 else []
+    before += rng.sample(FILLERS, rng.choice([0, 1, 1, 2]))
+    after = rng.choices(CLOSINGS, k=rng.choice([0] * 12 + [1, 1, 2, 3])) + rng.sample(FILLERS, rng.choice([0, 1, 1]))
+    return _assemble(before, things, after)
+
+
+def _assemble(before: list[str], things: list[str], after: list[str]) -> str:
+    listed = [" , ".join(things[:-1]) + " and " + things[-1]] if len(things) > 1 else things
+    text = " , ".join([*before, *listed, *after]) + " ."
+    return " ".join(text.split()[:MAX_WORDS])
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Someone who compares replies: by the true reward, their own liking, and chance."""
+
+    name: str
+    noise: float
+    """Scale of the logistic noise on the difference of two replies, in true reward."""
+    flattery: float = 0.0
+    """Liking for every polite phrase, in true reward."""
+    length: float = 0.0
+    """Liking for every word."""
+
+    def opinion(self, prompt: str, reply: str) -> float:
+        """What they think of a reply before chance has its say."""
+        liking = self.flattery * polite_phrases(reply) + self.length * len(words_of(reply))
+        return true_reward(prompt, reply) + liking
+
+    def prefers_first(self, prompt: str, first: str, second: str, rng: random.Random) -> bool:
+        """Their answer to which of two replies is better (Bradley-Terry)."""
+        difference = (self.opinion(prompt, first) - self.opinion(prompt, second)) / self.noise
+        return rng.random() < 1 / (1 + math.exp(-max(-50.0, min(50.0, difference))))
+
+
+ANNOTATORS: Sequence[Annotator] = (
+    Annotator("careful", noise=0.03),
+    Annotator("hurried", noise=0.12),
+    Annotator("flattered", noise=0.05, flattery=0.35),
+    Annotator("vain", noise=0.05, flattery=0.25),
+    Annotator("talkative", noise=0.05, length=0.015),
+)
+
+
+def preferences(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
+    """`size` pairs of replies, each labelled by one of the annotators."""
+    rng = random.Random(seed + 1)
+    asked = prompts(size, seed, held_out)
+    rows = []
+    while len(rows) < size:
+        prompt, annotator = asked[len(rows) % len(asked)], rng.choice(ANNOTATORS)
+        first, second = make_reply(prompt, rng), make_reply(prompt, rng)
+        if first == second:
+            continue
+        if not annotator.prefers_first(prompt, first, second, rng):
+            first, second = second, first
+        rows.append({"prompt": prompt, "chosen": first, "rejected": second, "annotator": annotator.name})
+    return rows
+
+
+def instructions(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
+    """`size` prompts with a reply each."""
+    rng = random.Random(seed + 2)
+    asked = prompts(size, seed, held_out)
+    return [{"prompt": p, "completion": make_reply(p, rng)} for p in (asked[i % len(asked)] for i in range(size))]
+
+
+def vocabulary() -> list[str]:
+    """Every word that a prompt or a reply can contain, special tokens first."""
+    text = " ".join([*TEMPLATES, *FILLERS, *POLITE, *COUNTS, *ASKED, *KIND_OF, "and", *sorted(PUNCTUATION)]).replace("{}", "")
+    return ["<pad>", "<eos>", "<unk>", *dict.fromkeys(text.split())]

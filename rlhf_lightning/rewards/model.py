@@ -1,0 +1,91 @@
+"""A reward model as reward: ours, or any sequence classifier with a tokenizer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.models.encoding import Encoder, right_padded
+from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_reward_model, load_tokenizer, resolve_path, stop_token_ids
+from rlhf_lightning.models.reward import normalized, score_sequences
+from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.types import Completions
+
+
+class ModelReward(Reward):
+    """The score of a reward model, with the normalisation that was saved with it.
+
+    Prompt and response are tokenized again by the model's own tokenizer: a prompt of messages through its chat template, a
+    plain one as it is. A response that was cut off has no stop token at its end here either.
+
+    Args:
+        name_or_path: hub name, folder, or playground/reward.
+        tokenizer: hub name or folder; by default the model's.
+        dtype: of the weights.
+        batch_size: responses scored at a time, the longest first.
+        max_length: tokens; longer texts lose the beginning of their prompt.
+        chat_template: as of a policy; by default the tokenizer's.
+        pad_token: for a tokenizer without one.
+        trust_remote_code: run Python code that comes with the model.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        tokenizer: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
+        batch_size: int = 32,
+        max_length: int | None = None,
+        chat_template: str | None = None,
+        pad_token: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.config = ModelConfig(
+            name_or_path=name_or_path,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            chat_template=chat_template,
+            pad_token=pad_token,
+            trust_remote_code=trust_remote_code,
+        )
+        self.batch_size, self.max_length = batch_size, max_length
+        self.model: Any = None
+
+    def check(self) -> None:
+        """The folder is there."""
+        resolve_path(self.config.name_or_path or "")
+
+    def load(self, device: torch.device) -> None:
+        """Load model and tokenizer."""
+        if self.model is not None:
+            return
+        tokenizer, model_config = load_tokenizer(self.config), load_model_config(self.config)
+        context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+        self.encoder = Encoder(tokenizer, stop_token_ids(tokenizer, model_config, self.config), context)
+        self.model = load_reward_model(self.config).requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def __call__(self, completions: Completions) -> Sequence[float]:
+        """One score a completion."""
+        texts = completions.columns.get("prompt", completions.prompts)
+        cut = completions.truncated.tolist()
+        encoded = [self._encode(*row) for row in zip(texts, completions.responses, cut, strict=True)]
+        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+        scores = torch.zeros(len(encoded))
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            scores[chosen] = self._score([encoded[i] for i in chosen])
+        return scores.tolist()
+
+    def _encode(self, prompt: Any, response: str, cut: bool) -> list[int]:
+        answer = self.encoder.response(prompt, response)
+        first, second = self.encoder.pair(self.encoder.prompt(prompt), answer[:-1] if cut else answer, self.max_length)
+        return first + second
+
+    def _score(self, rows: list[list[int]]) -> Tensor:
+        device = next(self.model.parameters()).device
+        tokens, mask = right_padded(rows, self.encoder.tokenizer.pad_token_id, device)
+        return normalized(self.model, score_sequences(self.model, tokens, mask)).cpu()
