@@ -15,6 +15,7 @@ from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Writer
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
@@ -42,7 +43,7 @@ class SupervisedStage(Stage):
         completion_only: bool = True,
         max_length: int | None = None,
         generation: Generation = Sampler(),  # noqa: B008  (never changed)
-        evaluation_rewards: dict[str, Any] | None = None,
+        evaluation_rewards: dict[str, Reward] | None = None,
         predict_temperature: float = 0.0,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,

@@ -1,0 +1,1 @@
+"""What a run reads from the command line and leaves in its folder."""

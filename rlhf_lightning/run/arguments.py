@@ -1,0 +1,152 @@
+"""The command line before anything heavy is imported: where configs are, where the run's folder is, and `init`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_lightning.errors import UserError, nearest
+
+PACKAGE = Path(__file__).resolve().parent.parent
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+def shipped(name: str) -> Path:
+    """The package's folder of configs or callbacks, installed or in a checkout."""
+    installed = PACKAGE / name
+    return installed if installed.is_dir() else PACKAGE.parent / name
+
+
+@dataclass
+class Arguments:
+    """The words for Lightning's command line, and the folder that the run writes to (None where nothing runs)."""
+
+    words: list[str]
+    folder: Path | None
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Arguments:
+        """Find the configs and the folder of a command line.
+
+        Raises:
+            UserError: an unknown subcommand, or a config that is missing or no YAML.
+        """
+        helps = not words or any(word in ("-h", "--help") or word.startswith("--print_config") for word in words)
+        if words and not words[0].startswith("-") and words[0] not in SUBCOMMANDS:
+            raise UserError(f"there is no subcommand {words[0]!r}; {nearest(words[0], (*SUBCOMMANDS, 'init'))}")
+        found, configs = _with_configs(list(words))
+        if helps or words[0] not in SUBCOMMANDS:
+            return cls(found, None)
+        folder = _folder(found, configs)
+        given = any(word.split("=")[0] == "--trainer.default_root_dir" for word in found)
+        return cls(found if given else [*found, f"--trainer.default_root_dir={folder}"], folder)
+
+
+def _with_configs(words: list[str]) -> tuple[list[str], list[Path]]:
+    found: list[str] = []
+    configs: list[Path] = []
+    wanted = False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if wanted or (flag in ("--config", "-c") and equals):
+            configs.append(find_config(word if wanted else value))
+            found.append(str(configs[-1]) if wanted else f"{flag}={configs[-1]}")
+            wanted = False
+        else:
+            wanted = word in ("--config", "-c")
+            found.append(word)
+    if wanted:
+        raise UserError("--config wants the name of a file after it")
+    return found, configs
+
+
+def find_config(name: str) -> Path:
+    """A config as given, else in ./configs, else in the package; `.yaml` may be left out.
+
+    Raises:
+        UserError: it is in none of them, or is no YAML.
+    """
+    places = [Path(), Path("configs"), shipped("configs")]
+    for place in places:
+        for path in (place / name, place / f"{name}.yaml"):
+            if path.is_file():
+                _load(path)
+                return path
+    known = {path.name for place in places[1:] for path in place.glob("*.yaml")}
+    raise UserError(f"config {name} is neither here, nor in ./configs, nor in the package; {nearest(name, known)}")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"config {path}{line} is no YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"config {path} must hold keys such as model: and data:, found {type(content).__name__}")
+    return content
+
+
+def _folder(words: list[str], configs: list[Path]) -> Path:
+    """Where the run writes: as given, the folder of the checkpoint it goes on from, or a new one."""
+    given = _value(words, "--trainer.default_root_dir")
+    for config in configs:
+        given = given or (_load(config).get("trainer") or {}).get("default_root_dir")
+    if given:
+        return Path(given)
+    runs = Path("runs") / (configs[0].stem if configs else words[0])
+    checkpoint = _value(words, "--ckpt_path")
+    if words[0] == "fit" and checkpoint == "last":
+        earlier = sorted(runs.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not earlier:
+            raise UserError(f"--ckpt_path last: no run under {runs} has a checkpoint")
+        return earlier[-1].parent.parent
+    if words[0] == "fit" and checkpoint and Path(checkpoint).parent.name == "checkpoints":
+        return Path(checkpoint).parent.parent
+    folder = runs / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    number = 2
+    while folder.exists():
+        folder, number = folder.with_name(f"{folder.name.split('.')[0]}.{number}"), number + 1
+    return folder
+
+
+def _value(words: list[str], flag: str) -> str | None:
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            return value if equals else words[index + 1] if index + 1 < len(words) else None
+    return None
+
+
+def initialize(words: Sequence[str]) -> int:
+    """`init DIR`: lay down configs/ and callbacks/ for a user to own.
+
+    Raises:
+        UserError: a file is there already and would be overwritten.
+    """
+    parser = argparse.ArgumentParser(prog="rlhf_lightning init", description="Copy configs/ and callbacks/ to a folder of your own.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--force", action="store_true", help="overwrite files that are there")
+    options = parser.parse_args(words)
+    copies = {
+        path: options.folder / name / path.name
+        for name, pattern in (("configs", "*.yaml"), ("callbacks", "*.py"))
+        for path in sorted(shipped(name).glob(pattern))
+        if path.name != "__init__.py"
+    }
+    there = [str(target) for target in copies.values() if target.exists()]
+    if there and not options.force:
+        raise UserError(f"{there[0]} is there already ({len(there)} such files); choose another folder, or add --force")
+    for path, target in copies.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        print(target)
+    return 0

@@ -1,0 +1,54 @@
+"""A progress bar with the reward on it; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+
+EVERY_SECONDS = 5.0
+
+
+class PlainProgress(ProgressBar):
+    """A line now and then: step, what the progress bar would show, seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = self.told = time.monotonic()
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Say nothing, on ranks other than the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Speak again."""
+        self.enabled = True
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first sign of life."""
+        self._say("measuring held-out rows before the first step")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Tell, if it is time."""
+        total = trainer.num_training_batches
+        done = int(kwargs.get("batch_idx", args[-1] if args else 0)) + 1
+        if time.monotonic() - self.told < EVERY_SECONDS and done not in (1, total):
+            return
+        self.told = time.monotonic()
+        shown = {n: v for n, v in self.get_metrics(trainer, pl_module).items() if n != "v_num"}
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if isinstance(value, float))
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " if (trainer.max_epochs or 1) > 1 else ""
+        self._say(f"{epoch}batch {done}/{total}  {metrics}  {self.told - self.started:.0f} s")
+
+    def _say(self, line: str) -> None:
+        if self.enabled:
+            print(line, flush=True)
+
+
+def Progress() -> ProgressBar:  # noqa: N802  (reads as a class where it is used)
+    """A bar in a terminal, lines elsewhere."""
+    return TQDMProgressBar(leave=True) if sys.stdout.isatty() else PlainProgress()

@@ -1,0 +1,89 @@
+"""Before and after: `summary.json` and the table that a run ends with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+SHOWN_REPLIES = 3
+
+
+class FirstValidation(Callback):
+    """Logs the validation before the first step, which Lightning takes for a rehearsal, as that of step 0."""
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log it."""
+        metrics = validation_metrics(trainer)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=0)
+
+
+class Summary(Callback):
+    """Keeps the first and the last validation; writes `summary.json`, prints a table and three replies."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.first: list[dict[str, Any]] = []
+        self.last: list[dict[str, Any]] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take what was measured."""
+        metrics, samples = validation_metrics(trainer), list(getattr(pl_module, "validation_samples", []))
+        if not self.before:
+            self.before, self.first = metrics, samples[:SHOWN_REPLIES]
+        self.after, self.last = metrics, samples[:SHOWN_REPLIES]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and print."""
+        if not trainer.is_global_zero or not self.after:
+            return
+        best = getattr(pl_module, "best", {})
+        summary = {
+            name: {"before": self.before.get(name), "after": value, **({"best": best[name]} if name in best else {})}
+            for name, value in self.after.items()
+        }
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        self._print(summary)
+
+    def _print(self, summary: dict[str, dict[str, Any]]) -> None:
+        console = Console(highlight=False)
+        table = Table("held-out", "before", "after", "best", title="before and after", title_justify="left")
+        for name, row in summary.items():
+            table.add_row(name, *(_number(row.get(key)) for key in ("before", "after", "best")))
+        console.print(table)
+        for first, last in zip(self.first, self.last, strict=False):
+            console.print(f"[bold]{_escaped(_said(first['prompt']))}[/bold]")
+            console.print(f"  before: {_escaped(first['response'])}\n  after:  {_escaped(last['response'])}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured before the first step."""
+        return {"before": self.before, "first": self.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it, for a run that goes on."""
+        self.before, self.first = state_dict["before"], state_dict["first"]
+
+
+def validation_metrics(trainer: Trainer) -> dict[str, float]:
+    """The numbers of the validation that has just ended."""
+    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("val/")}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _said(prompt: str) -> str:
+    return prompt if len(prompt) < 200 else "…" + prompt[-200:]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
