@@ -255,14 +255,14 @@ def _weights(auto: Any, config: ModelConfig, **more: Any) -> Any:
         )
 
 
-def _loaded(auto: Any, path: str, config: ModelConfig, what: str, **more: Any) -> Any:
+def _loaded(auto: Any, path: str, source: ModelConfig, what: str, **more: Any) -> Any:
     import transformers
 
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # a new head on an old trunk is what was asked for, not news
     transformers.utils.logging.disable_progress_bar()
     try:
-        return auto.from_pretrained(path, trust_remote_code=config.trust_remote_code, **more)
+        return auto.from_pretrained(path, trust_remote_code=source.trust_remote_code, **more)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the {what} of {path} cannot be loaded: {reason}") from error

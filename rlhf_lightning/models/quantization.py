@@ -55,6 +55,8 @@ def _quantized(module: Any, kind: Kind) -> nn.Module:
     if kind == "nf4":
         layer = bnb.nn.Linear4bit(inputs, outputs, bias=bias, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
         layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+        # its kernel for some CPUs computes in bfloat16, repacks the weights at the first eval pass and wants multiples of 32
+        layer.support_avx512bf16_for_cpu = False
     else:
         layer = bnb.nn.Linear8bitLt(inputs, outputs, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
         layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
