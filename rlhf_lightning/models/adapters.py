@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+
+from rlhf_lightning.models.seeding import seeded
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.loading import ModelConfig
@@ -17,25 +19,42 @@ REFERENCE = "reference"
 
 
 def with_adapter(model: Any, config: ModelConfig, folder: str | None, task: str) -> Any:
-    """A peft model: a new adapter as `config.lora` says, or the one in `folder`, of which a frozen copy stays the reference."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    """A peft model: a new adapter as `config.lora` says, or the one in `folder`, of which a frozen copy stays the reference.
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        if folder is not None:
-            adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    Args:
+        model: a transformers model, perhaps quantised.
+        config: says rank, scale, layers and the seed of a new adapter.
+        folder: holds an adapter that was trained before, which goes on training.
+        task: peft's task type, CAUSAL_LM or SEQ_CLS; a language model alone is ever a reference.
+    """
+    from peft import PeftModel
+
+    with seeded(config.seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's advice on GPT-2's layers, and names of transformers that are to go
+        if folder is None:
+            return _new_adapter(model, config, task)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        if task == "CAUSAL_LM":
             adapted.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
-            return adapted
-        assert config.lora is not None
-        options = LoraConfig(
-            r=config.lora.r,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=config.lora.target_modules,
-            use_rslora=config.lora.rslora,
-            task_type=task,
-        )
-        return get_peft_model(model, options)
+        for name, module in adapted.named_modules():
+            if "lora_dropout" in name and isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return adapted
+
+
+def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    assert config.lora is not None
+    options = LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        use_rslora=config.lora.rslora,
+        task_type=task,
+    )
+    return get_peft_model(model, options)
 
 
 @contextmanager
@@ -45,8 +64,9 @@ def reference_view(model: nn.Module) -> Iterator[None]:
     peft's own switches (`disable_adapter`, `set_adapter`) also freeze and unfreeze weights.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     trained_before = REFERENCE in model.peft_config  # type: ignore[operator]
     try:
@@ -64,3 +84,13 @@ def reference_view(model: nn.Module) -> Iterator[None]:
 def is_adapted(model: nn.Module) -> bool:
     """The model carries an adapter."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """What of `module.state_dict()` trains: all that a checkpoint of a LoRA run must hold, as the base comes from its source.
+
+    A quantised base could not be restored from a checkpoint at all: its state has keys that a fresh one does not expect.
+    Load it with `strict=False`.
+    """
+    trained = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name in trained}

@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
 
 Kind = Literal["nf4", "int8"]
 
 
-def quantize_(model: nn.Module, kind: Kind) -> nn.Module:
+def quantize_(model: nn.Module, kind: Kind, device: torch.device | str | None = None) -> nn.Module:
     """Replace the linear layers of a transformers model, but its heads, by frozen quantised ones, in place.
 
-    nf4: 4-bit normal floats (Dettmers et al. 2023, section 3); int8: LLM.int8() (Dettmers et al. 2022). Nothing of the
-    model trains afterwards. Runs on the CPU and on CUDA.
+    nf4: 4-bit normal floats (Dettmers et al. 2023, section 3); int8: one scale per output (the weights of Dettmers et al.
+    2022). Activations stay as they are, so that a row's log-probabilities depend neither on the rows beside it nor on
+    train or eval mode. Nothing of the model trains afterwards. Runs on the CPU and on CUDA.
+
+    Args:
+        model: a model for language modelling or sequence classification.
+        kind: nf4 or int8.
+        device: where the quantised layers go, and where NF4 is computed; by default each stays where it is.
 
     Raises:
         UserError: the model has no linear layer to quantise.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # an optional CPU kernel that is missing is not the user's affair
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # an optional CPU kernel that is missing is not the user's affair
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}  # type: ignore[operator]
-    layers = [(name, module) for name, module in model.named_modules() if _is_linear(module) and id(module) not in heads]
+    layers = [
+        (name, module) for name, module in model.named_modules() if _is_linear(module) and id(module) not in heads
+    ]
     if not layers:
         raise UserError(f"{type(model).__name__} has no linear layer that could be quantised to {kind}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, module in layers:
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, _quantized(module, kind))
+            setattr(model.get_submodule(parent), leaf, _quantized(module, kind, device))
     model.requires_grad_(False)
     # what peft looks at to choose its layers
     setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
+    return model
+
+
+def dequantize_(model: nn.Module) -> nn.Module:
+    """Undo `quantize_` in place, but for the rounding: the layers are of the kinds that the architecture has again."""
+    from transformers.pytorch_utils import Conv1D
+
+    nf4, int8 = _layers()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nf4 | int8):
+            parent, _, leaf = name.rpartition(".")
+            weight, transposed = _dequantized_weight(module), bool(module.transposed)
+            outputs, inputs = weight.shape
+            plain: Any = Conv1D(outputs, inputs) if transposed else nn.Linear(inputs, outputs, module.bias is not None)
+            plain.weight = nn.Parameter(weight.T.contiguous() if transposed else weight)
+            plain.bias = None if module.bias is None else nn.Parameter(module.bias.data)
+            setattr(model.get_submodule(parent), leaf, plain)
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # type: ignore[assignment]
     return model
 
 
@@ -45,21 +74,64 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _quantized(module: Any, kind: Kind) -> nn.Module:
+def _quantized(module: Any, kind: Kind, device: torch.device | str | None) -> nn.Module:
     import bitsandbytes as bnb
 
+    nf4, int8 = _layers()
     # GPT-2's Conv1D keeps its weight transposed
-    weight = module.weight.data if isinstance(module, nn.Linear) else module.weight.data.T.contiguous()
+    transposed = not isinstance(module, nn.Linear)
+    weight = module.weight.data.T.contiguous() if transposed else module.weight.data
     outputs, inputs = weight.shape
     bias = module.bias is not None
+    target = torch.device(device) if device is not None else weight.device
+    layer: Any
     if kind == "nf4":
-        layer = bnb.nn.Linear4bit(inputs, outputs, bias=bias, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
-        layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
-        # its kernel for some CPUs computes in bfloat16, repacks the weights at the first eval pass and wants multiples of 32
-        layer.support_avx512bf16_for_cpu = False
+        layer = nf4(inputs, outputs, bias=bias, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
+        layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
     else:
-        layer = bnb.nn.Linear8bitLt(inputs, outputs, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
-        layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        layer = int8(inputs, outputs, bias=bias, has_fp16_weights=False, device="meta")
+        # on its way from the CPU, and only there, bitsandbytes quantises int8
+        layer.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
     if bias:
         layer.bias = nn.Parameter(module.bias.data, requires_grad=False)
-    return layer.to(weight.device if weight.device.type != "meta" else torch.device("cpu"))
+    layer.transposed, layer.original_dtype = transposed, weight.dtype
+    return layer.to(target).train(module.training)
+
+
+def _dequantized_weight(layer: Any) -> Tensor:
+    """[outputs, inputs] in the type that the layer had before."""
+    import bitsandbytes as bnb
+
+    nf4, _ = _layers()
+    if isinstance(layer, nf4):
+        return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.original_dtype)
+    scale = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    return (layer.weight.data.to(torch.float32) * scale[:, None] / 127.0).to(layer.original_dtype)
+
+
+@functools.cache
+def _layers() -> tuple[Any, Any]:
+    """The classes of quantised layers: bitsandbytes' own, whose numbers are the same in training and evaluation."""
+    import bitsandbytes as bnb
+    from bitsandbytes.autograd._functions import MatMul8bitFp
+
+    class NF4Linear(bnb.nn.Linear4bit):
+        """4-bit weights, which stay in the layout that has a gradient."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            # else the first pass in eval mode repacks the weights for bfloat16 on CPUs that have AVX512-BF16: less exact,
+            # without a gradient, and an error where the block size does not divide the layer's inputs
+            self.support_avx512bf16_for_cpu = False
+
+    class Int8Linear(bnb.nn.Linear8bitLt):
+        """8-bit weights, 16- or 32-bit activations."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            # bitsandbytes would quantise activations too: on CPUs in eval mode only, and beside outliers of other rows
+            if self.weight.CB is not None:
+                self.init_8bit_state()
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return MatMul8bitFp.apply(x, self.weight, None, bias, self.state)
+
+    return NF4Linear, Int8Linear

@@ -54,7 +54,7 @@ class AdapterReference(Reference):
     @torch.no_grad()
     def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:
         """See `Reference.logprobs`."""
-        with reference_view(self._policy):
+        with reference_view(self._policy):  # no dropout behind it, so train mode changes nothing
             return response_logprobs(self._policy, tokens, prompt_mask, mask, temperature)
 
 
@@ -63,27 +63,40 @@ def build_reference(kind: ReferenceKind, config: ModelConfig, policy: nn.Module,
 
     Args:
         kind: `auto` is `adapter` for a policy with an adapter, else `nf4`.
-        config: of the policy. policy: the language model that trains.
+        config: of the policy.
+        policy: the language model that trains.
+        device: where a copy goes.
 
     Raises:
         UserError: `adapter` for a policy without one.
     """
-    from rlhf_lightning.models.loading import load_causal_lm
-    from rlhf_lightning.models.quantization import quantize_
-
     chosen = ("adapter" if is_adapted(policy) else "nf4") if kind == "auto" else kind
     if chosen == "adapter":
         if not is_adapted(policy):
-            raise UserError("reference adapter is the base under the policy's adapter, and the policy has none: set policy.lora, or use nf4")
+            raise UserError(
+                "reference `adapter` is the base under the policy's adapter, and the policy has none: set policy.lora to "
+                "train one, or choose another reference (nf4, int8, full)"
+            )
         return AdapterReference(policy)
-    model = load_causal_lm(replace(config, gradient_checkpointing=False))
-    if is_adapted(model):
-        model = model.merge_and_unload() if config.quantization is None else model
-    if chosen != "full" and config.quantization is None:
-        quantize_(model, chosen)
-    return CopiedReference(model.to(device), chosen)
+    return CopiedReference(_copy(chosen, config, device).to(device), chosen)
+
+
+def _copy(kind: Literal["nf4", "int8", "full"], config: ModelConfig, device: Any) -> nn.Module:
+    """The model that the policy was at the beginning, quantised as the reference's kind says and not as the policy is."""
+    from rlhf_lightning.models.loading import load_causal_lm
+    from rlhf_lightning.models.quantization import quantize_
+
+    model = load_causal_lm(replace(config, quantization=None, lora=None, gradient_checkpointing=False))
+    if kind == "full":
+        return model
+    if is_adapted(model):  # an adapter trained before: its weights become part of what is quantised
+        model = model.merge_and_unload(adapter_names=["default"])
+    return quantize_(model, kind, device)
 
 
 def reference_gap(policy_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """float32 []: KL in nats per token that quantisation left between policy and reference before the first step (k3, never negative)."""
+    """float32 []: KL in nats per token that quantisation left between policy and reference before the first step.
+
+    All three are [B, T], on the policy's own samples. By k3, which is never negative, and 0 where the two are equal.
+    """
     return masked_mean(kl_estimate(policy_logprobs, reference_logprobs, "k3"), mask)
