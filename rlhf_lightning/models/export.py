@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.policy import language_model
+from rlhf_lightning.models.quantization import dequantize_
+from rlhf_lightning.models.reward import NORMALIZATION_FILE, normalization_of
 
 
-def export_model(model: Any, tokenizer: Any, folder: Path, stop_tokens: list[int]) -> None:
+def export_model(model: Any, tokenizer: Any, folder: Path | str, stop_tokens: list[int]) -> None:
     """Weights as safetensors (of an adapter, the adapter's), config, generation config and tokenizer, all or nothing.
 
-    Everything is written beside `folder` and then moved there; what was there before stays until the new is whole.
+    Everything is written beside `folder` and then moved there; what was there before stays until the new is whole. An
+    adapter's folder names its base by absolute path; a base that exists nowhere else (it began from a config) is written
+    to `base/` in it, without quantisation.
+
+    Args:
+        model: a transformers model, or a peft model around one.
+        tokenizer: goes beside it, chat template included.
+        folder: made or replaced.
+        stop_tokens: ids that end a response, for the generation config.
     """
+    folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        inner = language_model(model)
-        if getattr(inner, "generation_config", None) is not None:
-            inner.generation_config.update(eos_token_id=stop_tokens, pad_token_id=tokenizer.pad_token_id)
-        if is_adapted(model):
-            model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
-            if getattr(inner, "generation_config", None) is not None:
-                inner.generation_config.save_pretrained(partial)
-        else:
-            model.save_pretrained(partial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's advice on where adapters are kept
+            if is_adapted(model):
+                _save_adapter(model, partial, folder)
+            else:
+                model.save_pretrained(partial)
+        _save_generation(language_model(model), tokenizer, stop_tokens, partial)
         tokenizer.save_pretrained(partial)
         os.chmod(partial, 0o755)
         _replace(partial, folder)
@@ -36,8 +48,41 @@ def export_model(model: Any, tokenizer: Any, folder: Path, stop_tokens: list[int
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _save_adapter(model: Any, partial: Path, folder: Path) -> None:
+    options = model.peft_config["default"]
+    before = options.base_model_name_or_path
+    base = language_model(model).config.name_or_path
+    if not base:
+        _save_base(model, partial / "base")
+        base = str(folder / "base")
+    options.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
+    try:
+        model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
+    finally:
+        options.base_model_name_or_path = before
+    normalization = normalization_of(model)
+    if normalization:  # not as config.json: transformers would take the folder for a whole model's
+        (partial / NORMALIZATION_FILE).write_text(json.dumps(normalization, indent=2) + "\n")
+
+
+def _save_base(model: Any, folder: Path) -> None:
+    bare: Any = copy.deepcopy(model).unload()
+    dequantize_(bare)
+    bare.save_pretrained(folder)
+
+
+def _save_generation(lm: Any, tokenizer: Any, stop_tokens: list[int], folder: Path) -> None:
+    """Stop and pad tokens and nothing else: penalties of the original model would change what was trained."""
+    from transformers import GenerationConfig
+
+    if getattr(lm, "generation_config", None) is not None:
+        ends, pad, begins = list(stop_tokens), tokenizer.pad_token_id, tokenizer.bos_token_id
+        GenerationConfig(eos_token_id=ends, pad_token_id=pad, bos_token_id=begins).save_pretrained(folder)
+
+
 def _replace(new: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(new, folder)

@@ -14,6 +14,9 @@ from rlhf_lightning.errors import UserError
 
 Kind = Literal["nf4", "int8"]
 
+# before peft imports it: an optional CPU kernel that is missing is not the user's affair
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 def quantize_(model: nn.Module, kind: Kind, device: torch.device | str | None = None) -> nn.Module:
     """Replace the linear layers of a transformers model, but its heads, by frozen quantised ones, in place.
@@ -30,9 +33,6 @@ def quantize_(model: nn.Module, kind: Kind, device: torch.device | str | None = 
     Raises:
         UserError: the model has no linear layer to quantise.
     """
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # an optional CPU kernel that is missing is not the user's affair
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}  # type: ignore[operator]
     layers = [
         (name, module) for name, module in model.named_modules() if _is_linear(module) and id(module) not in heads
@@ -129,7 +129,8 @@ def _layers() -> tuple[Any, Any]:
 
         def forward(self, x: Tensor) -> Tensor:
             # bitsandbytes would quantise activations too: on CPUs in eval mode only, and beside outliers of other rows
-            if self.weight.CB is not None:
+            weight: Any = self.weight
+            if weight.CB is not None:
                 self.init_8bit_state()
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return MatMul8bitFp.apply(x, self.weight, None, bias, self.state)

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.policy import language_model, positions
 
+NORMALIZATION_FILE = "score_normalization.json"
+"""Beside a reward model's adapter, which has no config of its own; a whole model keeps the numbers in its config."""
+
 
 def score_sequences(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     """float32 [B]: the score at the last token of each row under `mask` bool [B, L], whatever pads it and on whichever side.
@@ -23,6 +26,12 @@ def score_sequences(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     head = getattr(lm, "score", None) or lm.classifier
     scores = head(hidden[torch.arange(len(tokens), device=tokens.device), last])
     return scores.float().squeeze(-1)
+
+
+def normalization_of(model: nn.Module) -> dict[str, float]:
+    """`score_mean` and `score_std` where the model has them, else nothing."""
+    config = language_model(model).config
+    return {name: float(getattr(config, name)) for name in ("score_mean", "score_std") if hasattr(config, name)}
 
 
 def normalized(model: nn.Module, scores: Tensor) -> Tensor:
