@@ -99,9 +99,8 @@ def resolve_path(name_or_path: str) -> str:
     inside = bool(path.parent.name) and path.parent.is_dir()
     if inside or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or os.path.isabs(path):
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = (
-            f"; {nearest(path.name, names)}" if names else f"; {path.parent} has nothing in it or is not there either"
-        )
+        close = nearest(path.name, names)
+        hint = f"; {close}" if close.endswith("?") else "" if names else f", nor is anything else in {path.parent}"
         raise UserError(f"model folder {name_or_path} is not there{hint}")
     return name_or_path
 
