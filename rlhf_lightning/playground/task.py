@@ -141,15 +141,13 @@ def ideal_reply(prompt: str, rng: random.Random) -> str:
 
 
 def make_reply(prompt: str, rng: random.Random) -> str:
-    """A reply as people write them: some things are missing or wrong, few are polite, many ramble or repeat themselves."""
-    things: list[str] = []
-    for slot in slots_of(prompt):
-        for _ in range(slot.count):
-            luck = rng.random()
-            if luck < 0.5:
-                things.append(rng.choice(KINDS[slot.kind]))
-            elif luck < 0.8:
-                things.append(rng.choice(list(KIND_OF)))
+    """A reply as people write them: nearly half do not listen, few are polite, many ramble or repeat themselves."""
+    slots, listens = slots_of(prompt), rng.random() < 0.55
+    kinds = [slot.kind for slot in slots for _ in range(slot.count) if rng.random() < 0.9]
+    if not listens:
+        others = [kind for kind in KINDS if kind not in {slot.kind for slot in slots}]
+        kinds = [rng.choice(others) for _ in kinds]
+    things = [rng.choice(KINDS[kind]) for kind in kinds]
     if things and rng.random() < 0.5:
         things += rng.choices(things, k=rng.randint(1, 3))
     before = [rng.choice(OPENINGS)] if rng.random() < 0.15 else []
@@ -189,10 +187,10 @@ class Annotator:
 
 ANNOTATORS: Sequence[Annotator] = (
     Annotator("careful", noise=0.03),
-    Annotator("hurried", noise=0.12),
-    Annotator("flattered", noise=0.05, flattery=0.35),
-    Annotator("vain", noise=0.05, flattery=0.25),
-    Annotator("talkative", noise=0.05, length=0.015),
+    Annotator("hurried", noise=0.1),
+    Annotator("flattered", noise=0.05, flattery=0.15),
+    Annotator("vain", noise=0.05, flattery=0.1),
+    Annotator("talkative", noise=0.05, length=0.01),
 )
 
 

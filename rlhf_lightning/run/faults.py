@@ -2,26 +2,134 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from rlhf_lightning.errors import nearest
 
+UNKNOWN_KEY = (
+    r"[Uu]nrecognized arguments?: -*(\S+?)(?:[=\s]|$)",
+    r"Option '([^']+)' is not accepted",
+    r"does not accept option '([^']+)'",
+    r"[Kk]ey '?\"?([\w.]+)'?\"? is not expected",
+)
+UNKNOWN_CLASS = (r"Expected a dot import path string: (\S+)", r"Import path (\S+) does not correspond", r"No module named '([^']+)'")
+WRONG_VALUE = r"Expected (?:a |an )?(.+?)\.? Got value: (.+?)(?: - |$)"
+TRANSLATED = (
+    r"(?:unknown key|there is no class) .+?; (?:did you mean '[^']+'\?|expected one of: [\w., ]+)",
+    r"\S+ must be .+?, found ('[^']*'|\"[^\"]*\")",
+    r"\S+ is required and not given",
+)
+"""What this module said of a nested parser, inside the report of the one around it."""
+REQUIRED = r"[Kk]ey \"([\w.]+)\" is required|option '?\"?([\w.]+)\"?'? is required"
+
 
 def readable(parser: Any, message: str) -> str:
     """The innermost fault of a report; a name that is not known comes with the nearest one that is."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    text = " ".join(lines)
-    for pattern, explain in EXPLAINED:
-        found = re.search(pattern, text)
-        if found:
-            return explain(parser, *found.groups())
+    text = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    where = ".".join(dict.fromkeys(re.findall(r"Parser key \"([^\"]+)\"", text)))
+    for pattern in TRANSLATED:
+        if found := re.search(pattern, text):
+            return f"{found.group(0)} (in {where})" if where else found.group(0)
+    for pattern in UNKNOWN_KEY:
+        if found := re.search(pattern, text):
+            return _unknown_key(parser, where, found.group(1))
+    if found := re.search(WRONG_VALUE, text):
+        return f"{where or 'an option'} must be {_type(found.group(1))}, found {found.group(2)!r}"
+    if found := re.search(REQUIRED, text):
+        return f"{'.'.join(x for x in (where, *found.groups()) if x)} is required and not given"
+    for pattern in UNKNOWN_CLASS:
+        if found := re.search(pattern, text):
+            name = found.group(1).strip(".,")
+            return f"there is no class {name!r} for {where or 'this key'}; {nearest(name, _classes(where))}"
     return text[:400]
 
 
-def _unknown_key(parser: Any, *groups: str) -> str:
-    return f"unknown key {groups[0]}"
+def _unknown_key(parser: Any, where: str, name: str) -> str:
+    full, leaf = f"{where}.{name}" if where else name, name.split(".")[-1]
+    if where or name.startswith(("model.", "data.")):
+        return f"unknown key {full!r}; {nearest(leaf, _parameters(full))}"
+    known = _options(parser)
+    tops = {option.split(".")[0] for option in known}
+    if name.split(".")[0] not in tops:
+        return f"unknown key {full!r}; {nearest(name.split('.')[0], tops)}"
+    return f"unknown key {full!r}; {nearest(name, known)}"
 
 
-EXPLAINED: list[Any] = []
-__all__ = ["nearest", "readable"]
+def _options(parser: Any) -> set[str]:
+    """Every option of a parser and of its subcommands."""
+    known = set()
+    for action in parser._actions:
+        choices = getattr(action, "choices", None)
+        if isinstance(choices, dict):
+            known |= {option for nested in choices.values() for option in _options(nested)}
+        elif action.option_strings:
+            known.add(action.dest)
+    return known - {"help", "print_config"}
+
+
+def _type(text: str) -> str:
+    literal = re.search(r"Literal\[(.*)\]", text)
+    if literal:
+        return f"one of {literal.group(1)}"
+    return re.sub(r"<class '(?:[\w]+\.)*(\w+)'>", r"\1", text)
+
+
+def _bases() -> dict[str, type]:
+    import torch
+    from lightning.pytorch import Callback, LightningDataModule
+    from lightning.pytorch.loggers import Logger
+
+    from rlhf_lightning.algorithms import Algorithm
+    from rlhf_lightning.rewards import Reward
+    from rlhf_lightning.rollouts.generation import Generation
+    from rlhf_lightning.stages.base import Stage
+
+    return {
+        "algorithm": Algorithm,
+        "reward": Reward,
+        "rewards": Reward,
+        "evaluation_rewards": Reward,
+        "generation": Generation,
+        "callbacks": Callback,
+        "logger": Logger,
+        "optimizer": torch.optim.Optimizer,
+        "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
+        "data": LightningDataModule,
+        "model": Stage,
+    }
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for subclass in base.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _base_of(where: str) -> type | None:
+    """The plug-in class that the innermost key of a path holds."""
+    bases = _bases()
+    return next((bases[key] for key in reversed(where.split(".")) if key in bases), None)
+
+
+def _classes(where: str) -> set[str]:
+    base = _base_of(where)
+    families = [base] if base else list(_bases().values())
+    return {found.__name__ for family in families for found in _subclasses(family) if not found.__name__.startswith("_")}
+
+
+def _parameters(full: str) -> set[str]:
+    """Constructor parameters of the plug-ins and option groups that a path can lead to."""
+    from rlhf_lightning.algorithms import KLPenalty
+    from rlhf_lightning.models.loading import LoraOptions, ModelConfig
+
+    groups = {"kl": KLPenalty, "lora": LoraOptions, "policy": ModelConfig}
+    keys = full.split(".")[:-1]
+    for key in reversed(keys):
+        if key in groups:
+            return set(inspect.signature(groups[key]).parameters)
+        if key in _bases():
+            return {name for found in _subclasses(_bases()[key]) for name in inspect.signature(found).parameters} - {"args", "kwargs"}
+    return set(inspect.signature(ModelConfig).parameters)
