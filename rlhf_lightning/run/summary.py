@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from rlhf_lightning.run.metrics import MetricsFile
+
 SHOWN_REPLIES = 3
 
 
@@ -21,6 +23,16 @@ class FirstValidation(Callback):
         metrics = validation_metrics(trainer)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=0)
+
+
+class Resume(Callback):
+    """Takes up `metrics.csv` where the checkpoint was written, so that no row stands there twice."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the rows that will be written again."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile) and trainer.ckpt_path:
+                logger.drop_after(trainer.global_step - 1)
 
 
 class Summary(Callback):

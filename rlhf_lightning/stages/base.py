@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.masked import all_max, all_sum, masked_mean
+from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_tokenizer, stop_token_ids
 from rlhf_lightning.rewards.base import Reward, score
@@ -210,9 +211,16 @@ class Stage(LightningModule):
             "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
         }
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Rows of text stay where they are."""
-        return batch.to(device) if hasattr(batch, "to") else batch
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what an adapter run does not train: it comes from where it came from when the run began."""
+        if not self.strict_loading:
+            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    @property
+    def strict_loading(self) -> bool:
+        """A checkpoint of an adapter run holds the adapter alone."""
+        return not any(is_adapted(module) for module in self.children() for module in module.modules())
 
     def export(self, folder: Path) -> None:
         """Write the model in Hugging Face form; called on every rank."""

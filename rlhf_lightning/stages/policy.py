@@ -255,12 +255,16 @@ class PolicyStage(Stage):
     # -- what stays --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The memory of the algorithm."""
+        """The memories of the algorithm and of the rewards."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["algorithm"] = self.algorithm.state_dict()
+        checkpoint["rewards"] = {name: reward.state_dict() for name, reward in self.rewards.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore them."""
         self.algorithm.load_state_dict(checkpoint["algorithm"])
+        for name, reward in self.rewards.items():
+            reward.load_state_dict(checkpoint["rewards"][name])
 
     def export(self, folder: Path) -> None:
         """The policy (or its adapter), tokenizer and generation config; the critic beside it."""
