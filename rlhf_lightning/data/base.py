@@ -6,7 +6,7 @@ import random
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.data.formats import BadRow
@@ -118,6 +118,7 @@ class FileData(RowData):
         self.columns, self.validation_fraction = columns or {}, validation_fraction
         self.limit, self.on_bad_row = limit, on_bad_row
         self.report: dict[str, int] = {}
+        self._whole: list[Row] | None = None
 
     def row(self, row: Row) -> Row:
         """One row in the form that stages read.
@@ -130,7 +131,7 @@ class FileData(RowData):
     def rows(self, split: str) -> list[Row] | None:
         """See `RowData.rows`."""
         if split in ("train", "validation") and self.sources["validation"] is None:
-            rows = self._read("train")
+            rows = self._whole = self._whole or self._read("train")
             if rows is None:
                 raise UserError("data.train is not set; give a file, a glob or a hub name")
             held = max(1, round(self.validation_fraction * len(rows))) if self.validation_fraction else 0
@@ -182,4 +183,9 @@ class FileData(RowData):
             raise UserError(f"{faults[0]}{more}; mend the file, or set data.on_bad_row: skip")
         self.report["bad_rows"] = self.report.get("bad_rows", 0) + len(faults)
         shown = "; ".join(faults[:SHOWN_FAULTS])
-        rank_zero_info(f"data: left out {len(faults)} bad rows and kept {good}: {shown}")
+        _say(f"data: left out {len(faults)} bad rows and kept {good}: {shown}")
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -40,7 +40,7 @@ class Encoder:
                 else ids
             )
         else:
-            ids = self._template(text, add_generation_prompt=True)
+            ids = list(self.tokenizer(self._template(text, add_generation_prompt=True), add_special_tokens=False)["input_ids"])
         if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
             self._count("prompts")
             ids = ids[-self.max_prompt_length :]
@@ -53,17 +53,17 @@ class Encoder:
             ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         else:
             turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-            ids = self._after(self._template([*prompt, *turns]), prompt)
+            ids = self._after(self._template([*prompt, *turns]), self._template(prompt, add_generation_prompt=True))
         return ids if ids and ids[-1] in self.stop_tokens else [*self._without_tail(ids), self.stop_tokens[0]]
 
-    def _after(self, full: list[int], prompt: list[dict[str, str]]) -> list[int]:
-        start = self._template(prompt, add_generation_prompt=True)
-        if full[: len(start)] != start:
+    def _after(self, full: str, start: str) -> list[int]:
+        """Tokens of what a template adds to a prompt, cut where the text is cut: tokens never reach across, as in generation."""
+        if not full.startswith(start):
             raise UserError(
-                "the tokenizer's chat template does not continue a prompt: the tokens of prompt and answer together do not "
-                "start with those of the prompt; give another with model.policy.chat_template"
+                "the tokenizer's chat template does not continue a prompt: the text of prompt and answer together does not "
+                "start with that of the prompt; give another with chat_template beside the model's name"
             )
-        return full[len(start) :]
+        return list(self.tokenizer(full[len(start) :], add_special_tokens=False)["input_ids"])
 
     def _without_tail(self, ids: list[int]) -> list[int]:
         """Templates write a newline after the stop token: what follows the last stop token goes."""
@@ -72,16 +72,15 @@ class Encoder:
                 return ids[:index]
         return ids
 
-    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> list[int]:
+    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"the data is conversational and the tokenizer {self.tokenizer.name_or_path!r} has no chat template; "
                 "set chat_template beside the model's name (a path, a template, or one of: dialogue, chatml)"
             )
-        encoded = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
+        return str(
+            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
         )
-        return list(encoded["input_ids"])
 
     def pair(self, prompt: list[int], response: list[int], max_length: int | None) -> tuple[list[int], list[int]]:
         """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response."""
