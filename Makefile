@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: first-run test check environment
+.PHONY: first-run test check pipeline environment
 
 # Install into .venv and run PPO on the playground: two or three minutes on a laptop, no network but the package registry.
 first-run: environment
@@ -24,3 +24,11 @@ $(BIN)/rlhf-lightning: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
+
+# Everything from scratch, each stage on the export of the one before: supervised, reward model, PPO. Under 15 minutes.
+pipeline: environment
+	$(BIN)/python -m rlhf_lightning fit --config sft.yaml --trainer.default_root_dir runs/pipeline/sft
+	$(BIN)/python -m rlhf_lightning fit --config reward.yaml --trainer.default_root_dir runs/pipeline/reward \
+	    --model.model.name_or_path runs/pipeline/sft/export
+	$(BIN)/python -m rlhf_lightning fit --config ppo.yaml --trainer.default_root_dir runs/pipeline/ppo \
+	    --model.policy.name_or_path runs/pipeline/sft/export --model.reward.name_or_path runs/pipeline/reward/export

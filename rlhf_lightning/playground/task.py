@@ -142,7 +142,7 @@ def ideal_reply(prompt: str, rng: random.Random) -> str:
 
 def make_reply(prompt: str, rng: random.Random) -> str:
     """A reply as people write them: nearly half do not listen, few are polite, many ramble or repeat themselves."""
-    slots, listens = slots_of(prompt), rng.random() < 0.55
+    slots, listens = slots_of(prompt), rng.random() < 0.7
     kinds = [slot.kind for slot in slots for _ in range(slot.count) if rng.random() < 0.9]
     if not listens:
         others = [kind for kind in KINDS if kind not in {slot.kind for slot in slots}]
@@ -150,9 +150,9 @@ def make_reply(prompt: str, rng: random.Random) -> str:
     things = [rng.choice(KINDS[kind]) for kind in kinds]
     if things and rng.random() < 0.5:
         things += rng.choices(things, k=rng.randint(1, 3))
-    before = [rng.choice(OPENINGS)] if rng.random() < 0.15 else []
-    before += rng.sample(FILLERS, rng.choice([0, 1, 1, 2]))
-    after = rng.choices(CLOSINGS, k=rng.choice([0] * 12 + [1, 1, 2, 3])) + rng.sample(FILLERS, rng.choice([0, 1, 1]))
+    before = [rng.choice(OPENINGS)] if rng.random() < 0.1 else []
+    before += rng.sample(FILLERS, rng.choice([0, 1, 2, 2]))
+    after = rng.choices(CLOSINGS, k=rng.choice([0] * 16 + [1, 1, 2, 3])) + rng.sample(FILLERS, rng.choice([0, 1, 2]))
     return _assemble(before, things, after)
 
 
