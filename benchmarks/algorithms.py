@@ -43,7 +43,10 @@ def main():
         cells = [f"{true['after']:.3f}" for true, _, _ in results]
         ways = ", ".join(f"{way:.0%}" for _, way, _ in results)
         seconds = sorted(took for _, _, took in results)[len(results) // 2]
-        print("| " + " | ".join([name, f"{results[0][0]['before']:.3f}", *cells, ways, f"{seconds:.0f}"]) + " |", flush=True)
+        print(
+            "| " + " | ".join([name, f"{results[0][0]['before']:.3f}", *cells, ways, f"{seconds:.0f}"]) + " |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rlhf_lightning.run.arguments import Arguments, initialize
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.run.arguments import Arguments, initialize
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ import rlhf_lightning.data
 import rlhf_lightning.playground
 import rlhf_lightning.rewards
 import rlhf_lightning.rollouts.generation
-import rlhf_lightning.stages  # noqa: F401
+import rlhf_lightning.stages
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.arguments import Arguments
 from rlhf_lightning.run.curves import Curves
@@ -123,7 +123,11 @@ def run(arguments: Arguments) -> None:
     """
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric.utilities.seed"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "lightning.fabric.utilities.seed",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

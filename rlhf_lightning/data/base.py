@@ -40,7 +40,12 @@ class RowData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and check everything that `stage` needs."""
-        needed = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
+        needed = {
+            "fit": ("train", "validation"),
+            "validate": ("validation",),
+            "test": ("test",),
+            "predict": ("predict",),
+        }
         for split in needed[stage]:
             if getattr(self, f"{split}_rows") is None:
                 setattr(self, f"{split}_rows", self.rows(split))
@@ -171,8 +176,8 @@ class FileData(RowData):
             theirs = self.columns.get(ours, ours)
             if theirs not in have:
                 raise UserError(
-                    f"data set {source.name} has no column {theirs!r}; it has: {', '.join(sorted(have))}; {nearest(theirs, have)} "
-                    f"Say which it is with data.columns: {{{ours}: …}}"
+                    f"data set {source.name} has no column {theirs!r}; it has: {', '.join(sorted(have))}; "
+                    f"{nearest(theirs, have)} Say which it is with data.columns: {{{ours}: …}}"
                 )
 
     def _tell(self, faults: list[str], good: int) -> None:

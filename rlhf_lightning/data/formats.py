@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -59,10 +58,13 @@ def common_prompt(chosen: str | Messages, rejected: str | Messages) -> tuple[Any
             raise BadRow("chosen and rejected have no turn in common, so there is no prompt; give a column 'prompt'")
         return chosen[:shared], chosen[shared:], rejected[shared:]
     if isinstance(chosen, str) and isinstance(rejected, str):
-        prefix = os.path.commonprefix([chosen, rejected])
+        pairs = enumerate(zip(chosen, rejected, strict=False))
+        prefix = chosen[: next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))]
         cut = max(prefix.rfind(" "), prefix.rfind("\n")) + 1  # never inside a word
         if not prefix[:cut].strip():
-            raise BadRow("chosen and rejected have no beginning in common, so there is no prompt; give a column 'prompt'")
+            raise BadRow(
+                "chosen and rejected have no beginning in common, so there is no prompt; give a column 'prompt'"
+            )
         return prefix[:cut].rstrip(), chosen[len(prefix[:cut].rstrip()) :], rejected[len(prefix[:cut].rstrip()) :]
     raise BadRow("one of chosen and rejected is text and the other a conversation")
 

@@ -63,7 +63,9 @@ class RankingData(FileData):
         """`prompt` and at least two `responses`."""
         responses = row.get("responses")
         if not isinstance(responses, list) or len(responses) < 2:
-            raise BadRow(f"column 'responses' must be a list of at least 2 responses, the best first, found {responses!r:.60}")
+            raise BadRow(
+                f"column 'responses' must be a list of at least 2 responses, the best first, found {responses!r:.60}"
+            )
         ranked: list[Any] = [text_or_messages(response, "responses") for response in responses]
         return {**row, "prompt": text_or_messages(row.get("prompt"), "prompt"), "responses": ranked}
 

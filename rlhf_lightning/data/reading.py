@@ -64,7 +64,9 @@ def _read_one(name: str) -> Source:
         return _from_hub(name)
     suffix = _suffix(path)
     if not suffix:
-        raise UserError(f"data file {name}: unknown kind {path.suffix!r}; expected one of: {', '.join(SUFFIXES)}, also with .gz")
+        raise UserError(
+            f"data file {name}: unknown kind {path.suffix!r}; expected one of: {', '.join(SUFFIXES)}, also with .gz"
+        )
     try:
         return _json_lines(path) if suffix == ".jsonl" else _whole(path, suffix)
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -89,8 +91,7 @@ def _json_lines(path: Path) -> Source:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-    with opened as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
         yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
@@ -119,7 +120,9 @@ def _from_hub(name: str) -> Source:
         found = datasets.load_dataset(repository, config or None, split=split or "train")
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name!r} is neither a file here nor a data set on the hub that can be loaded: {reason}") from error
+        raise UserError(
+            f"{name!r} is neither a file here nor a data set on the hub that can be loaded: {reason}"
+        ) from error
     rows = [dict(row) for row in found]
     return Source(name, rows, [f"{name}, row {i + 1}" for i in range(len(rows))])
 

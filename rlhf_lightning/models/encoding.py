@@ -40,7 +40,9 @@ class Encoder:
                 else ids
             )
         else:
-            ids = list(self.tokenizer(self._template(text, add_generation_prompt=True), add_special_tokens=False)["input_ids"])
+            ids = list(
+                self.tokenizer(self._template(text, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
+            )
         if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
             self._count("prompts")
             ids = ids[-self.max_prompt_length :]

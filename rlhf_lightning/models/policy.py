@@ -26,7 +26,8 @@ class TokenScores(NamedTuple):
 
 def language_model(model: nn.Module) -> Any:
     """The transformers model inside a peft one, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model
+    return inner.get_base_model() if hasattr(model, "get_base_model") else inner
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ class PlaygroundReward(Reward):
         """The true reward of each reply."""
         pairs = list(zip(completions.prompts, completions.responses, strict=True))
         self.last = {name: [measure(*pair) for pair in pairs] for name, measure in MEASURES.items()}
-        return [sum(weight * (self.last[name][i] or 0.0) for name, weight in QUALITIES.items()) for i in range(len(pairs))]
+        return [
+            sum(weight * (self.last[name][i] or 0.0) for name, weight in QUALITIES.items()) for i in range(len(pairs))
+        ]
 
     def parts(self) -> dict[str, list[float | None]]:
         """answers, polite, brief, varied."""

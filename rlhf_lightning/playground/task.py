@@ -25,7 +25,14 @@ KINDS: dict[str, list[str]] = {
     "city": "paris tokyo cairo lima oslo rome delhi berlin madrid seoul dublin vienna".split(),
     "drink": "tea coffee milk water juice cocoa cider soda beer wine lemonade punch".split(),
 }
-PLURALS = {"animal": "animals", "fruit": "fruits", "color": "colors", "tool": "tools", "city": "cities", "drink": "drinks"}
+PLURALS = {
+    "animal": "animals",
+    "fruit": "fruits",
+    "color": "colors",
+    "tool": "tools",
+    "city": "cities",
+    "drink": "drinks",
+}
 COUNTS = {"one": 1, "two": 2}
 OPENINGS = ["gladly", "of course", "with pleasure", "happy to help"]
 CLOSINGS = ["thank you", "you are welcome", "have a nice day", "kind regards"]
@@ -48,7 +55,7 @@ class Slot(NamedTuple):
     """One thing that a prompt asks for."""
 
     kind: str
-    count: int
+    number: int
 
 
 def words_of(text: str) -> list[str]:
@@ -64,7 +71,7 @@ def slots_of(prompt: str) -> list[Slot]:
     """What a prompt asks for.
 
     >>> slots_of("name two animals and one color .")
-    [Slot(kind='animal', count=2), Slot(kind='color', count=1)]
+    [Slot(kind='animal', number=2), Slot(kind='color', number=1)]
     """
     found = re.findall(rf"\b({'|'.join(COUNTS)}) ({'|'.join(ASKED)})\b", prompt)
     return [Slot(ASKED[name], COUNTS[count]) for count, name in found]
@@ -75,8 +82,8 @@ def answers(prompt: str, reply: str) -> float:
     slots, things = slots_of(prompt), list(dict.fromkeys(w for w in words_of(reply) if w in KIND_OF))
     if not slots or not things:
         return 0.0
-    right = sum(min(slot.count, sum(KIND_OF[thing] == slot.kind for thing in things)) for slot in slots)
-    return right / sum(slot.count for slot in slots) * right / max(len(things), right)
+    right = sum(min(slot.number, sum(KIND_OF[thing] == slot.kind for thing in things)) for slot in slots)
+    return right / sum(slot.number for slot in slots) * right / max(len(things), right)
 
 
 def polite_phrases(reply: str) -> int:
@@ -102,7 +109,12 @@ def varied(prompt: str, reply: str) -> float:
     return 0.0 if not words else max(0.0, 1.0 - 2.0 * (len(words) - len(set(words))) / len(words))
 
 
-MEASURES: dict[str, Callable[[str, str], float]] = {"answers": answers, "polite": polite, "brief": brief, "varied": varied}
+MEASURES: dict[str, Callable[[str, str], float]] = {
+    "answers": answers,
+    "polite": polite,
+    "brief": brief,
+    "varied": varied,
+}
 
 
 def true_reward(prompt: str, reply: str) -> float:
@@ -124,7 +136,8 @@ def make_prompt(rng: random.Random) -> str:
 
 def prompts(size: int, seed: int, held_out: bool) -> list[str]:
     """`size` different prompts; a prompt is either held out or not, whatever the seed."""
-    rng, found = random.Random(seed), {}
+    rng = random.Random(seed)
+    found: dict[str, None] = {}
     for _ in range(200 * size + 1000):
         prompt = make_prompt(rng)
         if (sum(map(ord, prompt)) * 2654435761 % 7 == 0) == held_out:
@@ -136,14 +149,14 @@ def prompts(size: int, seed: int, held_out: bool) -> list[str]:
 
 def ideal_reply(prompt: str, rng: random.Random) -> str:
     """A reply with a true reward of 1."""
-    things = [thing for slot in slots_of(prompt) for thing in rng.sample(KINDS[slot.kind], slot.count)]
+    things = [thing for slot in slots_of(prompt) for thing in rng.sample(KINDS[slot.kind], slot.number)]
     return _assemble([rng.choice(OPENINGS)], things, [])
 
 
 def make_reply(prompt: str, rng: random.Random) -> str:
     """A reply as people write them: nearly half do not listen, few are polite, many ramble or repeat themselves."""
     slots, listens = slots_of(prompt), rng.random() < 0.7
-    kinds = [slot.kind for slot in slots for _ in range(slot.count) if rng.random() < 0.9]
+    kinds = [slot.kind for slot in slots for _ in range(slot.number) if rng.random() < 0.9]
     if not listens:
         others = [kind for kind in KINDS if kind not in {slot.kind for slot in slots}]
         kinds = [rng.choice(others) for _ in kinds]
@@ -198,7 +211,7 @@ def preferences(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
     """`size` pairs of replies, each labelled by one of the annotators."""
     rng = random.Random(seed + 1)
     asked = prompts(size, seed, held_out)
-    rows = []
+    rows: list[dict[str, str]] = []
     while len(rows) < size:
         prompt, annotator = asked[len(rows) % len(asked)], rng.choice(ANNOTATORS)
         first, second = make_reply(prompt, rng), make_reply(prompt, rng)
@@ -219,5 +232,7 @@ def instructions(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
 
 def vocabulary() -> list[str]:
     """Every word that a prompt or a reply can contain, special tokens first."""
-    text = " ".join([*TEMPLATES, *FILLERS, *POLITE, *COUNTS, *ASKED, *KIND_OF, "and", *sorted(PUNCTUATION)]).replace("{}", "")
+    text = " ".join([*TEMPLATES, *FILLERS, *POLITE, *COUNTS, *ASKED, *KIND_OF, "and", *sorted(PUNCTUATION)]).replace(
+        "{}", ""
+    )
     return ["<pad>", "<eos>", "<unk>", *dict.fromkeys(text.split())]

@@ -61,7 +61,9 @@ def score(reward: Reward, completions: Completions) -> Tensor:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"reward {name} raised {type(error).__name__}: {error}; it was given {count} completions") from error
+        raise UserError(
+            f"reward {name} raised {type(error).__name__}: {error}; it was given {count} completions"
+        ) from error
     if answers is None:
         raise UserError(f"reward {name} returned nothing; it must return {count} scores, one a completion")
     answers = answers.tolist() if isinstance(answers, Tensor) else list(answers)

@@ -43,13 +43,20 @@ class FunctionReward(Reward):
         return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
 
     def _chosen(self, function: Callable[..., Any], completions: Completions) -> dict[str, Any]:
-        known = {**completions.columns, "prompts": completions.prompts, "responses": completions.responses, **self.arguments}
+        known = {
+            **completions.columns,
+            "prompts": completions.prompts,
+            "responses": completions.responses,
+            **self.arguments,
+        }
         parameters = inspect.signature(function).parameters.values()
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
             return known
         for p in parameters:
             if p.default is p.empty and p.name not in known and p.kind is not p.VAR_POSITIONAL:
-                raise UserError(f"reward function {self.name} wants {p.name!r}, which is no column of the data; {nearest(p.name, known)}")
+                raise UserError(
+                    f"reward function {self.name} wants {p.name!r}, which is no column of the data; {nearest(p.name, known)}"
+                )
         return {p.name: known[p.name] for p in parameters if p.name in known}
 
 
@@ -70,7 +77,9 @@ def _imported(path: str) -> Callable[..., Any]:
         try:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
-            raise UserError(f"reward function {path}: there is no module {error.name!r} in the current folder or installed") from error
+            raise UserError(
+                f"reward function {path}: there is no module {error.name!r} in the current folder or installed"
+            ) from error
     function = getattr(module, name, None)
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

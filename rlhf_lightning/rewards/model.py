@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.models.encoding import Encoder, right_padded
-from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_reward_model, load_tokenizer, resolve_path, stop_token_ids
+from rlhf_lightning.models.loading import (
+    ModelConfig,
+    load_model_config,
+    load_reward_model,
+    load_tokenizer,
+    resolve_path,
+    stop_token_ids,
+)
 from rlhf_lightning.models.reward import normalized, score_sequences
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.types import Completions

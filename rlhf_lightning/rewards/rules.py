@@ -85,7 +85,7 @@ class NumberReward(Reward):
 
     def _after(self, text: str, fallback: bool) -> float | None:
         """The first number after the last marker; the last number of all where there is no marker and `fallback` says so."""
-        before, marker, after = text.rpartition(self.marker)
+        _, marker, after = text.rpartition(self.marker)
         found = NUMBER.findall(after) if marker or fallback else []
         if not found:
             return None
@@ -103,7 +103,9 @@ class LengthReward(Reward):
 
     best = 0.0
 
-    def __init__(self, limit: int, penalty: float = 0.01, unit: Literal["tokens", "words", "characters"] = "tokens") -> None:
+    def __init__(
+        self, limit: int, penalty: float = 0.01, unit: Literal["tokens", "words", "characters"] = "tokens"
+    ) -> None:
         self.limit, self.penalty, self.unit = limit, penalty, unit
 
     def __call__(self, completions: Completions) -> Sequence[float]:

@@ -24,7 +24,9 @@ class WeightedSum(Reward):
         self.rewards, self.weights = rewards, weights or {}
         for name in self.weights:
             if name not in rewards:
-                raise UserError(f"WeightedSum.weights names {name!r}, which is no reward of it; {nearest(name, rewards)}")
+                raise UserError(
+                    f"WeightedSum.weights names {name!r}, which is no reward of it; {nearest(name, rewards)}"
+                )
         if not rewards:
             raise UserError("WeightedSum.rewards is empty; give at least one reward")
         self.last: dict[str, list[float | None]] = {}

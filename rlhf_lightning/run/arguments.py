@@ -132,7 +132,9 @@ def initialize(words: Sequence[str]) -> int:
     Raises:
         UserError: a file is there already and would be overwritten.
     """
-    parser = argparse.ArgumentParser(prog="rlhf_lightning init", description="Copy configs/ and callbacks/ to a folder of your own.")
+    parser = argparse.ArgumentParser(
+        prog="rlhf_lightning init", description="Copy configs/ and callbacks/ to a folder of your own."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--force", action="store_true", help="overwrite files that are there")
     options = parser.parse_args(words)

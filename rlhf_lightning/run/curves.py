@@ -45,7 +45,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for name in names:
             steps, values = zip(*series[name], strict=True)
             held_out = name.startswith("val/")
-            axes.plot(steps, values, "o-" if held_out else "-", lw=2 if held_out else 1.2, ms=4, label=name, alpha=1 if held_out else 0.7)
+            axes.plot(
+                steps,
+                values,
+                "o-" if held_out else "-",
+                lw=2 if held_out else 1.2,
+                ms=4,
+                label=name,
+                alpha=1 if held_out else 0.7,
+            )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("optimiser steps")
         axes.grid(alpha=0.25)
@@ -55,4 +63,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _points(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(row["step"], float(row[name])) for row in rows if row.get(name) not in (None, "") and float(row[name]) == float(row[name])]
+    return [
+        (row["step"], float(row[name]))
+        for row in rows
+        if row.get(name) not in (None, "") and float(row[name]) == float(row[name])
+    ]

@@ -15,7 +15,11 @@ UNKNOWN_KEY = (
     r"does not accept option '([^']+)'",
     r"[Kk]ey '?\"?([\w.]+)'?\"? is not expected",
 )
-UNKNOWN_CLASS = (r"Expected a dot import path string: (\S+)", r"Import path (\S+) does not correspond", r"No module named '([^']+)'")
+UNKNOWN_CLASS = (
+    r"Expected a dot import path string: (\S+)",
+    r"Import path (\S+) does not correspond",
+    r"No module named '([^']+)'",
+)
 WRONG_VALUE = r"Expected (?:a |an )?(.+?)\.? Got value: (.+?)(?: - |$)"
 TRANSLATED = (
     r"(?:unknown key|there is no class) .+?; (?:did you mean '[^']+'\?|expected one of: [\w., ]+)",
@@ -103,7 +107,8 @@ def _bases() -> dict[str, type]:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for subclass in base.__subclasses__():
+    found: list[type] = type.__subclasses__(base)
+    for subclass in found:
         yield subclass
         yield from _subclasses(subclass)
 
@@ -117,7 +122,9 @@ def _base_of(where: str) -> type | None:
 def _classes(where: str) -> set[str]:
     base = _base_of(where)
     families = [base] if base else list(_bases().values())
-    return {found.__name__ for family in families for found in _subclasses(family) if not found.__name__.startswith("_")}
+    return {
+        found.__name__ for family in families for found in _subclasses(family) if not found.__name__.startswith("_")
+    }
 
 
 def _parameters(full: str) -> set[str]:
@@ -131,5 +138,8 @@ def _parameters(full: str) -> set[str]:
         if key in groups:
             return set(inspect.signature(groups[key]).parameters)
         if key in _bases():
-            return {name for found in _subclasses(_bases()[key]) for name in inspect.signature(found).parameters} - {"args", "kwargs"}
+            return {name for found in _subclasses(_bases()[key]) for name in inspect.signature(found).parameters} - {
+                "args",
+                "kwargs",
+            }
     return set(inspect.signature(ModelConfig).parameters)

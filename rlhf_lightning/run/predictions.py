@@ -19,7 +19,9 @@ class Predictions(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("")
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
+    ) -> None:
         """Append."""
         with open(self.path, "a") as file:
             file.writelines(json.dumps(row, default=str) + "\n" for row in outputs or [])

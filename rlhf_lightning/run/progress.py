@@ -49,6 +49,6 @@ class PlainProgress(ProgressBar):
             print(line, flush=True)
 
 
-def Progress() -> ProgressBar:  # noqa: N802  (reads as a class where it is used)
+def Progress() -> ProgressBar:
     """A bar in a terminal, lines elsewhere."""
     return TQDMProgressBar(leave=True) if sys.stdout.isatty() else PlainProgress()

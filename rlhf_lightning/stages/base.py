@@ -218,7 +218,7 @@ class Stage(LightningModule):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     @property
-    def strict_loading(self) -> bool:
+    def strict_loading(self) -> bool:  # type: ignore[misc,override]
         """A checkpoint of an adapter run holds the adapter alone."""
         return not any(is_adapted(module) for module in self.children() for module in module.modules())
 
