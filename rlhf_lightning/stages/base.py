@@ -55,6 +55,14 @@ class Meter:
         self.sums, self.maxima = {}, {}
         return values
 
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """What was added since the last reading."""
+        return {"sums": dict(self.sums), "maxima": dict(self.maxima)}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Restore it."""
+        self.sums, self.maxima = dict(state["sums"]), dict(state["maxima"])
+
 
 class Stage(LightningModule):
     """A LightningModule on a language model: cheap to construct, checked in `setup`, loaded in `configure_model`."""
@@ -135,9 +143,19 @@ class Stage(LightningModule):
         return loss.loss.float() * (self.accumulate * self.trainer.world_size) / weight
 
     def report(self, values: dict[str, float], shown: Iterable[str] = ()) -> None:
-        """Log numbers that are of all ranks already; `shown` ones stand on the progress bar."""
+        """Log numbers that are of all ranks already, once; `shown` ones stand on the progress bar.
+
+        Lightning would write them again with every step until they change, so the loggers are told directly.
+        """
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
         for name, value in values.items():
-            self.log(name, value, prog_bar=name in shown, on_step=True, on_epoch=False, batch_size=1)
+            self.log(name, value, prog_bar=name in shown, logger=False, on_step=True, on_epoch=False, batch_size=1)
+
+    def report_step(self, shown: Iterable[str]) -> None:
+        """Log what the meter gathered since the last time, every `log_every_n_steps` optimiser steps."""
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.report({**self.meter.read(), "memory/peak": peak_memory()}, shown)
 
     def measure(self, name: str, values: Iterable[float | None]) -> None:
         """Keep one number for each held-out row (None: not known); their mean is logged when validation ends."""
@@ -212,13 +230,18 @@ class Stage(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what an adapter run does not train: it comes from where it came from when the run began."""
+        """Keep what was measured; leave out what an adapter run does not train, which comes from where it came from before."""
+        checkpoint["meter"] = self.meter.state_dict()
         if not self.strict_loading:
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
-    @property
-    def strict_loading(self) -> bool:  # type: ignore[misc,override]
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what was measured."""
+        self.meter.load_state_dict(checkpoint["meter"])
+
+    @property  # type: ignore[misc]
+    def strict_loading(self) -> bool:
         """A checkpoint of an adapter run holds the adapter alone."""
         return not any(is_adapted(module) for module in self.children() for module in module.modules())
 

@@ -81,6 +81,7 @@ class PolicyStage(Stage):
         self.collector: Collector | None = None
         self.loader: RolloutLoader | None = None
         self.skipping, self.step_meter = False, Meter()
+        self.restored_metrics: dict[str, float] = {}
 
     # -- before the first step ---------------------------------------------------------------------------------------
 
@@ -131,6 +132,7 @@ class PolicyStage(Stage):
         self.load_rewards(self.rewards)
         writer = Writer(self.policy, self.generation, self.coder)
         self.collector = Collector(writer, self.reward, self._reference(), self.generation.temperature)
+        self.collector.metrics = self.restored_metrics
 
     def _reference(self) -> Any:
         if self.reward is not None:
@@ -255,16 +257,25 @@ class PolicyStage(Stage):
     # -- what stays --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The memories of the algorithm and of the rewards."""
+        """The memories of the algorithm and of the rewards, and what the rollout at hand measured so far."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["algorithm"] = self.algorithm.state_dict()
         checkpoint["rewards"] = {name: reward.state_dict() for name, reward in self.rewards.items()}
+        checkpoint["rollout_metrics"] = self.collector.metrics if self.collector else {}
+        checkpoint["skipping"] = self.skipping
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
+        super().on_load_checkpoint(checkpoint)
         self.algorithm.load_state_dict(checkpoint["algorithm"])
         for name, reward in self.rewards.items():
             reward.load_state_dict(checkpoint["rewards"][name])
+        self.restored_metrics, self.skipping = checkpoint["rollout_metrics"], checkpoint["skipping"]
+
+    def on_train_start(self) -> None:
+        """Log a rollout that was used up when the checkpoint was written: its row comes after the checkpoint."""
+        if self.loader is not None and self.loader.last_part:
+            self._log_rollout()
 
     def export(self, folder: Path) -> None:
         """The policy (or its adapter), tokenizer and generation config; the critic beside it."""

@@ -19,7 +19,7 @@ from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
 from rlhf_lightning.models.reward import score_sequences, set_normalization
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import Stage, adamw, peak_memory
+from rlhf_lightning.stages.base import Stage, adamw
 from rlhf_lightning.types import LossOutput, PreferenceBatch
 
 
@@ -122,9 +122,7 @@ class RewardStage(Stage):
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
         """Log what the optimiser step measured, over all ranks."""
         if (batch_idx + 1) % self.accumulate == 0:
-            self.report(
-                {**self.meter.read(), "memory/peak": peak_memory()}, shown=("loss/policy", "preference/accuracy")
-            )
+            self.report_step(shown=("loss/policy", "preference/accuracy"))
 
     def validation_step(self, rows: RawRows, index: int) -> None:
         """Loss, and accuracy and calibration of the probability that the better response is better."""

@@ -19,7 +19,7 @@ from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Writer
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import Stage, adamw, peak_memory
+from rlhf_lightning.stages.base import Stage, adamw
 from rlhf_lightning.types import InstructionBatch, LossOutput
 
 
@@ -85,9 +85,7 @@ class SupervisedStage(Stage):
 
     def training_step(self, batch: InstructionBatch, index: int) -> Tensor:
         """Minus the log-probability of every completion token, divided by those of the whole step."""
-        loss = self._loss(batch)
-        self.log("loss/policy", (loss.loss / batch.mask.sum()).detach().float(), prog_bar=True, batch_size=1)
-        return self.divided(loss, batch.weight)
+        return self.divided(self._loss(batch), batch.weight)
 
     def _loss(self, batch: InstructionBatch) -> LossOutput:
         nats = -masked_sum(self.policy(batch).logprobs, batch.mask)  # type: ignore[misc]
@@ -96,7 +94,7 @@ class SupervisedStage(Stage):
     def on_train_batch_end(self, outputs: Any, batch: InstructionBatch, batch_idx: int) -> None:
         """Log what the optimiser step measured, over all ranks."""
         if (batch_idx + 1) % self.accumulate == 0:
-            self.report({**self.meter.read(), "memory/peak": peak_memory()}, shown=("loss/policy",))
+            self.report_step(shown=("loss/policy",))
 
     def on_validation_start(self) -> None:
         """Load the rewards that validation measures."""
