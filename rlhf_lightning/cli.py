@@ -35,7 +35,7 @@ from rlhf_lightning.run.metrics import MetricsFile
 from rlhf_lightning.run.predictions import Predictions
 from rlhf_lightning.run.progress import Progress
 from rlhf_lightning.run.samples import Samples
-from rlhf_lightning.run.summary import FirstValidation, Resume, Summary
+from rlhf_lightning.run.summary import Resume, Summary
 
 for _module in pkgutil.iter_modules(rlhf_lightning.callbacks.__path__):  # so that their short names are known
     importlib.import_module(f"rlhf_lightning.callbacks.{_module.name}")
@@ -107,7 +107,7 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _ours(self, folder: Path, theirs: list[Callback], given: Any) -> list[Callback]:
-        ours: list[Callback] = [FirstValidation(), Resume(), Samples(), Summary(), Curves(), Export(), Predictions()]
+        ours: list[Callback] = [Resume(), Samples(), Summary(), Curves(), Export(), Predictions()]
         if given.get("enable_progress_bar") is not False:
             ours.append(Progress())
         if given.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in theirs):

@@ -15,16 +15,6 @@ from rlhf_lightning.run.metrics import MetricsFile
 SHOWN_REPLIES = 3
 
 
-class FirstValidation(Callback):
-    """Logs the validation before the first step, which Lightning takes for a rehearsal, as that of step 0."""
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log it."""
-        metrics = validation_metrics(trainer)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=0)
-
-
 class Resume(Callback):
     """Takes up `metrics.csv` where the checkpoint was written, so that no row stands there twice."""
 

@@ -193,18 +193,24 @@ class Stage(LightningModule):
         self.held_out, self.validation_samples = {}, []
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean of every held-out number, over all ranks."""
-        for name, numbers in self.held_out.items():
-            known = torch.tensor(numbers, device=self.device)
-            mean = masked_mean(known, ~known.isnan())
+        """Log the mean of every held-out number, over all ranks, also of the validation before the first step."""
+        values = {name: self._mean(numbers) for name, numbers in self.held_out.items()} | self.held_out_metrics()
+        prefix = "test" if self.trainer.testing else "val"
+        for logger in self.loggers:
+            logger.log_metrics({f"{prefix}/{name}": value for name, value in values.items()}, step=self.global_step)
+        for name, value in values.items():
             shown = name in ("reward/mean", "reward/true", "preference/accuracy")
-            self.log(f"{self._prefix}/{name}", mean, prog_bar=shown, batch_size=1)
+            self.log(f"{prefix}/{name}", value, prog_bar=shown, logger=False, batch_size=1)
+
+    def held_out_metrics(self) -> dict[str, float]:
+        """What a stage measures besides means of numbers, over all ranks."""
+        return {}
+
+    def _mean(self, numbers: list[float]) -> float:
+        known = torch.tensor(numbers, device=self.device)
+        return float(masked_mean(known, ~known.isnan()))
 
     on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
-
-    @property
-    def _prefix(self) -> str:
-        return "test" if self.trainer.testing else "val"
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure the gradient before it is clipped."""

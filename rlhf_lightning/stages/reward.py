@@ -144,17 +144,14 @@ class RewardStage(Stage):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        """Log, over all ranks."""
-        super().on_validation_epoch_end()
+    def held_out_metrics(self) -> dict[str, float]:
+        """Accuracy and calibration of the comparisons."""
+        values = {}
         for name, metric in {"accuracy": self.accuracy, "calibration_error": self.calibration}.items():
             if metric.update_called:
-                self.log(
-                    f"{self._prefix}/preference/{name}", metric.compute(), prog_bar=name == "accuracy", batch_size=1
-                )
+                values[f"preference/{name}"] = float(metric.compute())
             metric.reset()
-
-    on_test_epoch_end = on_validation_epoch_end
+        return values
 
     def predict_step(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """The rows with the score of each of their responses."""
