@@ -71,6 +71,11 @@ class Algorithm(ABC):
         """Skip what is left of this rollout; asked after every optimiser step with its metrics, which are of all ranks."""
         return False
 
+    @property
+    def kl_target(self) -> float | None:
+        """Nats per token that the policy is steered to; None where nothing steers it to a number."""
+        return None
+
     def metrics(self) -> dict[str, float]:
         """What to log once a rollout besides the loss; a coefficient that adapts, for instance."""
         return {}
@@ -147,6 +152,11 @@ class PolicyGradient(Algorithm):
     remembers: ClassVar[tuple[str, ...]] = ("kl.coef",)
 
     kl: KLPenalty
+
+    @property
+    def kl_target(self) -> float | None:
+        """That of an adaptive coefficient."""
+        return self.kl.target
 
     def metrics(self) -> dict[str, float]:
         """The coefficient of the KL penalty, where it adapts."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
@@ -194,7 +195,7 @@ class Stage(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean of every held-out number, over all ranks, also of the validation before the first step."""
-        values = {name: self._mean(numbers) for name, numbers in self.held_out.items()} | self.held_out_metrics()
+        values = {name: self.mean(numbers) for name, numbers in self.held_out.items()} | self.held_out_metrics()
         prefix = "test" if self.trainer.testing else "val"
         for logger in self.loggers:
             logger.log_metrics({f"{prefix}/{name}": value for name, value in values.items()}, step=self.global_step)
@@ -206,7 +207,8 @@ class Stage(LightningModule):
         """What a stage measures besides means of numbers, over all ranks."""
         return {}
 
-    def _mean(self, numbers: list[float]) -> float:
+    def mean(self, numbers: list[float]) -> float:
+        """Mean over all ranks of the numbers that are known."""
         known = torch.tensor(numbers, device=self.device)
         return float(masked_mean(known, ~known.isnan()))
 
@@ -234,6 +236,11 @@ class Stage(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
         }
+
+    def on_train_end(self) -> None:
+        """Say how many texts were cut."""
+        for what, count in self.coder.cut.items():
+            say(f"cut to fit: {count} {what}, counted each time they were read")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was measured; leave out what an adapter run does not train, which comes from where it came from before."""
@@ -263,6 +270,12 @@ def _wrapped(original: Callable[[], Any], wrap: Callable[[Any], Any]) -> Callabl
 
     load.original = original  # type: ignore[attr-defined]
     return load
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Print a line, once whatever the number of ranks."""
+    print(line, flush=True)
 
 
 def peak_memory() -> float:

@@ -25,7 +25,7 @@ from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RolloutLoader, RowSource
 from rlhf_lightning.rollouts.recorded import RecordedReference
-from rlhf_lightning.stages.base import Meter, Stage, adamw, peak_memory
+from rlhf_lightning.stages.base import Meter, Stage, adamw, peak_memory, say
 from rlhf_lightning.types import Batch, Completions, LossOutput, Rows
 
 
@@ -235,6 +235,23 @@ class PolicyStage(Stage):
         self.measure("kl/reference", kl_estimate(logprobs, reference)[completions.mask].tolist())
         if self.trainer.global_step == 0 and self.trainer.state.fn == "fit":
             self.measure("reference/gap", [float(reference_gap(logprobs, reference, completions.mask))])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log; the gap between policy and reference is measured once, before the first step."""
+        gap = self.held_out.pop("reference/gap", None)
+        super().on_validation_epoch_end()
+        if gap is not None:
+            self._report_gap(self.mean(gap))
+
+    def _report_gap(self, gap: float) -> None:
+        for logger in self.loggers:
+            logger.log_metrics({"reference/gap": gap}, step=self.global_step)
+        target = self.algorithm.kl_target
+        if target is not None and gap > 0.1 * target:
+            say(
+                f"warning: the reference is {gap:.4f} nats per token away from the policy before the first step, more than a "
+                f"tenth of the KL target {target}; use model.reference: int8 or full, or raise the target"
+            )
 
     def _measure_pairs(self, rows: RawRows) -> None:
         pairs = self.collector.recorded(rows, self.max_length, self.device)  # type: ignore[union-attr]

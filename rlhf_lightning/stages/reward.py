@@ -162,6 +162,7 @@ class RewardStage(Stage):
 
     def on_train_end(self) -> None:
         """Measure mean and deviation of the scores of the training data, if they are to be normalised."""
+        super().on_train_end()
         if not self.calibrate:
             return
         assert self.model is not None
