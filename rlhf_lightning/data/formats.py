@@ -56,6 +56,9 @@ def common_prompt(chosen: str | Messages, rejected: str | Messages) -> tuple[Any
             shared += 1
         if shared == 0:
             raise BadRow("chosen and rejected have no turn in common, so there is no prompt; give a column 'prompt'")
+        for name, turns in (("chosen", chosen[shared:]), ("rejected", rejected[shared:])):
+            if turns[0]["role"] != "assistant":
+                raise BadRow(f"column {name!r} has no answer of the assistant after what both have in common")
         return chosen[:shared], chosen[shared:], rejected[shared:]
     if isinstance(chosen, str) and isinstance(rejected, str):
         pairs = enumerate(zip(chosen, rejected, strict=False))
