@@ -28,14 +28,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(arguments)
     except KeyboardInterrupt:
         return _fault("interrupted", 130)
-    except UserError as error:
-        return _fault(f"error: {' '.join(str(error).split())}", 2)
     except Exception as error:
+        cause = _user_error(error)
+        if cause is not None:
+            return _fault(f"error: {' '.join(str(cause).split())}", 2)
         text = " ".join(str(error).split())[:500]
         return _fault(f"error: {type(error).__name__}: {text} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
     if arguments.folder is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         print(f"run: {arguments.folder}", flush=True)
     return 0
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The fault that a user can mend, also inside what jsonargparse or Lightning made of it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _fault(line: str, status: int) -> int:

@@ -1,0 +1,202 @@
+"""Every bad input gets one clear line on standard error and a non-zero exit, before weights are loaded where that is possible."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_lightning.__main__ import main
+from rlhf_lightning.models import loading
+
+SMALL = ["--model.iterations", "1", "--data.size", "8", "--data.validation_size", "4", "--data.batch_size", "4"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command line that must fail; the one line it says."""
+
+    def run(*words: str, status: int = 2) -> str:
+        assert main(words) == status
+        said = capsys.readouterr().err.strip().splitlines()
+        errors = [line for line in said if line.startswith("error: ")]
+        assert len(errors) == 1, said
+        assert not any("Traceback" in line for line in said)
+        return errors[0]
+
+    return run
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading weights is a failure of the test."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("rlhf_lightning.stages.policy.load_causal_lm", refuse)
+    monkeypatch.setattr("rlhf_lightning.stages.supervised.load_causal_lm", refuse)
+    monkeypatch.setattr("rlhf_lightning.stages.reward.load_reward_model", refuse)
+    assert loading.load_causal_lm is not refuse
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--modle", "x"], ["'modle'", "'model'"]),
+        (["--model.algorithm.epoch", "3"], ["epoch", "did you mean 'epochs'?"]),
+        (["--model.algorithm.kl.coeff", "1"], ["kl.coeff", "coef"]),
+        (["--model.init_args.iteration", "3"], ["iteration", "did you mean 'iterations'?"]),
+        (["--data.batchsize", "3"], ["batchsize", "did you mean 'batch_size'?"]),
+        (["--model.optimizer.lrr", "1"], ["lrr", "did you mean 'lr'?"]),
+        (["--model.algorithm", "PPPO"], ["PPPO", "did you mean 'PPO'?"]),
+        (["--model.reward", "ModelRewad"], ["ModelRewad", "did you mean 'ModelReward'?"]),
+        (["--data", "PlaygroundPromps"], ["PlaygroundPromps", "did you mean 'PlaygroundPrompts'?"]),
+        (["--trainer.callbacks+=EarlyStoping"], ["EarlyStoping", "did you mean 'EarlyStopping'?"]),
+        (["--model.algorithm.epochs", "abc"], ["epochs must be int", "'abc'"]),
+        (["--model.reference", "nf5"], ["reference must be one of", "'nf5'"]),
+        (
+            ["--model.algorithm", "DPO", "--model.algorithm.responses_per_prompt", "1"],
+            ["responses_per_prompt is 1", "at least 2"],
+        ),
+        (
+            ["--model.algorithm", "REINFORCE", "--model.algorithm.responses_per_prompt", "1"],
+            ["leave_one_out", "at least 2"],
+        ),
+        (["--model.algorithm.minibatches", "0"], ["minibatches is 0", "at least 1"]),
+        (["--model.reward", "null"], ["PPO learns from rewards and there is none", "model.reward"]),
+        (["--model.algorithm", "DPO", "--model.reward", "null"], ["no reward", "no pairs", "PreferenceData"]),
+        (["--model.policy.name_or_path", "playground/sftt"], ["playground/sftt", "playground/sft"]),
+        (["--model.generation.max_new_tokens", "400"], ["prompt of row 0", "context of 128", "max_new_tokens 400"]),
+        (["--model.policy.stop_tokens", "[nope]"], ["'nope'", "vocabulary"]),
+        (["--model.reference", "adapter"], ["adapter", "policy.lora"]),
+    ],
+)
+def test_a_config_that_cannot_work(fails: Callable[..., str], words: list[str], expected: list[str]) -> None:
+    line = fails("fit", "--config", "ppo.yaml", *words)
+    assert all(piece in line for piece in expected), line
+
+
+def test_configs_that_cannot_be_read(fails: Callable[..., str]) -> None:
+    assert "did you mean 'ppo.yaml'?" in fails("fit", "--config", "pppo.yaml")
+    Path("broken.yaml").write_text("model:\n  a: [1\n")
+    assert "broken.yaml:3" in fails("fit", "--config", "broken.yaml")
+    Path("list.yaml").write_text("- 1\n")
+    assert "must hold keys" in fails("fit", "--config", "list.yaml")
+    Path("typo.yaml").write_text("model:\n  init_args:\n    algorithm:\n      init_args:\n        epoch: 3\n")
+    assert "did you mean 'epochs'?" in fails("fit", "--config", "ppo.yaml", "--config", "typo.yaml")
+    assert "did you mean 'fit'?" in fails("fitt", "--config", "ppo.yaml")
+
+
+def prompts_config(path: str, **init_args: Any) -> list[str]:
+    Path("data.yaml").write_text(
+        json.dumps({"data": {"class_path": "PromptData", "init_args": {"train": path, **init_args}}})
+    )
+    return ["fit", "--config", "ppo.yaml", "--config", "data.yaml"]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_data_that_cannot_be_used(fails: Callable[..., str]) -> None:
+    assert "data file absent.jsonl is not there" in fails(*prompts_config("absent.jsonl"))
+    Path("rows.jsonl").write_text('{"prompt": "name one fruit ."}\n{"prompt": "name \n')
+    line = fails(*prompts_config("rows.jsonl"))
+    assert "rows.jsonl:2: not JSON" in line
+    assert "on_bad_row: skip" in line
+    Path("rows.jsonl").write_text('{"prompt": "name one fruit ."}\n{"prompt": ""}\n')
+    assert "rows.jsonl:2: column 'prompt' is empty" in fails(*prompts_config("rows.jsonl"))
+    Path("rows.jsonl").write_text('{"prompt": 3}\n')
+    assert "rows.jsonl:1: column 'prompt' must be text or a list of messages, found int" in fails(
+        *prompts_config("rows.jsonl")
+    )
+    Path("rows.jsonl").write_text("")
+    assert "empty" in fails(*prompts_config("rows.jsonl"))
+    Path("rows.jsonl").write_text('{"promt": "name one fruit .", "answer": 1}\n')
+    line = fails(*prompts_config("rows.jsonl"))
+    assert "no column 'prompt'" in line
+    assert "answer, promt" in line
+    assert "did you mean 'promt'?" in line
+    Path("rows.csv").write_text("prompt\n\n")
+    assert "rows.csv" in fails(*prompts_config("rows.csv"))
+    Path("rows.jsonl").write_text(json.dumps({"prompt": "name one fruit . " * 60}) + "\n")
+    line = fails(*prompts_config("rows.jsonl", validation_fraction=0))
+    assert "prompt of row 0 has 240 tokens" in line
+    assert "context of 128" in line
+
+
+REWARDS = """
+import math
+
+def raises(responses):
+    raise KeyError("oops")
+
+def too_few(responses):
+    return [0.0] * (len(responses) - 1)
+
+def not_a_number(responses):
+    return [math.nan] * len(responses)
+
+def nothing(responses):
+    return None
+
+def words(responses):
+    return ["good"] * len(responses)
+
+def wants(responses, solution):
+    return [0.0] * len(responses)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("raises", ["raised KeyError", "oops"]),
+        ("too_few", ["returned 3 scores for 4 completions"]),
+        ("not_a_number", ["returned nan for completion 0", "finite"]),
+        ("nothing", ["returned nothing", "4 scores"]),
+        ("words", ["'good'", "a number or None"]),
+        ("wants", ["'solution'", "no column"]),
+        ("absent", ["no function 'absent'"]),
+    ],
+)
+def test_a_reward_that_misbehaves(fails: Callable[..., str], function: str, expected: list[str]) -> None:
+    Path("my_rewards.py").write_text(REWARDS)
+    line = fails(
+        "fit", "--config", "ppo.yaml", *SMALL, "--model.reward", "FunctionReward", "--model.reward.function", f"my_rewards.py:{function}"
+    )  # fmt: skip
+    assert all(piece in line for piece in expected), line
+
+
+def test_a_tokenizer_without_pad_or_stop_token(fails: Callable[..., str], tokenizer: Any) -> None:
+    for name, missing in (("pad_token", "no pad token"), ("eos_token", "no end-of-sequence token")):
+        tokenizer.save_pretrained(name)
+        path = Path(name) / "tokenizer_config.json"
+        settings = json.loads(path.read_text())
+        settings.pop(name)
+        path.write_text(json.dumps(settings))
+        assert missing in fails("fit", "--config", "ppo.yaml", "--model.policy.tokenizer", name)
+
+
+def test_what_is_written_stays(fails: Callable[..., str]) -> None:
+    folder = Path("mine")
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("step,loss\n1,2\n")
+    fails("fit", "--config", "ppo.yaml", "--model.algorithm.epochs", "x", "--trainer.default_root_dir", "mine")
+    assert (folder / "metrics.csv").read_text() == "step,loss\n1,2\n"
+    Path("configs").mkdir()
+    Path("configs/ppo.yaml").write_text("mine")
+    assert "there already" in fails("init", ".")
+    assert Path("configs/ppo.yaml").read_text() == "mine"
+
+
+def test_a_traceback_only_when_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RLHF_LIGHTNING_DEBUG", "1")
+    assert main(["fit", "--config", "absent.yaml"]) == 2
+    assert "Traceback" in capsys.readouterr().err
