@@ -169,8 +169,9 @@ def wants(responses, solution):
 def test_a_reward_that_misbehaves(fails: Callable[..., str], function: str, expected: list[str]) -> None:
     Path("my_rewards.py").write_text(REWARDS)
     line = fails(
-        "fit", "--config", "ppo.yaml", *SMALL, "--model.reward", "FunctionReward", "--model.reward.function", f"my_rewards.py:{function}"
-    )  # fmt: skip
+        *("fit", "--config", "ppo.yaml", *SMALL),
+        *("--model.reward", "FunctionReward", "--model.reward.function", f"my_rewards.py:{function}"),
+    )
     assert all(piece in line for piece in expected), line
 
 
