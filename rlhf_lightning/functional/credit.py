@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlhf_lightning.functional.masked import masked_moments
+
 
 def last_token(mask: Tensor) -> Tensor:
     """bool [B, T]; True on the last True of each row of `mask` [B, T].
@@ -99,3 +101,14 @@ def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tenso
         worst.append(low)
         differ.append(real)
     return torch.stack(best), torch.stack(worst), torch.tensor(differ, device=scores.device)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """float32 []: 1 - Var(returns - values) / Var(returns) over the tokens under the mask, over all ranks; 1 is a perfect critic.
+
+    >>> import torch
+    >>> float(explained_variance(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool)))
+    1.0
+    """
+    left, total = (masked_moments(x, mask)[1] for x in (returns - values, returns))
+    return 1 - left / total.clamp(min=1e-12)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.credit import explained_variance
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
@@ -168,6 +169,9 @@ class PolicyStage(Stage):
                 responses, values = self.algorithm.responses_per_prompt, self.algorithm.needs_values
                 rollout = self.collector.online(rows, responses, values, generator)
             batch = self.algorithm.prepare(rollout)
+            if batch.values is not None and batch.returns is not None:
+                explained = explained_variance(batch.values, batch.returns, batch.mask)
+                self.collector.metrics["value/explained_variance"] = float(explained)
         self.skipping, self.started = False, time.perf_counter()
         return self._buffer(batch, seed)
 

@@ -1,0 +1,49 @@
+"""Controls that every gain is held against: nothing learned where nothing can be, and one word that swaps the algorithm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from leavings import ROLLOUTS, SMALL, column, equal, metrics, weights
+
+from rlhf_lightning.models.loading import resolve_path
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "DPO"])
+def test_learning_rate_0_changes_nothing(algorithm: str, run: Callable[..., Path]) -> None:
+    still = ["--model.optimizer.lr", "0", "--model.reference", "full", "--model.algorithm", algorithm]
+    folder = run("still", "fit", "--config", "ppo.yaml", *still, *SMALL, *ROLLOUTS)
+    exported = {name: x for name, x in weights(folder / "export").items() if not name.startswith("critic")}
+    assert equal(exported, weights(Path(resolve_path("playground/sft"))))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["val/reward/true"]["before"] > 0
+    assert all(values["before"] == values["after"] for values in summary.values())
+    assert column(folder, "val/kl/reference") == [0.0] * 3
+    assert column(folder, "reference/gap") == [0.0]
+    assert max(column(folder, "optimizer/grad_norm")) > 0  # there was something to learn
+
+    moved = run("moved", "fit", "--config", "ppo.yaml", *still[2:], *SMALL, *ROLLOUTS)
+    assert not equal(weights(moved / "export"), weights(folder / "export"))
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "REINFORCE", "GRPO", "DPO"])
+def test_one_word_swaps_the_algorithm(algorithm: str, run: Callable[..., Path]) -> None:
+    folder = run("out", "fit", "--config", "ppo.yaml", "--model.algorithm", algorithm, *SMALL, *ROLLOUTS)
+    assert len(column(folder, "reward/mean")) == 2
+    assert len(column(folder, "val/reward/true")) == 3
+    logged = set(metrics(folder)[-1])
+    assert ("loss/value" in logged) == (algorithm == "PPO")
+    assert ("preference/accuracy" in logged) == (algorithm == "DPO")
+    assert ("policy/clip_fraction" in logged) == (algorithm in ("PPO", "GRPO"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["PPO", "DPO"])
+def test_a_random_reward_leaves_the_true_one_within_noise(algorithm: str, run: Callable[..., Path]) -> None:
+    words = ["--model.reward", "RandomReward", "--model.algorithm", algorithm, "--model.iterations", "20"]
+    folder = run("noise", "fit", "--config", "ppo.yaml", *words)
+    true = json.loads((folder / "summary.json").read_text())["val/reward/true"]
+    assert abs(true["after"] - true["before"]) < 0.25 * (true["best"] - true["before"])
