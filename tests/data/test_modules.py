@@ -1,0 +1,194 @@
+"""Every format gives the rows that stages read; every fault says where it is."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_lightning.data import FileData, InstructionData, PreferenceData, PromptData, RankingData, RatingData
+from rlhf_lightning.errors import UserError
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    opened = gzip.open(path, "wt") if path.suffix == ".gz" else open(path, "w")  # noqa: SIM115
+    with opened as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+def rows_of(data: FileData, split: str = "train") -> list[dict[str, Any]]:
+    data.setup("fit")
+    return getattr(data, f"{split}_rows")
+
+
+ROWS = [{"question": f"what is {i}?", "answer": str(i)} for i in range(6)]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.csv", "rows.parquet"])
+def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if ".jsonl" in name:
+        lines(path, ROWS)
+    elif name.endswith("json"):
+        path.write_text(json.dumps(ROWS))
+    elif name.endswith("csv"):
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["question", "answer"])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    else:
+        import datasets
+
+        datasets.Dataset.from_list(ROWS).to_parquet(str(path))
+    data = PromptData(train=str(path), columns={"prompt": "question"}, validation_fraction=0)
+    found = sorted((row["prompt"], str(row["answer"])) for row in rows_of(data))
+    assert found == [(row["question"], row["answer"]) for row in ROWS]
+
+
+def test_globs_and_lists_join_their_files(tmp_path: Path) -> None:
+    one, two = (lines(tmp_path / f"{i}.jsonl", [{"prompt": f"prompt {i}"}]) for i in range(2))
+    for given in (str(tmp_path / "*.jsonl"), [one, two]):
+        found = sorted(row["prompt"] for row in rows_of(PromptData(train=given, validation_fraction=0)))
+        assert found == ["prompt 0", "prompt 1"]
+
+
+def test_the_split_is_disjoint_repeatable_and_follows_the_seed(tmp_path: Path) -> None:
+    path = lines(tmp_path / "rows.jsonl", [{"prompt": str(i)} for i in range(40)])
+    first, again, other = (PromptData(train=path, validation_fraction=0.25, seed=seed) for seed in (0, 0, 1))
+    train, held = rows_of(first), rows_of(first, "validation")
+    assert len(train) == 30
+    assert len(held) == 10
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in held}
+    assert rows_of(again) == train
+    assert rows_of(other) != train
+
+
+def test_a_validation_file_is_taken_and_limit_counts(tmp_path: Path) -> None:
+    path, held = (lines(tmp_path / n, [{"prompt": f"{n}{i}"} for i in range(9)]) for n in ("a.jsonl", "b.jsonl"))
+    data = PromptData(train=path, validation=held, limit=4)
+    assert len(rows_of(data)) == 4
+    assert [row["prompt"] for row in rows_of(data, "validation")] == [f"b.jsonl{i}" for i in range(4)]
+
+
+def test_loaders_give_lists_of_rows_in_an_order_that_the_global_seed_decides(tmp_path: Path) -> None:
+    path = lines(tmp_path / "rows.jsonl", [{"prompt": str(i)} for i in range(20)])
+    data = PromptData(train=path, validation_fraction=0, batch_size=8)
+    data.setup("fit")
+    torch.manual_seed(5)
+    first = list(data.train_dataloader())
+    torch.manual_seed(5)
+    assert list(data.train_dataloader()) == first
+    assert [len(batch) for batch in first] == [8, 8]
+    assert all(isinstance(row, dict) for row in first[0])
+
+
+DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant: "
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"chosen": DIALOGUE + "good", "rejected": DIALOGUE + "bad"},
+            (["hi", "hello", "and?"], ["good"], ["bad"]),
+        ),
+        ({"prompt": "say it", "chosen": "yes", "rejected": "no"}, ("say it", "yes", "no")),
+        ({"chosen": "say it: yes please", "rejected": "say it: yes thanks"}, ("say it: yes", " please", " thanks")),
+        (
+            {
+                "chosen": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+                "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+            },
+            (["q"], ["a"], ["b"]),
+        ),
+    ],
+)
+def test_pairs_find_their_prompt(tmp_path: Path, row: dict[str, Any], expected: Any) -> None:
+    found = rows_of(PreferenceData(train=lines(tmp_path / "p.jsonl", [row]), validation_fraction=0))[0]
+
+    def plain(value: Any) -> Any:
+        return value if isinstance(value, str) else [turn["content"] for turn in value]
+
+    assert tuple(plain(found[name]) for name in ("prompt", "chosen", "rejected")) == expected
+
+
+def test_a_prompt_that_is_a_dialogue_ends_before_the_answer(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.jsonl", [{"chosen": DIALOGUE + "good"}])
+    prompt = rows_of(PromptData(train=path, columns={"prompt": "chosen"}, validation_fraction=0))[0]["prompt"]
+    assert [turn["role"] for turn in prompt] == ["user", "assistant", "user"]
+
+
+def test_instructions_as_columns_or_conversation(tmp_path: Path) -> None:
+    path = lines(tmp_path / "i.jsonl", [{"prompt": "q", "completion": "a"}])
+    assert rows_of(InstructionData(train=path, validation_fraction=0))[0]["completion"] == "a"
+    path = lines(tmp_path / "c.jsonl", [{"text": DIALOGUE + "good"}])
+    found = rows_of(InstructionData(train=path, columns={"messages": "text"}, validation_fraction=0))[0]
+    assert [turn["content"] for turn in found["messages"]] == ["hi", "hello", "and?", "good"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        (PromptData, {"prompt": ""}, "column 'prompt' is empty"),
+        (PromptData, {"prompt": 3}, "must be text or a list of messages, found int"),
+        (PromptData, {"prompt": [{"text": "x"}]}, "a message without role and content"),
+        (PreferenceData, {"prompt": "p", "chosen": "a", "rejected": "a"}, "the same"),
+        (PreferenceData, {"chosen": "abc", "rejected": "xyz"}, "no beginning in common"),
+        (
+            PreferenceData,
+            {"prompt": "p", "chosen": "a", "rejected": "b", "margin": "much"},
+            "'margin' must be a number",
+        ),
+        (InstructionData, {"prompt": "p"}, "no column 'completion'"),
+        (RankingData, {"prompt": "p", "responses": ["a"]}, "at least 2 responses"),
+        (RatingData, {"prompt": "p", "response": "a", "rating": "good"}, "'rating' must be a number, found 'good'"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, kind: Any, row: dict[str, Any], expected: str) -> None:
+    path = lines(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: ") as caught:
+        rows_of(kind(train=path, validation_fraction=0))
+    assert expected in str(caught.value)
+
+
+def test_bad_rows_can_be_left_out_and_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = lines(tmp_path / "rows.jsonl", [{"prompt": "a"}, {"prompt": ""}, {"prompt": "b"}])
+    data = PromptData(train=path, on_bad_row="skip", validation_fraction=0)
+    assert len(rows_of(data)) == 2
+    assert data.report == {"bad_rows": 1}
+    said = capsys.readouterr().out
+    assert "left out 1 bad rows and kept 2" in said
+    assert "rows.jsonl:2" in said
+
+
+def test_what_is_no_data_at_all(tmp_path: Path) -> None:
+    (tmp_path / "broken.parquet").write_text("nothing")
+    (tmp_path / "rows.xml").write_text("<a/>")
+    for name, expected in {
+        "broken.parquet": "no good PARQUET",
+        "rows.xml": "unknown kind '.xml'",
+        "brocken.parquet": "did you mean 'broken.parquet'",
+        "*.nothing": "no file matches",
+    }.items():
+        with pytest.raises(UserError, match=expected.replace("*", r"\*").replace("?", r"\?")):
+            rows_of(PromptData(train=str(tmp_path / name)))
+    with pytest.raises(UserError, match=r"data\.train is not set"):
+        rows_of(PromptData())
+
+
+@pytest.mark.skipif(not (REAL / "hh-rlhf").is_dir(), reason="the real data sets are not there")
+def test_real_pairs_become_conversations() -> None:
+    path = str(REAL / "hh-rlhf" / "harmless-pairs.jsonl.gz")
+    data = PreferenceData(train=path, on_bad_row="skip", validation_fraction=0.25)
+    rows = rows_of(data)
+    assert len(rows) + len(rows_of(data, "validation")) + data.report["bad_rows"] == 2000
+    assert all(row["prompt"][-1]["role"] == "user" for row in rows)
+    assert all(row[side][0]["role"] == "assistant" for row in rows for side in ("chosen", "rejected"))
