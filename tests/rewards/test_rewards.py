@@ -183,7 +183,7 @@ def test_scores_that_are_right() -> None:
     ],
 )
 def test_scores_that_are_wrong(answer: Any, expected: str) -> None:
-    with pytest.raises(UserError, match="^reward Says ") as caught:
+    with pytest.raises(UserError, match=r"^reward Says ") as caught:
         score(Says(answer), completions(["a", "b"]))
     assert expected in str(caught.value)
 
