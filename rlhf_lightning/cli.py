@@ -55,6 +55,7 @@ NOISE = (
     ".*lr_scheduler.step.*",
     ".*model that are in eval mode.*",
     ".*in eval mode at the start of training.*",
+    ".*The dirpath has changed from.*",
 )
 
 

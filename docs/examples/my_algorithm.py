@@ -1,20 +1,26 @@
-"""An algorithm: learn from the better half of a rollout alone, as from a data set (rejection sampling fine-tuning)."""
+"""An algorithm: what to do with a rollout, and the loss of a minibatch of it."""
 
 from dataclasses import dataclass
 
 from rlhf_lightning.algorithms import Algorithm
-from rlhf_lightning.types import Batch, LossOutput
+from rlhf_lightning.functional.credit import group_moments
+from rlhf_lightning.functional.masked import masked_sum
+from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 
 @dataclass
-class BetterHalf(Algorithm):
+class MyAlgorithm(Algorithm):
+    """Imitate the responses that are better than the mean of their prompt (in the manner of RAFT, Dong et al. 2023)."""
+
     responses_per_prompt: int = 4
     epochs: int = 1
-    minibatches: int = 2
+    minibatches: int = 1
 
-    def prepare(self, rollout):
-        better = (rollout.rewards > rollout.rewards.median()).float()
-        return Batch.of(rollout, advantages=better[:, None] * rollout.mask)
+    def prepare(self, rollout: Rollout) -> Batch:
+        mean, _ = group_moments(rollout.rewards, rollout.groups, rollout.mask.any(-1))
+        better = rollout.rewards > mean
+        return Batch.of(rollout, advantages=better[:, None] * rollout.mask.float())
 
-    def loss(self, output, batch):
-        return LossOutput(-(batch.advantages * output.logprobs).sum())
+    def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
+        loss = -masked_sum(batch.advantages * output.logprobs, batch.mask)
+        return LossOutput(loss, {"loss/policy": (loss.detach(), self.weight(batch))})

@@ -1,5 +1,5 @@
-"""A reward: one number a response, None for one that cannot be scored. It may ask for any column of the data by name."""
+"""A reward function: a number for each response. Name a column of the data set as a parameter and it is passed too."""
 
 
-def short_and_polite(responses, prompts):
-    return [("thank you" in response) - 0.02 * len(response.split()) for response in responses]
+def polite(responses: list[str]) -> list[float]:
+    return [float("happy" in response) - 0.02 * len(response.split()) for response in responses]

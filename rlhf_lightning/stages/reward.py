@@ -17,7 +17,7 @@ from rlhf_lightning.functional.masked import masked_moments
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
-from rlhf_lightning.models.reward import score_sequences, set_normalization
+from rlhf_lightning.models.reward import normalized, score_sequences, set_normalization
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
 from rlhf_lightning.stages.base import Stage, adamw
 from rlhf_lightning.types import LossOutput, PreferenceBatch
@@ -154,10 +154,11 @@ class RewardStage(Stage):
         return values
 
     def predict_step(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
-        """The rows with the score of each of their responses."""
+        """The rows with the score of each of their responses, normalised as the model says, as `ModelReward` gives it."""
+        assert self.model is not None
         batch = self.encode(rows).to(self.device)
         with self.measuring():
-            scores = iter(self(batch).tolist())
+            scores = iter(normalized(self.model, self(batch)).tolist())
         return [{**row, "scores": [next(scores) for _ in responses_of(row)]} for row in rows]
 
     def on_train_end(self) -> None:

@@ -1,0 +1,54 @@
+"""The three examples of the README: a callback, a reward function and an algorithm of one's own, each one new file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from leavings import ROLLOUTS, SMALL, column, lines
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
+
+
+@pytest.fixture
+def _in_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path or ".").resolve() != ROOT])
+    monkeypatch.delitem(sys.modules, "callbacks", raising=False)
+
+
+@pytest.mark.usefixtures("_in_a_folder_of_ones_own")
+def test_a_callback_a_reward_and_an_algorithm_of_ones_own(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run("out", "fit", "--config", "ppo.yaml", "--config", "extended.yaml", *SMALL, *ROLLOUTS)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("longest reply: ")]
+    assert len(said) == 3
+    samples = [sample for sample in lines(folder / "samples.jsonl") if sample["step"] == 0]
+    assert said[0] == "longest reply: " + max((sample["response"] for sample in samples), key=len)
+    for sample in samples:
+        expected = float("happy" in sample["response"]) - 0.02 * len(sample["response"].split())
+        assert sample["reward"] == pytest.approx(expected, abs=1e-6)
+    assert len(column(folder, "loss/policy")) == 2
+    written = (folder / "config.yaml").read_text()
+    assert "my_algorithm.MyAlgorithm" in written
+    assert "longest_reply.LongestReply" in written
+
+
+@pytest.mark.usefixtures("_in_a_folder_of_ones_own")
+def test_an_algorithm_of_ones_own_takes_options(run: Callable[..., Path]) -> None:
+    words = ["--model.algorithm", "my_algorithm.MyAlgorithm", "--model.algorithm.epochs", "2"]
+    folder = run("out", "fit", "--config", "ppo.yaml", *words, *SMALL, *ROLLOUTS)
+    assert column(folder, "step") == [0, 2, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_in_a_folder_of_ones_own")
+def test_the_examples_learn(run: Callable[..., Path]) -> None:
+    folder = run("out", "fit", "--config", "ppo.yaml", "--config", "extended.yaml", "--model.iterations", "20")
+    before, *_, after = column(folder, "val/reward/mean")
+    assert after > before + 0.2
