@@ -65,13 +65,14 @@ class RowSource:
         return rows_of(batch)
 
     def _advance(self) -> Any:
-        if self._batches is None:
+        if self._batches is not None:
+            batch = next(self._batches, None)
+        else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(hash((self.seed, self.passes)) % 2**63)
                 self._batches = iter(self.loader)
-                for _ in range(self.taken):
-                    next(self._batches, None)
-        batch = next(self._batches, None)
+                for _ in range(self.taken + 1):  # a DataLoader draws its order with the first batch, not with iter()
+                    batch = next(self._batches, None)
         self.taken += batch is not None
         return batch
 

@@ -148,15 +148,23 @@ class Stage(LightningModule):
 
         Lightning would write them again with every step until they change, so the loggers are told directly.
         """
-        for logger in self.loggers:
-            logger.log_metrics(values, step=self.global_step)
+        self.tell_loggers(values)
         for name, value in values.items():
             self.log(name, value, prog_bar=name in shown, logger=False, on_step=True, on_epoch=False, batch_size=1)
 
+    def tell_loggers(self, values: dict[str, float]) -> None:
+        """Log numbers without showing them; also where Lightning's own `log` is not allowed."""
+        for logger in self.loggers if values else []:
+            logger.log_metrics(values, step=self.global_step)
+
     def report_step(self, shown: Iterable[str]) -> None:
         """Log what the meter gathered since the last time, every `log_every_n_steps` optimiser steps."""
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.report({**self.meter.read(), "memory/peak": peak_memory()}, shown)
+        self.report(self._step_metrics(), shown)
+
+    def _step_metrics(self) -> dict[str, float]:
+        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return {}
+        return {**self.meter.read(), "memory/peak": peak_memory()}
 
     def measure(self, name: str, values: Iterable[float | None]) -> None:
         """Keep one number for each held-out row (None: not known); their mean is logged when validation ends."""
@@ -236,6 +244,11 @@ class Stage(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """Log a step that was taken when the checkpoint was written: its row comes after the checkpoint."""
+        if "optimizer/grad_norm" in self.meter.sums:
+            self.tell_loggers(self._step_metrics())
 
     def on_train_end(self) -> None:
         """Say how many texts were cut."""

@@ -202,18 +202,20 @@ class PolicyStage(Stage):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Ask the algorithm whether to stop; log when the rollout is used up."""
+        values = self._end_step()
+        self.report(values, shown=("reward/mean", "kl/reference", "preference/accuracy"))
+
+    def _end_step(self) -> dict[str, float]:
         assert self.loader is not None
         assert self.loader.buffer is not None
-        if self.loader.buffer.cursor % self.accumulate == 0 and not self.skipping:
+        if self.loader.buffer.cursor % self.accumulate == 0 and self.step_meter.sums:
             self.skipping = self.algorithm.stop(self.step_meter.read())
-        if self.loader.last_part:
-            self._log_rollout()
+        return self._rollout_metrics() if self.loader.last_part else {}
 
-    def _log_rollout(self) -> None:
+    def _rollout_metrics(self) -> dict[str, float]:
         assert self.collector is not None
         values = {**self.collector.metrics, **self.algorithm.metrics(), **self.meter.read()}
-        values |= {"time/update": time.perf_counter() - self.started, "memory/peak": peak_memory()}
-        self.report(values, shown=("reward/mean", "kl/reference", "preference/accuracy"))
+        return values | {"time/update": time.perf_counter() - self.started, "memory/peak": peak_memory()}
 
     # -- held-out prompts --------------------------------------------------------------------------------------------
 
@@ -283,7 +285,7 @@ class PolicyStage(Stage):
         checkpoint["algorithm"] = self.algorithm.state_dict()
         checkpoint["rewards"] = {name: reward.state_dict() for name, reward in self.rewards.items()}
         checkpoint["rollout_metrics"] = self.collector.metrics if self.collector else {}
-        checkpoint["skipping"] = self.skipping
+        checkpoint["skipping"], checkpoint["step_meter"] = self.skipping, self.step_meter.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
@@ -292,11 +294,12 @@ class PolicyStage(Stage):
         for name, reward in self.rewards.items():
             reward.load_state_dict(checkpoint["rewards"][name])
         self.restored_metrics, self.skipping = checkpoint["rollout_metrics"], checkpoint["skipping"]
+        self.step_meter.load_state_dict(checkpoint["step_meter"])
 
     def on_train_start(self) -> None:
-        """Log a rollout that was used up when the checkpoint was written: its row comes after the checkpoint."""
-        if self.loader is not None and self.loader.last_part:
-            self._log_rollout()
+        """Do what ends a step, if one was taken when the checkpoint was written and it came before that."""
+        if self.step_meter.sums or (self.loader is not None and self.loader.last_part):
+            self.tell_loggers(self._end_step())
 
     def export(self, folder: Path) -> None:
         """The policy (or its adapter), tokenizer and generation config; the critic beside it."""

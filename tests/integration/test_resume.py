@@ -1,0 +1,76 @@
+"""A run that is stopped anywhere and goes on is bit for bit the run that was not stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from leavings import ROLLOUTS, SMALL, equal, lines, metrics, weights
+
+CHECKPOINTS = """
+trainer:
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {dirpath: %s, filename: '{step}', every_n_train_steps: 1, save_top_k: -1, save_on_train_epoch_end: false}
+"""
+RUNS = {
+    "ppo": (["--config", "ppo.yaml", *ROLLOUTS], 16),
+    "ppo_accumulated": (["--config", "ppo.yaml", *ROLLOUTS, "--trainer.accumulate_grad_batches", "2"], 16),
+    "ppo_two_epochs": (["--config", "ppo.yaml", "--trainer.max_epochs", "2", "--model.iterations", "1"], 16),
+    "ppo_adaptive": (["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.kl.target", "0.05"], 16),
+    "ppo_stopped": (["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.update_kl_limit", "0.01"], 16),
+    "lora": (["--config", "ppo.yaml", "--config", "lora.yaml", *ROLLOUTS], 16),
+    "dpo": (["--config", "dpo.yaml", *ROLLOUTS, "--model.algorithm.epochs", "3"], 3),
+    "dpo_offline": (["--config", "dpo_offline.yaml"], 4),
+    "sft": (["--config", "sft.yaml", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "1"], 4),
+    "reward": (["--config", "reward.yaml", "--trainer.max_epochs", "2", "--trainer.val_check_interval", "0.5"], 4),
+}
+"""A command line, and the step at which a rollout or an epoch of it is used up."""
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(name: str, run: Callable[..., Path]) -> None:
+    words, boundary = RUNS[name]
+    Path("checkpoints.yaml").write_text(CHECKPOINTS % "whole/checkpoints")
+    whole = run("whole", "fit", *words, "--config", "checkpoints.yaml", *SMALL)
+    steps = int(metrics(whole)[-1]["step"])
+    for step in (boundary - 1, boundary, boundary + 1):
+        _goes_on(whole, step, [*words, *SMALL], run)
+    assert steps > boundary + 1
+
+
+def _rows(folder: Path, step: int) -> list[dict[str, str]]:
+    """metrics.csv; a checkpoint written by `every_n_train_steps` precedes its step's validation, which Lightning leaves out."""
+    pending = [{k: v for k, v in row.items() if row["step"] != str(step) or "val/" not in k} for row in metrics(folder)]
+    return [{name: value for name, value in row.items() if value} for row in pending]
+
+
+def _goes_on(whole: Path, step: int, words: list[str], run: Callable[..., Path]) -> None:
+    """Stopped after `step`: its folder as it was then, further rows included that were written before it was killed."""
+    folder = Path(f"stopped-{step}")
+    folder.mkdir()
+    shutil.copyfile(whole / "metrics.csv", folder / "metrics.csv")
+    checkpoint = whole / "checkpoints" / f"step={step}.ckpt"
+    resumed = run(str(folder), "fit", *words, "--ckpt_path", str(checkpoint))
+    assert equal(weights(resumed / "export"), weights(whole / "export")), step
+    assert _rows(resumed, step) == _rows(whole, step), step
+    before = {name: row["before"] for name, row in json.loads((whole / "summary.json").read_text()).items()}
+    assert {n: row["before"] for n, row in json.loads((resumed / "summary.json").read_text()).items()} == before
+
+
+@pytest.mark.parametrize("name", ["dpo", "ppo", "sft"])
+def test_a_run_that_ended_by_max_steps_is_extended_from_its_last_checkpoint(
+    name: str, run: Callable[..., Path]
+) -> None:
+    words, boundary = RUNS[name]
+    whole = run("whole", "fit", *words, *SMALL)
+    run("extended", "fit", *words, *SMALL, "--trainer.max_steps", str(boundary))
+    last = ["--ckpt_path", "extended/checkpoints/last.ckpt"]
+    extended = run("extended", "fit", *words, *SMALL, *last)
+    assert equal(weights(extended / "export"), weights(whole / "export"))
+    assert metrics(extended) == metrics(whole)
+    assert lines(extended / "samples.jsonl") == lines(whole / "samples.jsonl")
+    assert (extended / "summary.json").read_text() == (whole / "summary.json").read_text()
