@@ -1,6 +1,6 @@
 """Every online algorithm on the playground, three seeds each: held-out true reward before and after.
 
-usage: python benchmarks/algorithms.py [--seeds 0 1 2] [--out FOLDER] [--config NAME …]
+usage: python benchmarks/algorithms.py [--seeds 0 1 2] [--runs PPO …] [--out FOLDER]
 
 A run counts as learned when it covers at least a quarter of the way from its start to the best possible.
 """
@@ -33,12 +33,14 @@ def one(words, seed, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--out", type=Path, default=Path("runs/algorithms"))
     options = parser.parse_args()
     header = [f"seed {seed}" for seed in options.seeds]
     print("|".join(["", " run ", " before ", *(f" {name} " for name in header), " way to the best ", " seconds ", ""]))
     print("|".join(["", *["---"] * (len(header) + 4), ""]), flush=True)
-    for name, words in RUNS.items():
+    for name in options.runs:
+        words = RUNS[name]
         results = [one(words, seed, options.out / name.replace(" ", "-") / str(seed)) for seed in options.seeds]
         cells = [f"{true['after']:.3f}" for true, _, _ in results]
         ways = ", ".join(f"{way:.0%}" for _, way, _ in results)
