@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,18 @@ class Samples(Callback):
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        if trainer.state.fn == "fit":
+            _drop_from(folder / "samples.jsonl", trainer.global_step)
         with open(folder / "samples.jsonl", "a") as file:
             for sample in samples:
                 file.write(json.dumps({"step": trainer.global_step, **sample}) + "\n")
+
+
+def _drop_from(path: Path, step: int) -> None:
+    """Take out what a run that was killed wrote after the checkpoint that this one goes on from."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    if len(kept) < len(lines):
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, path)

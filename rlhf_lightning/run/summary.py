@@ -18,25 +18,19 @@ SHOWN_REPLIES = 3
 class Resume(Callback):
     """Takes up `metrics.csv` where the checkpoint was written, so that no row stands there twice and none is lost."""
 
-    def __init__(self) -> None:
-        self.row: dict[str, Any] | None = None
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what was logged of the step that has just been taken; more may follow."""
         rows = [row for logger in trainer.loggers if isinstance(logger, MetricsFile) for row in logger.rows[-1:]]
         checkpoint["metrics_row"] = next((dict(row) for row in rows if row["step"] == trainer.global_step), None)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore it."""
-        self.row = checkpoint.get("metrics_row")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the rows that will be written again."""
+        """Drop the rows that will be written again, before anything is."""
+        row = checkpoint.get("metrics_row")
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile) and trainer.ckpt_path:
-                logger.drop_after(trainer.global_step - 1)
-                if self.row:
-                    logger.log_metrics({n: v for n, v in self.row.items() if n != "step"}, self.row["step"])
+            if isinstance(logger, MetricsFile) and trainer.state.fn == "fit":
+                logger.drop_after(checkpoint["global_step"] - 1)
+                if row:
+                    logger.log_metrics({name: value for name, value in row.items() if name != "step"}, row["step"])
 
 
 class Summary(Callback):

@@ -78,6 +78,7 @@ class Stage(LightningModule):
         self.meter = Meter()
         self.held_out: dict[str, list[float]] = {}
         self.encoder: Encoder | None = None
+        self.loader_state: dict[str, Any] | None = None
         self.started = time.perf_counter()
 
     @property
@@ -110,13 +111,20 @@ class Stage(LightningModule):
                 f"{type(self).__name__} takes its rows from a data module, and there is none: give `data:` in the config"
             )
         for name, wrap in {
-            "train_dataloader": train,
+            "train_dataloader": lambda loader: self._restored(train(loader)),
             "val_dataloader": HeldOut,
             "test_dataloader": HeldOut,
             "predict_dataloader": HeldOut,
         }.items():
             original = getattr(getattr(data, name), "original", getattr(data, name))
             setattr(data, name, _wrapped(original, wrap))
+
+    def _restored(self, loader: Any) -> Any:
+        """Continue where the checkpoint says, also at the end of an epoch, where Lightning 2.6 drops a loader's state."""
+        if self.loader_state is not None:
+            loader.load_state_dict(self.loader_state)
+            self.loader_state = None
+        return loader
 
     def rows_to_check(self) -> list[tuple[str, Any]]:
         """The data module's rows, where it shows them, with a name for messages."""
@@ -265,6 +273,8 @@ class Stage(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what was measured."""
         self.meter.load_state_dict(checkpoint["meter"])
+        loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
+        self.loader_state = loaders[0]
 
     @property  # type: ignore[misc]
     def strict_loading(self) -> bool:
