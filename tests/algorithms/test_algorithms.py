@@ -1,0 +1,284 @@
+"""Every algorithm against its definition: exact gradients by enumeration, credit by hand, every option felt."""
+
+from __future__ import annotations
+
+import itertools
+from copy import deepcopy
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rlhf_lightning.algorithms
+from rlhf_lightning.algorithms.base import Algorithm, KLPenalty
+from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.types import Batch, PolicyOutput, Rollout
+
+ALGORITHMS: list[Any] = [PPO, REINFORCE, GRPO, DPO]
+
+
+def rollout(rows: int = 8, width: int = 5, group: int = 4, seed: int = 0) -> Rollout:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, width + 1, (rows,), generator=generator)
+    mask = torch.arange(width)[None] < lengths[:, None]
+    logprobs = -torch.rand(rows, width, generator=generator) * mask
+    return Rollout(
+        tokens=torch.zeros(rows, 2 + width, dtype=torch.long),
+        prompt_mask=torch.ones(rows, 2, dtype=torch.bool),
+        mask=mask,
+        groups=torch.arange(rows) // group,
+        truncated=lengths == width,
+        logprobs=logprobs,
+        reference_logprobs=(logprobs + 0.3 * torch.randn(rows, width, generator=generator)) * mask,
+        rewards=torch.randn(rows, generator=generator),
+        values=torch.randn(rows, width, generator=generator) * mask,
+    )
+
+
+def output_for(batch: Batch, seed: int = 1) -> PolicyOutput:
+    generator = torch.Generator().manual_seed(seed)
+    drift = 0.4 * torch.randn(batch.logprobs.shape, generator=generator)
+    noise = torch.rand(batch.logprobs.shape, generator=generator)
+    assert batch.values is not None
+    return PolicyOutput((batch.logprobs + drift) * batch.mask, noise * batch.mask, (batch.values + drift) * batch.mask)
+
+
+def loss_of(algorithm: Algorithm, data: Rollout | None = None) -> float:
+    """The loss of the third rollout, so that warm-ups, averages and adaptive coefficients have had their say."""
+    for seed in (5, 6):
+        algorithm.prepare(rollout(seed=seed))
+    batch = algorithm.prepare(data or rollout())
+    return float(algorithm.loss(output_for(batch), batch).loss / algorithm.weight(batch))
+
+
+OPTIONS: list[tuple[Any, dict[str, Any]]] = [
+    (PPO, {"gamma": 0.9}),
+    (PPO, {"gae_lambda": 0.5}),
+    (PPO, {"clip_range": 0.05}),
+    (PPO, {"clip_range_high": 0.6}),
+    (PPO, {"dual_clip": 1.1}),
+    (PPO, {"value_clip_range": None}),
+    (PPO, {"value_coef": 0.7}),
+    (PPO, {"entropy_coef": 0.1}),
+    (PPO, {"whiten_advantages": False}),
+    (PPO, {"kl": KLPenalty(coef=0.5)}),
+    (PPO, {"kl": KLPenalty(estimator="k3")}),
+    (PPO, {"kl": KLPenalty(placement="loss", estimator="k2")}),
+    (PPO, {"kl": KLPenalty(target=0.01, gain=3.0)}),
+    (PPO, {"kl": KLPenalty(target=9.0, gain=3.0)}),
+    (PPO, {"truncation_penalty": 1.0}),
+    (PPO, {"critic_warmup": 5}),
+    (REINFORCE, {"baseline": "none"}),
+    (REINFORCE, {"baseline": "moving"}),
+    (REINFORCE, {"baseline": "batch"}),
+    (REINFORCE, {"kl": KLPenalty(coef=0.5)}),
+    (GRPO, {"clip_range": 0.05}),
+    (GRPO, {"clip_range_high": 0.6}),
+    (GRPO, {"aggregation": "token"}),
+    (GRPO, {"aggregation": "dr_grpo", "max_response_length": 16}),
+    (GRPO, {"kl": KLPenalty(coef=0.5, placement="loss", estimator="k3")}),
+    (GRPO, {"kl": KLPenalty(coef=0.04, placement="loss", estimator="k3", ratio_weighted=True)}),
+    (DPO, {"beta": 0.5}),
+    (DPO, {"loss_type": "ipo"}),
+    (DPO, {"loss_type": "ipo_length_normalized"}),
+    (DPO, {"label_smoothing": 0.2}),
+]
+
+
+@pytest.mark.parametrize(("kind", "option"), OPTIONS)
+def test_every_option_is_felt(kind: Any, option: dict[str, Any]) -> None:
+    assert loss_of(kind(**deepcopy(option))) != pytest.approx(loss_of(kind()), rel=1e-6)
+
+
+def test_no_option_is_forgotten() -> None:
+    loop = {"responses_per_prompt", "epochs", "minibatches", "update_kl_limit", "moving_decay", "max_response_length"}
+    for kind in ALGORITHMS:
+        felt = {name for other, option in OPTIONS if other is kind for name in option}
+        assert {item.name for item in fields(kind)} - loop <= felt
+
+
+def test_the_two_options_with_tests_of_their_own() -> None:
+    moving = [loss_of(REINFORCE(baseline="moving", moving_decay=decay)) for decay in (0.9, 0.1)]
+    assert moving[0] != moving[1]
+    lengths = [loss_of(GRPO(aggregation="dr_grpo", max_response_length=length)) for length in (8, 16)]
+    kl = GRPO().kl
+    assert kl.coef == 0.04
+    assert lengths[0] == pytest.approx(2 * lengths[1])
+    assert PPO(update_kl_limit=0.1).stop({"kl/update": 0.2})
+    assert not PPO(update_kl_limit=0.1).stop({"kl/update": 0.05})
+    assert not PPO().stop({"kl/update": 9.0})
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "expected"),
+    [
+        (PPO, {"epochs": 0}, "PPO.epochs is 0"),
+        (GRPO, {"responses_per_prompt": 1}, "needs at least 2"),
+        (GRPO, {"aggregation": "dr_grpo"}, "max_response_length"),
+        (DPO, {"beta": 0.0}, "DPO.beta is 0.0"),
+        (DPO, {"label_smoothing": 0.5}, "below 0.5"),
+        (REINFORCE, {"responses_per_prompt": 1}, "leave_one_out"),
+        (REINFORCE, {"moving_decay": 1.0}, "below 1"),
+        (KLPenalty, {"coef": -1.0}, "negative"),
+        (KLPenalty, {"target": 0.0}, "positive"),
+        (KLPenalty, {"placement": "loss"}, "expected gradient of zero"),
+    ],
+)
+def test_values_that_cannot_work(kind: Any, option: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        kind(**option)
+
+
+# -- the exact policy gradient ---------------------------------------------------------------------------------------
+
+VOCABULARY, LENGTH = 4, 3
+
+
+def enumerated() -> tuple[Tensor, Tensor, Tensor]:
+    """Every response of three tokens, logits that depend on what stands before, and a score for each."""
+    torch.manual_seed(3)
+    responses = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))
+    logits = torch.randn(1 + VOCABULARY + VOCABULARY**2, VOCABULARY, dtype=torch.float64, requires_grad=True)
+    return responses, logits, torch.randn(len(responses), dtype=torch.float64)
+
+
+def logprobs_of(logits: Tensor, responses: Tensor) -> Tensor:
+    states = torch.stack(
+        [torch.zeros(len(responses)).long(), 1 + responses[:, 0], 5 + 4 * responses[:, 0] + responses[:, 1]], 1
+    )
+    return logits.log_softmax(-1)[states].gather(-1, responses[..., None]).squeeze(-1)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [REINFORCE(baseline="none", kl=KLPenalty(coef=0.0)), PPO(whiten_advantages=False, gae_lambda=1.0)]
+)
+def test_the_gradient_is_the_exact_policy_gradient(algorithm: Any) -> None:
+    responses, logits, scores = enumerated()
+    if isinstance(algorithm, PPO):
+        algorithm = replace(algorithm, kl=KLPenalty(coef=0.0), value_coef=0.0)
+    logprobs = logprobs_of(logits, responses)
+    probabilities = logprobs.sum(-1).exp()
+    (wanted,) = torch.autograd.grad(-(probabilities * scores).sum(), logits, retain_graph=True)
+    mask = torch.ones(responses.shape, dtype=torch.bool)
+    values = torch.full(responses.shape, 0.3, dtype=torch.float64)  # any baseline leaves the expectation alone
+    data = Rollout(
+        responses,
+        mask,
+        mask,
+        torch.arange(len(responses)),
+        ~mask[:, 0],
+        logprobs.detach(),
+        logprobs.detach(),
+        scores,
+        values,
+    )
+    found = torch.zeros_like(logits)
+    batch = algorithm.prepare(data)
+    for row in range(len(responses)):  # each response weighs as often as it is drawn
+        one = batch.rows(torch.tensor([row]))
+        output = PolicyOutput(logprobs[row : row + 1], None, values[row : row + 1])
+        (gradient,) = torch.autograd.grad(algorithm.loss(output, one).loss, logits, retain_graph=True)
+        found += probabilities[row].detach() * gradient
+    torch.testing.assert_close(found, wanted)
+
+
+# -- credit ----------------------------------------------------------------------------------------------------------
+
+
+def test_grpo_by_hand() -> None:
+    data = replace(rollout(4, group=4), rewards=torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    advantages = GRPO().prepare(data).advantages
+    assert advantages is not None
+    mean, deviation = 3.0, (14 / 3) ** 0.5
+    torch.testing.assert_close(advantages[:, 0], (data.rewards - mean) / (deviation + 1e-4))
+    equal = GRPO().prepare(replace(data, rewards=torch.ones(4))).advantages
+    assert equal is not None
+    assert not equal.any()
+
+
+def test_grpo_aggregations_by_hand() -> None:
+    batch = GRPO().prepare(rollout())
+    output = PolicyOutput(batch.logprobs)
+    assert batch.advantages is not None
+    policy = torch.where(batch.mask, -batch.advantages, torch.zeros(()))
+    lengths = batch.mask.sum(-1)
+    none = KLPenalty(coef=0.0)
+    for aggregation, expected in {
+        "sequence": (policy.sum(-1) / lengths).mean(),
+        "token": policy.sum() / lengths.sum(),
+        "dr_grpo": policy.sum() / (len(batch) * 10),
+    }.items():
+        algorithm = GRPO(aggregation=aggregation, max_response_length=10, kl=none)  # type: ignore[arg-type]
+        found = algorithm.loss(output, batch).loss / algorithm.weight(batch)
+        assert float(found) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_dpo_pairs_best_with_worst_and_ties_weigh_nothing() -> None:
+    data = replace(rollout(8, group=4), rewards=torch.tensor([0.0, 3.0, 1.0, 2.0, 5.0, 5.0, 5.0, 5.0]))
+    batch = DPO(responses_per_prompt=4).prepare(data)
+    assert len(batch) == len(data)
+    assert batch.rewards[:2].tolist() == [3.0, 0.0]
+    assert batch.mask[:2].any(-1).all()
+    assert not batch.mask[2:].any()
+    assert float(DPO().weight(batch)) == 1.0
+    found = DPO(beta=0.3).loss(output_for(batch), batch)
+    drift = ((output_for(batch).logprobs - batch.reference_logprobs) * batch.mask).sum(-1)
+    assert float(found.loss) == pytest.approx(
+        -float(torch.nn.functional.logsigmoid(0.3 * (drift[0] - drift[1]))), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS)
+def test_an_unscored_response_teaches_nothing(kind: Any) -> None:
+    data = rollout(8, group=4)
+    data.mask[2] = False
+    other = replace(data, rewards=data.rewards.clone().index_fill_(0, torch.tensor([2]), 99.0))
+    losses = []
+    for one in (data, other):
+        algorithm = kind()
+        batch = algorithm.prepare(one)
+        losses.append(float(algorithm.loss(output_for(batch), batch).loss))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS)
+def test_loss_and_weight_add_up_over_any_cut(kind: Any) -> None:
+    algorithm = kind()
+    batch = algorithm.prepare(rollout(8, group=2))
+    output = output_for(batch)
+    parts, weight = torch.zeros((), dtype=torch.float64), 0.0
+    for rows in torch.arange(8).split(2):
+        part = batch.rows(rows)
+        said = PolicyOutput(*(getattr(output, name)[rows] for name in ("logprobs", "entropy", "values")))
+        parts += algorithm.loss(said, part).loss
+        weight += float(algorithm.weight(part))
+    assert float(parts) == pytest.approx(float(algorithm.loss(output, batch).loss), rel=1e-6)
+    assert weight == float(algorithm.weight(batch))
+
+
+def test_the_adaptive_coefficient_and_what_is_remembered() -> None:
+    algorithm = PPO(kl=KLPenalty(coef=0.1, target=1e-6))
+    algorithm.prepare(replace(rollout(), reference_logprobs=rollout().logprobs - 0.5 * rollout().mask))
+    assert algorithm.kl.coef == pytest.approx(0.1 * (1 + 0.1 * 0.2))
+    assert algorithm.metrics() == {"kl/coef": algorithm.kl.coef}
+    restored = PPO(kl=KLPenalty(coef=0.1, target=1e-6))
+    restored.load_state_dict(algorithm.state_dict())
+    assert restored.state_dict() == algorithm.state_dict() == {"kl.coef": algorithm.kl.coef, "rollouts": 1}
+    average = REINFORCE(baseline="moving")
+    average.prepare(rollout())
+    assert average.state_dict()["average"] is not None
+
+
+def test_an_algorithm_is_one_file_under_a_hundred_lines() -> None:
+    folder = Path(rlhf_lightning.algorithms.__file__).parent
+    files = [path for path in folder.glob("*.py") if path.name not in ("__init__.py", "base.py")]
+    assert len(files) >= 4
+    for path in files:
+        assert len(path.read_text().splitlines()) < 100, path

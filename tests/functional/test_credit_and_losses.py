@@ -1,0 +1,153 @@
+"""Credit and losses against sums written out, numbers worked by hand, and an independent implementation's fixture."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rlhf_lightning.functional.credit import (
+    best_and_worst,
+    gae,
+    group_moments,
+    last_token,
+    leave_one_out,
+    token_rewards,
+)
+from rlhf_lightning.functional.kl import kl_estimate
+from rlhf_lightning.functional.losses import (
+    bradley_terry_loss,
+    clipped_policy_loss,
+    clipped_value_loss,
+    preference_loss,
+)
+from rlhf_lightning.functional.masked import masked_mean, masked_moments, row_mean, whiten
+
+LOGPROBS = torch.tensor([[-1.0, -2.0, -0.5, 0.0], [-0.3, -0.7, -1.1, -0.2]])
+REFERENCE = torch.tensor([[-1.2, -1.5, -0.6, 0.0], [-0.4, -0.6, -1.0, -0.9]])
+VALUES = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.0, -0.1, 0.2, 0.5]])
+MASK = torch.tensor([[True, True, True, False], [True, True, True, True]])
+SCORES = torch.tensor([1.0, -0.5])
+
+
+def fixture_rewards() -> torch.Tensor:
+    return token_rewards(SCORES, 0.05 * kl_estimate(LOGPROBS, REFERENCE), MASK)
+
+
+def test_rewards_of_the_fixture() -> None:
+    # row 2 is TRL 1.12's; in row 1 the score stands on the third token, the last that the policy chose
+    expected = [[-0.01, 0.025, -0.005 + 1.0, 0.0], [-0.005, 0.005, 0.005, -0.535]]
+    torch.testing.assert_close(fixture_rewards(), torch.tensor(expected))
+
+
+def test_advantages_of_the_fixture() -> None:
+    advantages, returns = gae(fixture_rewards(), VALUES, MASK, 1.0, 0.95)
+    third = 0.995 - 0.3  # nothing follows
+    second = 0.025 + 0.3 - 0.2 + 0.95 * third
+    first = -0.01 + 0.2 - 0.1 + 0.95 * second
+    expected = torch.tensor([[first, second, third, 0.0], [-0.427371, -0.339338, -0.678250, -1.035]])
+    torch.testing.assert_close(advantages, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(returns, torch.where(MASK, expected + VALUES, torch.zeros(())), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (0.99, 1.0), (1.0, 0.0)])
+def test_gae_is_the_double_sum_of_its_definition(gamma: float, lam: float) -> None:
+    torch.manual_seed(0)
+    rewards, values = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    lengths = torch.tensor([7, 1, 4, 6, 2])
+    mask = torch.arange(7)[None] < lengths[:, None]
+    advantages, _ = gae(rewards, values, mask, gamma, lam)
+    for row, length in enumerate(lengths.tolist()):
+        value = [*values[row, :length].tolist(), 0.0]
+        delta = [float(rewards[row, t]) + gamma * value[t + 1] - value[t] for t in range(length)]
+        for t in range(length):
+            expected = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, length))
+            assert float(advantages[row, t]) == pytest.approx(expected)
+        assert not advantages[row, length:].any()
+
+
+def test_whitening_counts_the_mask_alone() -> None:
+    x = torch.tensor([[1.0, 2.0, 1e6], [4.0, 1e6, 1e6]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    kept = torch.tensor([1.0, 2.0, 4.0])
+    expected = (kept - kept.mean()) / kept.std()
+    torch.testing.assert_close(whiten(x, mask)[mask], expected)
+    assert not whiten(x, mask)[~mask].any()
+    mean, variance = masked_moments(x, mask)
+    assert float(mean) == pytest.approx(float(kept.mean()))
+    assert float(variance) == pytest.approx(float(kept.var()))
+
+
+def test_nothing_off_the_mask_is_seen() -> None:
+    x, mask = torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True])
+    assert float(masked_mean(x, mask)) == 2.0
+    assert row_mean(x[None], mask[None]).tolist() == [2.0]
+    assert float(masked_mean(x, torch.zeros_like(mask))) == 0.0
+
+
+def test_groups() -> None:
+    returns, groups = torch.tensor([1.0, 5.0, 2.0, 7.0, 9.0]), torch.tensor([4, 8, 4, 8, 6])
+    everyone = torch.ones(5, dtype=torch.bool)
+    assert leave_one_out(returns, groups, everyone).tolist() == [2.0, 7.0, 1.0, 5.0, 9.0]
+    mean, deviation = group_moments(returns, groups, everyone)
+    assert mean.tolist() == [1.5, 6.0, 1.5, 6.0, 9.0]
+    expected = [0.5**0.5, 2.0**0.5, 0.5**0.5, 2.0**0.5, 0.0]
+    torch.testing.assert_close(deviation, torch.tensor(expected))
+    without = torch.tensor([True, True, False, True, True])
+    assert leave_one_out(returns, groups, without)[0] == 1.0  # alone, so it counts for nothing
+
+
+def test_best_and_worst_with_ties_and_unscored_rows() -> None:
+    scores = torch.tensor([1.0, 3.0, 2.0, 5.0, 5.0, 5.0, 9.0, 1.0, 0.0])
+    groups = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    valid = torch.tensor([True] * 6 + [False, True, True])
+    best, worst, differ = best_and_worst(scores, groups, valid)
+    assert best.tolist()[0] == 1
+    assert worst.tolist()[0] == 0
+    assert (best[2], worst[2]) == (7, 8)
+    assert differ.tolist() == [True, False, True]
+    assert best[1] != worst[1]
+
+
+def test_the_last_token_of_each_row() -> None:
+    assert last_token(MASK).nonzero().tolist() == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [(1.5, 1.0, -1.2), (0.5, 1.0, -0.5), (1.5, -1.0, 1.5), (0.5, -1.0, 0.8), (1.1, 2.0, -2.2)],
+)
+def test_the_clip_is_pessimistic_on_both_sides(ratio: float, advantage: float, expected: float) -> None:
+    assert float(clipped_policy_loss(torch.tensor(ratio), torch.tensor(advantage), 0.2)) == pytest.approx(expected)
+
+
+def test_the_upper_and_the_dual_clip() -> None:
+    assert float(clipped_policy_loss(torch.tensor(1.5), torch.tensor(1.0), 0.2, 0.28)) == pytest.approx(-1.28)
+    assert float(clipped_policy_loss(torch.tensor(9.0), torch.tensor(-1.0), 0.2, None, 3.0)) == pytest.approx(3.0)
+    assert float(clipped_policy_loss(torch.tensor(9.0), torch.tensor(1.0), 0.2, None, 3.0)) == pytest.approx(-1.2)
+
+
+def test_the_value_loss_takes_the_worse_of_the_two() -> None:
+    old, returns = torch.tensor(0.0), torch.tensor(1.0)
+    assert float(clipped_value_loss(torch.tensor(0.9), old, returns, 0.2)) == pytest.approx(0.5 * 0.8**2)
+    assert float(clipped_value_loss(torch.tensor(0.9), old, returns, None)) == pytest.approx(0.5 * 0.1**2)
+
+
+def test_preference_losses_by_hand() -> None:
+    chosen, rejected = torch.tensor([1.0]), torch.tensor([-1.0])
+    lengths = torch.tensor([2]), torch.tensor([4])
+
+    def loss(kind: str, smoothing: float = 0.0) -> float:
+        return float(preference_loss(chosen, rejected, *lengths, 0.5, kind, smoothing))  # type: ignore[arg-type]
+
+    right, wrong = math.log(1 + math.exp(-1.0)), math.log(1 + math.exp(1.0))
+    assert loss("sigmoid") == pytest.approx(right)
+    assert loss("sigmoid", 0.1) == pytest.approx(0.9 * right + 0.1 * wrong)
+    assert loss("ipo") == pytest.approx((2.0 - 1.0) ** 2)
+    assert loss("ipo_length_normalized") == pytest.approx((0.5 + 0.25 - 1.0) ** 2)
+
+
+def test_bradley_terry_with_margin_and_centring() -> None:
+    found = bradley_terry_loss(torch.tensor(2.0), torch.tensor(0.5), torch.tensor(0.5), 0.1)
+    assert float(found) == pytest.approx(math.log(1 + math.exp(-1.0)) + 0.1 * 2.5**2)
