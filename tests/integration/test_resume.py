@@ -16,13 +16,14 @@ trainer:
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {dirpath: %s, filename: '{step}', every_n_train_steps: 1, save_top_k: -1, save_on_train_epoch_end: false}
 """
+PPO = ["--config", "ppo.yaml", "--model.algorithm.epochs", "2", "--model.algorithm.minibatches", "2"]
 RUNS = {
-    "ppo": (["--config", "ppo.yaml", *ROLLOUTS], 16),
-    "ppo_accumulated": (["--config", "ppo.yaml", *ROLLOUTS, "--trainer.accumulate_grad_batches", "2"], 16),
-    "ppo_two_epochs": (["--config", "ppo.yaml", "--trainer.max_epochs", "2", "--model.iterations", "1"], 16),
-    "ppo_adaptive": (["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.kl.target", "0.05"], 16),
-    "ppo_stopped": (["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.update_kl_limit", "0.01"], 16),
-    "lora": (["--config", "ppo.yaml", "--config", "lora.yaml", *ROLLOUTS], 16),
+    "ppo": ([*PPO, *ROLLOUTS], 4),
+    "ppo_accumulated": ([*PPO, *ROLLOUTS, "--trainer.accumulate_grad_batches", "2"], 4),
+    "ppo_two_epochs": ([*PPO, "--trainer.max_epochs", "2", "--model.iterations", "1"], 4),
+    "ppo_adaptive": ([*PPO, *ROLLOUTS, "--model.algorithm.kl.target", "0.05"], 4),
+    "ppo_stopped": ([*PPO, *ROLLOUTS, "--model.algorithm.update_kl_limit", "0.01"], 4),
+    "lora": ([*PPO, "--config", "lora.yaml", *ROLLOUTS], 4),
     "dpo": (["--config", "dpo.yaml", *ROLLOUTS, "--model.algorithm.epochs", "3"], 3),
     "dpo_offline": (["--config", "dpo_offline.yaml"], 4),
     "sft": (["--config", "sft.yaml", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "1"], 4),
