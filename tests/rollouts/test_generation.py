@@ -1,0 +1,110 @@
+"""The built-in sampler against transformers: the same greedy tokens, the same distribution, the same log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.policy import token_scores
+from rlhf_lightning.rollouts.generation import Sampler, TransformersGenerate, draw
+from rlhf_lightning.types import Rows
+
+STOPS = [2, 40, 41, 42, 43, 44, 45]
+
+
+@pytest.fixture(params=["llama", "qwen2", "gpt2", "gpt_neox"])
+def model(request: pytest.FixtureRequest, tiny_model_folder: Callable[[str], str]) -> Any:
+    return load_causal_lm(ModelConfig(name_or_path=tiny_model_folder(request.param)))
+
+
+@pytest.fixture
+def prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three prompts of 6, 3 and 5 tokens, left padded."""
+    mask = torch.arange(6)[None] >= torch.tensor([0, 3, 1])[:, None]
+    tokens = torch.randint(3, 280, (3, 6), generator=torch.Generator().manual_seed(0))
+    return tokens.masked_fill(~mask, 0), mask
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("pad", [0, 2])  # 2 is a stop token too
+def test_greedy_is_what_transformers_writes(model: Any, prompts: Any, pad: int) -> None:
+    ours = Sampler(10).write(model, *prompts, 1, STOPS, pad, seeded(), 0.0)
+    theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, pad, seeded(), 0.0)
+    assert torch.equal(ours.tokens, theirs.tokens)
+    assert torch.equal(ours.mask, theirs.mask)
+
+
+def test_log_probabilities_agree_three_ways(model: Any, prompts: Any) -> None:
+    tokens, prompt_mask = prompts
+    written = Sampler(10, temperature=0.7).write(model, tokens, prompt_mask, 3, STOPS, 2, seeded())
+    index = torch.arange(3).repeat_interleave(3)
+    rows = Rows(torch.cat([tokens[index], written.tokens], 1), prompt_mask[index], written.mask, index, index.bool())
+    assert len(set(written.mask.sum(-1).tolist())) > 1  # rows finish at different times
+    recomputed = token_scores(model, rows, 0.7).logprobs
+    torch.testing.assert_close(written.logprobs, recomputed, atol=1e-5, rtol=0)
+    for row in range(len(rows)):  # by transformers alone, without padding
+        ids = torch.cat([tokens[index[row]][prompt_mask[index[row]]], written.tokens[row][written.mask[row]]])[None]
+        logprobs = (model(ids).logits / 0.7).log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
+        length = int(written.mask[row].sum())
+        torch.testing.assert_close(logprobs[-length:], recomputed[row, :length], atol=1e-5, rtol=0)
+
+
+def test_responses_end_at_the_first_stop_token(model: Any, prompts: Any) -> None:
+    written = Sampler(12).write(model, *prompts, 8, STOPS, 0, seeded())
+    stops = torch.isin(written.tokens, torch.tensor(STOPS)) & written.mask
+    assert stops.any()
+    assert bool((stops.sum(-1) <= 1).all())
+    for row in torch.nonzero(stops.any(-1)).flatten():
+        assert stops[row].nonzero().item() == written.mask[row].sum() - 1
+    assert not written.tokens[~written.mask].any()
+
+
+def test_a_seed_repeats_and_a_row_does_not_depend_on_the_others(
+    prompts: Any, tiny_model_folder: Callable[[str], str]
+) -> None:
+    model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("llama")))
+    first, again, other = (Sampler(8).write(model, *prompts, 2, [2], 0, seeded(seed)) for seed in (4, 4, 5))
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.tokens, other.tokens)
+
+
+def test_the_distribution_is_that_of_transformers() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, None, 4
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(20)
+    prompt, mask, count = torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool), 4000
+    seen = []
+    for sampler in (Sampler(2), TransformersGenerate(2)):
+        written = sampler.write(model, prompt, mask, count, [4], 0, seeded())
+        seen.append(torch.bincount(written.tokens[:, 0] * 5 + written.tokens[:, 1], minlength=25).double() / count)
+    first = (model(prompt).logits[0, -1].double()).softmax(-1)
+    drawn = [part.view(5, 5).sum(1) for part in seen]
+    for part in drawn:
+        assert float((part - first).detach().abs().max()) < 4 * (0.25 / count) ** 0.5
+    assert float((seen[0] - seen[1]).abs().max()) < 4 * (0.5 / count) ** 0.5
+
+
+def test_draw_inverts_the_cumulative_distribution() -> None:
+    logits = torch.tensor([[0.2, 0.3, 0.5]]).log().repeat(4, 1)
+    chosen, logprobs = draw(logits, 1.0, torch.tensor([0.0, 0.199, 0.21, 0.9999]))
+    assert chosen.tolist() == [0, 0, 1, 2]
+    torch.testing.assert_close(logprobs.exp(), torch.tensor([0.2, 0.2, 0.3, 0.5]))
+    assert draw(logits, 0.0, torch.zeros(4))[0].tolist() == [2] * 4
+
+
+def test_lengths_and_temperatures_that_cannot_be() -> None:
+    for option, expected in (({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "positive")):
+        with pytest.raises(UserError, match=expected):
+            Sampler(**option)  # type: ignore[arg-type]
