@@ -21,7 +21,7 @@ from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_tokenizer, stop_token_ids
 from rlhf_lightning.rewards.base import Reward, score
-from rlhf_lightning.rollouts.loader import HeldOut
+from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
 from rlhf_lightning.types import Completions, LossOutput
 
 
@@ -131,6 +131,17 @@ class Stage(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         named = [("train", getattr(data, "train_rows", None)), ("validation", getattr(data, "validation_rows", None))]
         return [(f"{name} data", rows) for name, rows in named if rows is not None]
+
+    def all_rows(self, size: int = 16) -> Iterator[RawRows]:
+        """Every row of training and validation once, `size` at a time; from the loaders of a data module that hides its rows."""
+        shown = self.rows_to_check()
+        for _, rows in shown:
+            yield from (
+                [rows[i] for i in range(start, min(start + size, len(rows)))] for start in range(0, len(rows), size)
+            )
+        for name in () if shown else ("train_dataloader", "val_dataloader"):
+            loader = getattr(self.trainer.datamodule, name).original()  # type: ignore[attr-defined]
+            yield from (rows_of(batch) for batch in loader or ())
 
     @property
     def accumulate(self) -> int:

@@ -27,7 +27,7 @@ from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RolloutLoader, RowSource
 from rlhf_lightning.rollouts.recorded import RecordedReference
 from rlhf_lightning.stages.base import Meter, Stage, adamw, peak_memory, say
-from rlhf_lightning.types import Batch, Completions, LossOutput, Rows
+from rlhf_lightning.types import Batch, Completions, LossOutput
 
 
 class PolicyStage(Stage):
@@ -140,13 +140,11 @@ class PolicyStage(Stage):
             return build_reference(self.reference_kind, self.config, self.policy.model, self.device)  # type: ignore[union-attr]
         fresh = Policy(load_causal_lm(self.config)).to(self.device) if self.trainer.ckpt_path else self.policy
         recorded = RecordedReference(Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors")
+        assert fresh is not None
         with self.measuring():
-            for _, rows in self.rows_to_check():
-                recorded.fill(fresh, (self._encoded(rows, i).to(self.device) for i in range(0, len(rows), 16)))  # type: ignore[arg-type]
+            encoded = (encode_pairs(self.coder, rows, self.max_length) for rows in self.all_rows())
+            recorded.fill(fresh, (rows.to(self.device) for rows in encoded))
         return recorded
-
-    def _encoded(self, rows: Any, start: int) -> Rows:
-        return encode_pairs(self.coder, [rows[i] for i in range(start, min(start + 16, len(rows)))], self.max_length)
 
     # -- rollouts ----------------------------------------------------------------------------------------------------
 

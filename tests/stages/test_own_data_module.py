@@ -1,0 +1,68 @@
+"""A LightningDataModule that knows nothing of this library, through Lightning's own Python interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader
+
+from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.rewards import LengthReward
+from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.stages import PolicyStage
+
+PAIRS = [
+    {"prompt": f"say {word}", "chosen": word, "rejected": "no " + word} for word in ("dog", "cat", "hello", "thanks")
+]
+
+
+class Plain(LightningDataModule):
+    def __init__(self, rows: list[Any]) -> None:
+        super().__init__()
+        self.data: Any = rows
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=2, shuffle=True, collate_fn=list)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=2, collate_fn=list)
+
+
+def fitted(folder: str, data: Any, root: Path, **options: Any) -> tuple[Trainer, PolicyStage]:
+    stage = PolicyStage(ModelConfig(name_or_path=folder), generation=Sampler(6), **options)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=root,
+    )  # fmt: skip
+    trainer.fit(stage, datamodule=data)
+    return trainer, stage
+
+
+def test_plain_prompts(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:
+    data = Plain(["say dog", "say cat", "please", "thank you"])
+    algorithm = REINFORCE(responses_per_prompt=2, minibatches=2)
+    trainer, stage = fitted(
+        tiny_model_folder("llama"), data, tmp_path, algorithm=algorithm, reward=LengthReward(2), reference="full"
+    )
+    assert trainer.global_step == 4  # two batches of prompts, two optimiser steps each
+    assert len(stage.validation_samples) == 4
+    assert torch.isfinite(trainer.callback_metrics["val/reward/mean"])
+
+
+def test_pairs_in_batches(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:
+    trainer, _ = fitted(tiny_model_folder("gpt2"), Plain(PAIRS), tmp_path, algorithm=DPO())
+    assert trainer.global_step == 2
+    assert 0 <= float(trainer.callback_metrics["val/preference/accuracy"]) <= 1
+
+
+def test_no_data_module_is_said_so(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:
+    with pytest.raises(UserError, match="takes its rows from a data module"):
+        fitted(tiny_model_folder("llama"), None, tmp_path, algorithm=DPO(), reward=LengthReward(2))
