@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning.errors import UserError, nearest
 
@@ -199,5 +199,6 @@ def one_line(error: Exception) -> str:
 
 
 @functools.cache
+@rank_zero_only
 def _say_remote_code(path: str) -> None:
-    rank_zero_info(f"trust_remote_code is on: Python code that comes with {path} may be run")
+    print(f"trust_remote_code is on: Python code that comes with {path} may be run", flush=True)

@@ -259,15 +259,8 @@ def test_chat_template(tiny_model_folder: Folder, tmp_path: Path) -> None:
         load_tokenizer(dataclasses.replace(config, chat_template="chatm"))
 
 
-def test_remote_code_is_said(
-    tiny_model_folder: Folder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import logging
-
-    for name in ("lightning.pytorch", "lightning"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-    with caplog.at_level("INFO"):
-        load_tokenizer(ModelConfig(tiny_model_folder("gpt2")))
-        assert "remote" not in caplog.text
-        load_tokenizer(ModelConfig(tiny_model_folder("gpt2"), trust_remote_code=True))
-    assert "trust_remote_code is on" in caplog.text
+def test_remote_code_is_said(tiny_model_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    load_tokenizer(ModelConfig(tiny_model_folder("gpt2")))
+    assert "remote" not in capsys.readouterr().out
+    load_tokenizer(ModelConfig(tiny_model_folder("gpt2"), trust_remote_code=True))
+    assert "trust_remote_code is on" in capsys.readouterr().out
