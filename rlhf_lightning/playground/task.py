@@ -154,7 +154,7 @@ def ideal_reply(prompt: str, rng: random.Random) -> str:
 
 
 def make_reply(prompt: str, rng: random.Random) -> str:
-    """A reply as people write them: nearly half do not listen, few are polite, many ramble or repeat themselves."""
+    """A reply as people write them: three in ten do not listen, few are polite, many ramble or repeat themselves."""
     slots, listens = slots_of(prompt), rng.random() < 0.7
     kinds = [slot.kind for slot in slots for _ in range(slot.number) if rng.random() < 0.9]
     if not listens:
