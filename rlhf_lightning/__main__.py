@@ -7,36 +7,70 @@ import sys
 from collections.abc import Sequence
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.arguments import Arguments, initialize
+from rlhf_lightning.run.arguments import FOLDER_OF_RUN, Arguments
+from rlhf_lightning.run.initialize import initialize
+
+HELP = """usage: rlhf_lightning {fit,validate,test,predict} --config NAME [--config NAME ...] [--KEY VALUE ...]
+       rlhf_lightning init DIR [--force]
+
+fit        train: supervised, a reward model, or a policy, as the config says
+validate   measure on the validation data
+test       measure on the test data
+predict    write completions as JSON lines
+init       lay down configs/ and callbacks/ for you to own
+
+A config is looked for as given, then in ./configs, then in the package; later ones overlay earlier ones.
+`rlhf_lightning fit --help` lists every key, `rlhf_lightning fit --config ppo.yaml --print_config` shows a whole config."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 when it is done, 2 for something that the user can mend, 1 for anything else, 130 when interrupted.
+        0 when it is done, 2 for something that the user can mend, 1 for anything else, 130 when interrupted,
+        143 when terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words[:1] == ["init"]:
-            return initialize(words[1:])
-        arguments = Arguments.of(words)
-        if arguments.folder is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            print(f"run: {arguments.folder}", flush=True)
-        from rlhf_lightning.cli import run
-
-        run(arguments)
+        if words[:1] in (["-h"], ["--help"]):
+            print(HELP)
+        elif words[:1] == ["init"]:
+            initialize(words[1:])
+        else:
+            _run(Arguments.of(words))
     except KeyboardInterrupt:
         return _fault("interrupted", 130)
+    except SystemExit as end:
+        return _ended(end)
     except Exception as error:
         cause = _user_error(error)
         if cause is not None:
             return _fault(f"error: {' '.join(str(cause).split())}", 2)
         text = " ".join(str(error).split())[:500]
         return _fault(f"error: {type(error).__name__}: {text} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
-    if arguments.folder is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        print(f"run: {arguments.folder}", flush=True)
     return 0
+
+
+def _run(arguments: Arguments) -> None:
+    """A run between the two lines that name its folder."""
+    named = arguments.folder is not None and int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if named:
+        os.environ[FOLDER_OF_RUN] = str(arguments.folder)
+        print(f"run: {arguments.folder}", flush=True)
+    from rlhf_lightning.cli import run
+
+    run(arguments)
+    if named:
+        print(f"run: {arguments.folder}", flush=True)
+
+
+def _ended(end: SystemExit) -> int:
+    """The status of a run that Lightning ended: it leaves with 1 after an interruption and with none after SIGTERM."""
+    if isinstance(end.__context__, KeyboardInterrupt):
+        return _fault("interrupted", 130)
+    if type(end).__name__ == "SIGTERMException":
+        return _fault("terminated", 143)
+    return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

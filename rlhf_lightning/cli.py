@@ -18,6 +18,7 @@ os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import rlhf_lightning.algorithms
 import rlhf_lightning.callbacks
@@ -60,7 +61,10 @@ NOISE = (
 
 
 class Parser(LightningArgumentParser):
-    """Errors are raised, not printed."""
+    """Errors are raised, not printed; a key is written out, for what looks like an abbreviation is a typing error."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Turn jsonargparse's report into one line.
@@ -81,6 +85,15 @@ class RunConfig(SaveConfigCallback):
             config["ckpt_path"] = None
         super().__init__(parser, config, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
 
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
+        """Training waits until its set-up has found no fault, for the folder may hold an earlier run."""
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        """Write it now."""
+        super().setup(trainer, pl_module, "fit")
+
     def save_config(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Write it, unless this run goes on from one that has it."""
         path = Path(trainer.default_root_dir) / "config.yaml"
@@ -96,16 +109,23 @@ class CLI(LightningCLI):
         """Optimizer and scheduler belong to the stage; nothing is added."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """A trainer with our logger beside the user's, and with our callbacks unless the user has one of the kind."""
+        """A trainer with our logger beside the user's, and with our callbacks unless the user has one of the kind.
+
+        Raises:
+            UserError: Lightning does not take its options.
+        """
         given = self._get(self.config_init, "trainer", default={})
         folder = Path(given["default_root_dir"])
         loggers = given.get("logger")
         theirs = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]
-        kwargs["logger"] = [MetricsFile(folder), *theirs] if loggers is not False else [MetricsFile(folder)]
+        kwargs["logger"] = [MetricsFile(folder, keep=self.subcommand != "fit"), *theirs]
         callbacks = given.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         kwargs["callbacks"] = [*callbacks, *self._ours(folder, callbacks, given)]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
 
     def _ours(self, folder: Path, theirs: list[Callback], given: Any) -> list[Callback]:
         ours: list[Callback] = [Resume(), Samples(), Summary(), Curves(), Export(), Predictions()]

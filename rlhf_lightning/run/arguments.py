@@ -1,9 +1,8 @@
-"""The command line before anything heavy is imported: where configs are, where the run's folder is, and `init`."""
+"""The command line before anything heavy is imported: where configs are, and where the run's folder is."""
 
 from __future__ import annotations
 
-import argparse
-import shutil
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,10 @@ from rlhf_lightning.errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+NO_FILES = ("last", "best", "hpc", "registry")
+"""What Lightning takes for a checkpoint besides a path."""
+FOLDER_OF_RUN = "RLHF_LIGHTNING_RUN_FOLDER"
+"""How the first process of a run tells those that it starts where the run writes: their clocks would say something else."""
 
 
 def shipped(name: str) -> Path:
@@ -36,14 +39,17 @@ class Arguments:
         """Find the configs and the folder of a command line.
 
         Raises:
-            UserError: an unknown subcommand, or a config that is missing or no YAML.
+            UserError: an unknown subcommand, a config that is missing or no YAML, or a checkpoint that is missing.
         """
         helps = not words or any(word in ("-h", "--help") or word.startswith("--print_config") for word in words)
-        if words and not words[0].startswith("-") and words[0] not in SUBCOMMANDS:
-            raise UserError(f"there is no subcommand {words[0]!r}; {nearest(words[0], (*SUBCOMMANDS, 'init'))}")
+        first = words[0] if words else ""
+        if first not in SUBCOMMANDS:
+            fault = f"there is no subcommand {first!r}" if first[:1] not in ("", "-") else "the subcommand comes first"
+            raise UserError(f"{fault}; {nearest(first, (*SUBCOMMANDS, 'init'))}")
         found, configs = _with_configs(list(words))
-        if helps or words[0] not in SUBCOMMANDS:
+        if helps:
             return cls(found, None)
+        _check_checkpoint(_value(found, "--ckpt_path") or _last(configs, "ckpt_path"))
         folder = _folder(found, configs)
         given = any(word.split("=")[0] == "--trainer.default_root_dir" for word in found)
         return cls(found if given else [*found, f"--trainer.default_root_dir={folder}"], folder)
@@ -85,21 +91,44 @@ def find_config(name: str) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path} is not UTF-8 text (byte {error.start})") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"config {path}{line} is no YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(content, dict):
         raise UserError(f"config {path} must hold keys such as model: and data:, found {type(content).__name__}")
+    if not isinstance(content.get("trainer") or {}, dict):
+        raise UserError(f"config {path}: trainer must hold keys such as max_epochs:, found {content['trainer']!r}")
     return content
+
+
+def _last(configs: list[Path], *keys: str) -> str | None:
+    """What the configs say for a key, later ones over earlier ones."""
+    said: str | None = None
+    for config in configs:
+        content: Any = _load(config)
+        for key in keys:
+            content = (content or {}).get(key)
+        said = content or said
+    return said
+
+
+def _check_checkpoint(name: str | None) -> None:
+    if name is None or name.startswith(NO_FILES) or "://" in name or Path(name).exists():
+        return
+    beside = [path.name for path in Path(name).parent.glob("*.ckpt")]
+    hint = nearest(Path(name).name, beside) if beside else "give the path of a .ckpt file, or `last`"
+    raise UserError(f"checkpoint {name} is not there; {hint}")
 
 
 def _folder(words: list[str], configs: list[Path]) -> Path:
     """Where the run writes: as given, the folder of the checkpoint it goes on from, or a new one."""
-    given = _value(words, "--trainer.default_root_dir")
-    for config in configs:
-        given = given or (_load(config).get("trainer") or {}).get("default_root_dir")
+    given = _value(words, "--trainer.default_root_dir") or _last(configs, "trainer", "default_root_dir")
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        given = os.environ.get(FOLDER_OF_RUN) or given
     if given:
         return Path(given)
     runs = Path("runs") / (configs[0].stem if configs else words[0])
@@ -124,31 +153,3 @@ def _value(words: list[str], flag: str) -> str | None:
         if name == flag:
             return value if equals else words[index + 1] if index + 1 < len(words) else None
     return None
-
-
-def initialize(words: Sequence[str]) -> int:
-    """`init DIR`: lay down configs/ and callbacks/ for a user to own.
-
-    Raises:
-        UserError: a file is there already and would be overwritten.
-    """
-    parser = argparse.ArgumentParser(
-        prog="rlhf_lightning init", description="Copy configs/ and callbacks/ to a folder of your own."
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--force", action="store_true", help="overwrite files that are there")
-    options = parser.parse_args(words)
-    copies = {
-        path: options.folder / name / path.name
-        for name, pattern in (("configs", "*.yaml"), ("callbacks", "*.py"))
-        for path in sorted(shipped(name).glob(pattern))
-        if path.name != "__init__.py"
-    }
-    there = [str(target) for target in copies.values() if target.exists()]
-    if there and not options.force:
-        raise UserError(f"{there[0]} is there already ({len(there)} such files); choose another folder, or add --force")
-    for path, target in copies.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-        print(target)
-    return 0

@@ -18,11 +18,15 @@ UNKNOWN_KEY = (
 UNKNOWN_CLASS = (
     r"Expected a dot import path string: (\S+)",
     r"Import path (\S+) does not correspond",
-    r"No module named '([^']+)'",
 )
+IMPORT_FAULT = (
+    r"Problem with given class_path '([^']+)': (No module named '([^']+)'|module '\S+' has no attribute '\w+')"
+)
+WRONG_UNION = r"Subtypes: \[(.*?)\] Errors: .*?Given value: (.+?)(?: - |$)"
 WRONG_VALUE = r"Expected (?:a |an )?(.+?)\.? Got value: (.+?)(?: - |$)"
 TRANSLATED = (
-    r"(?:unknown key|there is no class) .+?; (?:did you mean '[^']+'\?|expected one of: [\w., ]+)",
+    r"(?:unknown key|there is no class) .+?; (?:did you mean '[^']+'\?|expected one of: [\w.]+(?:, [\w.]+)*)",
+    r"class_path '[^']+' of \S+ cannot be imported: No module named '[^']+'",
     r"\S+ must be .+?, found ('[^']*'|\"[^\"]*\")",
     r"\S+ is required and not given",
 )
@@ -35,8 +39,9 @@ def readable(parser: Any, message: str) -> str:
     text = " ".join(line.strip() for line in message.splitlines() if line.strip())
     where = ".".join(dict.fromkeys(re.findall(r"Parser key \"([^\"]+)\"", text)))
     for pattern in TRANSLATED:
-        if found := re.search(pattern, text):
-            return f"{found.group(0)} (in {where})" if where else found.group(0)
+        if found := re.search(rf"({pattern})(?: \(in ([\w.]+)\))?", text):
+            path = ".".join(part for part in (where, found.groups()[-1]) if part)
+            return f"{found.group(1)} (in {path})" if path else found.group(1)
     for pattern in UNKNOWN_KEY:
         if found := re.search(pattern, text):
             return _unknown_key(parser, where, found.group(1))
@@ -44,22 +49,44 @@ def readable(parser: Any, message: str) -> str:
         return f"{where or 'an option'} must be {_type(found.group(1))}, found {found.group(2)!r}"
     if found := re.search(REQUIRED, text):
         return f"{'.'.join(x for x in (where, *found.groups()) if x)} is required and not given"
+    return _no_class(where, text) or text[:400]
+
+
+def _no_class(where: str, text: str) -> str | None:
+    """The fault of a value for which a class was tried, where that is what the key wants."""
+    if found := re.search(IMPORT_FAULT, text):
+        path, fault, module = found.groups()
+        if module and not f"{path}.".startswith(f"{module}."):
+            return f"class_path {path!r} of {where or 'this key'} cannot be imported: {fault}"
+        return _unknown_class(where, path)
+    if _base_of(where) is None and (found := re.search(WRONG_UNION, text)):
+        kinds = re.sub(r", (?![^\[]*\])", " or ", _type(found.group(1))).replace("NoneType", "null")
+        return f"{where or 'an option'} must be {kinds}, found {found.group(2)!r}"
     for pattern in UNKNOWN_CLASS:
         if found := re.search(pattern, text):
-            name = found.group(1).strip(".,")
-            return f"there is no class {name!r} for {where or 'this key'}; {nearest(name, _classes(where))}"
-    return text[:400]
+            return _unknown_class(where, found.group(1).strip(".,"))
+    return None
+
+
+def _unknown_class(where: str, name: str) -> str:
+    return f"there is no class {name!r} for {where or 'this key'}; {nearest(name.split('.')[-1], _classes(where))}"
 
 
 def _unknown_key(parser: Any, where: str, name: str) -> str:
     full, leaf = f"{where}.{name}" if where else name, name.split(".")[-1]
     if where or name.startswith(("model.", "data.")):
-        return f"unknown key {full!r}; {nearest(leaf, _parameters(full))}"
+        return f"unknown key {full!r}; {_nearest_key(leaf, _parameters(full))}"
     known = _options(parser)
     tops = {option.split(".")[0] for option in known}
     if name.split(".")[0] not in tops:
-        return f"unknown key {full!r}; {nearest(name.split('.')[0], tops)}"
-    return f"unknown key {full!r}; {nearest(name, known)}"
+        return f"unknown key {full!r}; {_nearest_key(name.split('.')[0], tops)}"
+    return f"unknown key {full!r}; {_nearest_key(name, known)}"
+
+
+def _nearest_key(name: str, known: set[str]) -> str:
+    """A key that is cut short is nearest to the shortest that it begins."""
+    begun = [key for key in known if key.startswith(name)]
+    return f"did you mean '{min(begun, key=len)}'?" if begun else nearest(name, known)
 
 
 def _options(parser: Any) -> set[str]:

@@ -12,13 +12,16 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class MetricsFile(Logger):
-    """Appends to `<folder>/metrics.csv`; a new column rewrites the file whole, a resumed run first drops what it will repeat."""
+    """Appends to `<folder>/metrics.csv`; a new column rewrites the file whole, a resumed run first drops what it will repeat.
 
-    def __init__(self, folder: Path) -> None:
+    With `keep`, what the file holds stays: measuring a model again must not cost the history of its training.
+    """
+
+    def __init__(self, folder: Path, keep: bool = False) -> None:
         super().__init__()
         self.folder, self.path = Path(folder), Path(folder) / "metrics.csv"
         self.columns: list[str] = []
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = self._read() if keep else []
 
     name = "metrics"
     version = ""
@@ -53,13 +56,15 @@ class MetricsFile(Logger):
 
     def drop_after(self, step: int) -> None:
         """Take up the file of the run that this one continues, up to a step."""
+        if self.path.is_file():
+            self.rows = [row for row in self._read() if row["step"] <= step]
+            self._rewrite()
+
+    def _read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
-            return
+            return []
         with open(self.path, newline="") as file:
-            self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        for row in self.rows:
-            row["step"] = int(row["step"])
-        self._rewrite()
+            return [{**row, "step": int(row["step"])} for row in csv.DictReader(file)]
 
     def _rewrite(self) -> None:
         names = dict.fromkeys(name for row in self.rows for name in row)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rlhf_lightning.run.samples import json_line
 
 
 class Predictions(Callback):
@@ -24,7 +25,7 @@ class Predictions(Callback):
     ) -> None:
         """Append."""
         with open(self.path, "a") as file:
-            file.writelines(json.dumps(row, default=str) + "\n" for row in outputs or [])
+            file.writelines(json_line(row) for row in outputs or [])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where they are."""

@@ -24,7 +24,13 @@ class Samples(Callback):
             _drop_from(folder / "samples.jsonl", trainer.global_step)
         with open(folder / "samples.jsonl", "a") as file:
             for sample in samples:
-                file.write(json.dumps({"step": trainer.global_step, **sample}) + "\n")
+                file.write(json_line({"step": trainer.global_step, **sample}))
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row as a line that any JSON reader takes: a number that is not known is null."""
+    known = {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
+    return json.dumps(known, default=str) + "\n"
 
 
 def _drop_from(path: Path, step: int) -> None:

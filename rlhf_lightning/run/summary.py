@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rlhf_lightning.run.metrics import MetricsFile
@@ -55,7 +56,8 @@ class Summary(Callback):
             return
         best = getattr(pl_module, "best", {})
         summary = {
-            name: {"before": self.before.get(name), "after": value, **({"best": best[name]} if name in best else {})}
+            name: {"before": _known(self.before.get(name)), "after": _known(value)}
+            | ({"best": best[name]} if name in best else {})
             for name, value in self.after.items()
         }
         folder = Path(trainer.default_root_dir)
@@ -70,8 +72,8 @@ class Summary(Callback):
             table.add_row(name, *(_number(row.get(key)) for key in ("before", "after", "best")))
         console.print(table)
         for first, last in zip(self.first, self.last, strict=False):
-            console.print(f"[bold]{_escaped(_said(first['prompt']))}[/bold]")
-            console.print(f"  before: {_escaped(first['response'])}\n  after:  {_escaped(last['response'])}")
+            console.print(f"[bold]{escape(_said(first['prompt']))}[/bold]")
+            console.print(f"  before: {escape(first['response'])}\n  after:  {escape(last['response'])}")
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured before the first step."""
@@ -87,13 +89,13 @@ def validation_metrics(trainer: Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("val/")}
 
 
+def _known(value: float | None) -> float | None:
+    return None if value is None or value != value else value
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
 def _said(prompt: str) -> str:
     return prompt if len(prompt) < 200 else "…" + prompt[-200:]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")

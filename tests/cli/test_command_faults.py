@@ -1,0 +1,134 @@
+"""What a command line that cannot work is told, and with which status it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+
+from rlhf_lightning.__main__ import main
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Lightning leaves SIGINT ignored after an interruption."""
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command line that must fail; the only line it says."""
+
+    def command(*words: str, status: int = 2) -> str:
+        assert main(words) == status
+        said = capsys.readouterr().err.strip().splitlines()
+        errors = [line for line in said if line.startswith("error: ")]
+        assert len(errors) == 1, said
+        assert "Traceback" not in "".join(said)
+        return errors[0].removeprefix("error: ")
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--trainer.max_epoch", "3"], "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        (["--seed_everythin", "1"], "unknown key 'seed_everythin'; did you mean 'seed_everything'?"),
+        (["--model.policy.nam", "x"], "unknown key 'policy.nam'; did you mean 'policy.name_or_path'? (in model)"),
+        (["--trainer.max_epochs", "x"], "trainer.max_epochs must be int or null, found 'x'"),
+        (["--model.optimizer.lr", "abc"], "lr must be float or Tensor, found 'abc' (in model.optimizer)"),
+        (["--model.policy.lora.r", "x"], "r must be int, found 'x' (in model.policy.lora)"),
+        (["--model.policy.lora", "3"], "policy.lora must be LoraOptions or null, found '3' (in model)"),
+        (["--model", "PolicyStag"], "there is no class 'PolicyStag' for model; did you mean 'PolicyStage'?"),
+        (
+            ["--model.algorithm", "rlhf_lightning.algorithms.PPPO"],
+            "there is no class 'rlhf_lightning.algorithms.PPPO' for algorithm; did you mean 'PPO'? (in model)",
+        ),
+        (
+            ["--trainer.callbacks+=callbacks.absent.WinRat"],
+            "'callbacks.absent.WinRat' for trainer.callbacks; did you mean 'WinRate'?",
+        ),
+        (
+            ["--model.algorithm", "lame.Thing"],
+            "class_path 'lame.Thing' of algorithm cannot be imported: No module named 'crutch'",
+        ),
+        (["--trainer.accelerator", "gpuu"], "trainer: You selected an invalid accelerator name"),
+        (["--ckpt_path", "absent.ckpt"], "checkpoint absent.ckpt is not there; give the path of a .ckpt file"),
+        (["--ckpt_path", "last"], "--ckpt_path last: no run under runs/ppo has a checkpoint"),
+    ],
+)
+def test_a_word_that_cannot_be_meant(fails: Fails, words: list[str], expected: str) -> None:
+    Path("lame.py").write_text("import crutch\n")
+    assert expected in fails("fit", "--config", "ppo.yaml", *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"trainer:\n  max_epoch: 3\n", "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        (b"modle:\n  class_path: PolicyStage\n", "did you mean 'model'?"),
+        (b"trainer: 3\n", "config it.yaml: trainer must hold keys such as max_epochs:, found 3"),
+        (b"ckpt_path: absent.ckpt\n", "checkpoint absent.ckpt is not there"),
+        (
+            b"trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    init_args: {monitr: x}\n",
+            "did you mean 'monitor'?",
+        ),
+        (b"a: [1\nb: 2\n", "config it.yaml:2 is no YAML"),
+        (b"a: \xe9\n", "config it.yaml is not UTF-8 text (byte 3)"),
+        (b"", "config it.yaml must hold keys such as model: and data:"),
+    ],
+)
+def test_a_config_that_cannot_be_meant(fails: Fails, content: bytes, expected: str) -> None:
+    Path("it.yaml").write_bytes(content)
+    assert expected in fails("fit", "--config", "ppo.yaml", "--config", "it.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "the subcommand comes first"),
+        (["--config", "ppo.yaml", "fit"], "the subcommand comes first"),
+        (["predikt"], "there is no subcommand 'predikt'; did you mean 'predict'?"),
+        (["fit", "--config"], "--config wants the name of a file after it"),
+        (["init"], "init: the following arguments are required: folder"),
+        (["init", "--forc", "x"], "init: unrecognized arguments: --forc"),
+        (["init", "own.py"], "own.py is a file; init wants a folder"),
+    ],
+)
+def test_a_command_that_is_none(fails: Fails, words: list[str], expected: str) -> None:
+    assert expected in fails(*words)
+
+
+def test_faults_of_a_run_that_has_begun(fails: Fails) -> None:
+    own = ["fit", "--config", "own.yaml", "--trainer.default_root_dir", "out", "--model.fault"]
+    assert fails(*own, "user") == "this cannot work"
+    assert fails(*own, "oops", status=1) == "KeyError: 'oops' (RLHF_LIGHTNING_DEBUG=1 shows where)"
+    assert Path("out/metrics.csv").read_text().splitlines()[1].startswith("0,")
+
+
+@pytest.mark.filterwarnings("ignore", category=PossibleUserWarning)
+@pytest.mark.parametrize(
+    ("fault", "word", "status"), [("interrupt", "interrupted", 130), ("terminate", "terminated", 143)]
+)
+def test_an_end_from_outside(fault: str, word: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "own.yaml", "--model.fault", fault]) == status
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == word
+    assert captured.out.splitlines()[0].startswith("run: runs/own/")
+
+
+def test_a_traceback_is_there_for_the_asking(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RLHF_LIGHTNING_DEBUG", "1")
+    assert main(["fit", "--config", "own.yaml", "--model.fault", "oops"]) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""Configs and folders are found before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.run.arguments import FOLDER_OF_RUN, Arguments, find_config, shipped
+from rlhf_lightning.run.initialize import initialize
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (FOLDER_OF_RUN, "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_config_is_looked_for_here_then_in_configs_then_in_the_package() -> None:
+    assert find_config("ppo.yaml") == find_config("ppo") == shipped("configs") / "ppo.yaml"
+    Path("configs").mkdir()
+    Path("configs/ppo.yaml").write_text("a: 1\n")
+    assert find_config("ppo") == Path("configs/ppo.yaml")
+    Path("ppo.yaml").write_text("a: 1\n")
+    assert find_config("ppo") == Path("ppo.yaml")
+    assert find_config(str(Path("configs/ppo.yaml").absolute())) == Path("configs/ppo.yaml").absolute()
+    with pytest.raises(UserError, match=r"did you mean 'reinforce.yaml'\?"):
+        find_config("reinforse.yaml")
+
+
+def test_both_ways_to_name_a_config() -> None:
+    path = str(shipped("configs") / "ppo.yaml")
+    assert Arguments.of(["fit", "--config", "ppo"]).words[:3] == ["fit", "--config", path]
+    assert Arguments.of(["fit", "--config=ppo"]).words[:2] == ["fit", f"--config={path}"]
+    assert Arguments.of(["fit", "-c", "ppo"]).words[:3] == ["fit", "-c", path]
+
+
+def test_a_run_gets_a_folder_of_its_own() -> None:
+    first = Arguments.of(["fit", "--config", "ppo", "--config", "lora"])
+    assert first.folder is not None
+    assert first.folder.parent == Path("runs/ppo")
+    assert first.words[-1] == f"--trainer.default_root_dir={first.folder}"
+    first.folder.mkdir(parents=True)
+    assert Arguments.of(["fit", "--config", "ppo"]).folder != first.folder
+    assert Arguments.of(["fit", "--help"]).folder is None
+
+
+def test_the_last_word_on_the_folder_counts() -> None:
+    Path("a.yaml").write_text("trainer:\n  default_root_dir: a\n")
+    Path("b.yaml").write_text("trainer:\n  default_root_dir: b\n")
+    Path("c.yaml").write_text("trainer:\n  default_root_dir: null\n")
+    both = ["fit", "--config", "a.yaml", "--config", "b.yaml"]
+    assert Arguments.of(both).folder == Path("b")
+    assert Arguments.of([*both, "--config", "c.yaml"]).folder == Path("b")
+    assert Arguments.of([*both, "--trainer.default_root_dir", "d"]).folder == Path("d")
+    assert Arguments.of([*both, "--trainer.default_root_dir=e"]).folder == Path("e")
+
+
+def test_a_run_that_goes_on_stays_in_its_folder() -> None:
+    for number, name in enumerate(("old", "new")):
+        checkpoint = Path("runs/ppo", name, "checkpoints/last.ckpt")
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        os.utime(checkpoint, (time.time(), time.time() + number))
+    assert Arguments.of(["fit", "--config", "ppo", "--ckpt_path", "last"]).folder == Path("runs/ppo/new")
+    given = "runs/ppo/old/checkpoints/last.ckpt"
+    assert Arguments.of(["fit", "--config", "ppo", "--ckpt_path", given]).folder == Path("runs/ppo/old")
+    measured = Arguments.of(["validate", "--config", "ppo", "--ckpt_path", given]).folder
+    assert measured not in (None, Path("runs/ppo/old"))
+    with pytest.raises(UserError, match=r"checkpoint .*lost.ckpt is not there; did you mean 'last.ckpt'\?"):
+        Arguments.of(["fit", "--config", "ppo", "--ckpt_path", "runs/ppo/old/checkpoints/lost.ckpt"])
+
+
+def test_every_process_of_a_run_writes_to_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER_OF_RUN, "runs/ppo/before")
+    assert Arguments.of(["fit", "--config", "ppo"]).folder != Path("runs/ppo/before")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Arguments.of(["fit", "--config", "ppo"]).folder == Path("runs/ppo/before")
+
+
+def test_init_lays_down_configs_and_callbacks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert initialize(["mine"]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert set(written) == {path for path in Path("mine").rglob("*") if path.is_file()}
+    assert {"mine/configs/ppo.yaml", "mine/callbacks/win_rate.py"} <= {str(path) for path in written}
+    assert not list(Path("mine").rglob("__init__.py"))
+    assert Path("mine/configs/ppo.yaml").read_bytes() == (shipped("configs") / "ppo.yaml").read_bytes()
+
+
+def test_init_overwrites_only_when_told_to() -> None:
+    Path("configs").mkdir()
+    Path("configs/ppo.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"configs/ppo.yaml is there already .*--force"):
+        initialize(["."])
+    assert Path("configs/ppo.yaml").read_text() == "mine"
+    assert not Path("callbacks").exists()
+    assert initialize([".", "--force"]) == 0
+    assert Path("configs/ppo.yaml").read_text() != "mine"

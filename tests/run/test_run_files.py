@@ -1,0 +1,63 @@
+"""metrics.csv, JSON lines and curves: what they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_lightning.run.curves import draw
+from rlhf_lightning.run.metrics import MetricsFile
+from rlhf_lightning.run.samples import json_line
+
+
+def test_a_row_for_each_step_and_columns_that_grow(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path)
+    metrics.log_metrics({"val/a": 1.0, "epoch": 0}, step=0)
+    metrics.log_metrics({"a": 2.0}, step=1)
+    metrics.log_metrics({"b": float("nan")}, step=1)
+    metrics.log_metrics({"a": 3.0}, step=2)
+    metrics.log_metrics({"epoch": 1}, step=3)
+    assert (tmp_path / "metrics.csv").read_text() == "step,val/a,a,b\n0,1.0,,\n1,,2.0,\n2,,3.0,\n"
+
+
+def test_a_run_that_goes_on_drops_what_it_repeats(tmp_path: Path) -> None:
+    first = MetricsFile(tmp_path)
+    for step in range(4):
+        first.log_metrics({"a": float(step)}, step=step)
+    second = MetricsFile(tmp_path)
+    second.drop_after(1)
+    second.log_metrics({"a": 20.0}, step=2)
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,a", "0,0.0", "1,1.0", "2,20.0"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_only_training_begins_the_file_anew(tmp_path: Path, keep: bool) -> None:
+    MetricsFile(tmp_path).log_metrics({"a": 1.0}, step=5)
+    later = MetricsFile(tmp_path, keep=keep)
+    assert "5,1.0" in (tmp_path / "metrics.csv").read_text()
+    later.log_metrics({"val/a": 2.0}, step=6)
+    assert ("5,1.0" in (tmp_path / "metrics.csv").read_text()) is keep
+
+
+def test_no_partial_file_stays(tmp_path: Path) -> None:
+    MetricsFile(tmp_path).log_metrics({"a": 1.0}, step=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_number_that_is_not_known_is_null() -> None:
+    line = json_line({"reward": float("nan"), "prompt": "é\n", "tags": ["x"]})
+    assert line.endswith("\n")
+    assert line.count("\n") == 1
+    assert json.loads(line) == {"reward": None, "prompt": "é\n", "tags": ["x"]}
+    assert "NaN" not in line
+
+
+def test_curves_need_something_to_draw(tmp_path: Path) -> None:
+    draw([{"step": 0, "other": 1.0}, {"step": 1, "reward/mean": float("nan")}], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    draw(
+        [{"step": 0, "reward/mean": 1.0}, {"step": 1, "reward/mean": "2.0", "kl/reference": ""}], tmp_path / "some.png"
+    )
+    assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
