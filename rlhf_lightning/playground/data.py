@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_lightning.data.base import RowData
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.playground import task
 
 
@@ -20,6 +21,10 @@ class _PlaygroundData(RowData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, validation_batch_size=validation_batch_size, seed=seed)
+        if size < 1:
+            raise UserError(f"data.size is {size}; it must be at least 1")
+        if validation_size < 0:
+            raise UserError(f"data.validation_size is {validation_size}; it must be at least 0")
         self.size, self.validation_size = size, validation_size
 
     def make(self, size: int, seed: int, held_out: bool) -> list[dict[str, Any]]:
@@ -41,7 +46,16 @@ class PlaygroundPrompts(_PlaygroundData):
     """
 
     def make(self, size: int, seed: int, held_out: bool) -> list[dict[str, Any]]:
-        """Prompts alone."""
+        """Prompts alone, all different.
+
+        Raises:
+            UserError: there are not that many.
+        """
+        if size > (most := task.number_of_prompts(held_out)):
+            key, part = ("validation_size", "held-out") if held_out else ("size", "training")
+            raise UserError(
+                f"data.{key} is {size}; the playground has {most} different {part} prompts, ask for no more"
+            )
         return [{"prompt": prompt} for prompt in task.prompts(size, seed, held_out)]
 
 

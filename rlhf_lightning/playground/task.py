@@ -13,8 +13,10 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import permutations, product
 from typing import NamedTuple
 
 KINDS: dict[str, list[str]] = {
@@ -129,21 +131,43 @@ def true_reward(prompt: str, reply: str) -> float:
 def make_prompt(rng: random.Random) -> str:
     """A prompt that asks for one to three kinds of things."""
     kinds = rng.sample(list(KINDS), rng.choice([1, 2, 2, 3]))
-    asked = [f"one {kind}" if rng.random() < 0.5 else f"two {PLURALS[kind]}" for kind in kinds]
-    listed = asked[0] if len(asked) == 1 else " , ".join(asked[:-1]) + " and " + asked[-1]
-    return rng.choice(TEMPLATES).format(listed)
+    slots = [Slot(kind, 1 if rng.random() < 0.5 else 2) for kind in kinds]
+    return _asking(rng.choice(TEMPLATES), slots)
+
+
+def every_prompt() -> Iterator[str]:
+    """All that `make_prompt` can make, each once."""
+    for count in (1, 2, 3):
+        for kinds, numbers in product(permutations(KINDS, count), product(COUNTS.values(), repeat=count)):
+            slots = [Slot(kind, number) for kind, number in zip(kinds, numbers, strict=True)]
+            yield from (_asking(template, slots) for template in TEMPLATES)
+
+
+def _asking(template: str, slots: Sequence[Slot]) -> str:
+    asked = [f"one {slot.kind}" if slot.number == 1 else f"two {PLURALS[slot.kind]}" for slot in slots]
+    return template.format(asked[0] if len(asked) == 1 else " , ".join(asked[:-1]) + " and " + asked[-1])
+
+
+def is_held_out(prompt: str) -> bool:
+    """Whether a prompt is one of the seventh that nothing is trained on; its words decide, in whatever order they stand."""
+    return sum(map(ord, prompt)) % 7 == 0
+
+
+@cache
+def number_of_prompts(held_out: bool) -> int:
+    """How many different prompts there are to train on, or held out."""
+    return sum(is_held_out(prompt) == held_out for prompt in every_prompt())
 
 
 def prompts(size: int, seed: int, held_out: bool) -> list[str]:
-    """`size` different prompts; a prompt is either held out or not, whatever the seed."""
+    """`size` different prompts, or all if there are fewer; a prompt is either held out or not, whatever the seed."""
     rng = random.Random(seed)
+    wanted = min(size, number_of_prompts(held_out))
     found: dict[str, None] = {}
-    for _ in range(200 * size + 1000):
+    while len(found) < wanted:
         prompt = make_prompt(rng)
-        if (sum(map(ord, prompt)) * 2654435761 % 7 == 0) == held_out:
+        if is_held_out(prompt) == held_out:
             found[prompt] = None
-        if len(found) == size:
-            break
     return list(found)
 
 
@@ -208,7 +232,7 @@ ANNOTATORS: Sequence[Annotator] = (
 
 
 def preferences(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
-    """`size` pairs of replies, each labelled by one of the annotators."""
+    """`size` pairs of replies, each labelled by one of the annotators; prompts come again where there are fewer."""
     rng = random.Random(seed + 1)
     asked = prompts(size, seed, held_out)
     rows: list[dict[str, str]] = []
@@ -224,7 +248,7 @@ def preferences(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
 
 
 def instructions(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
-    """`size` prompts with a reply each."""
+    """`size` prompts with a reply each; prompts come again where there are fewer."""
     rng = random.Random(seed + 2)
     asked = prompts(size, seed, held_out)
     return [{"prompt": p, "completion": make_reply(p, rng)} for p in (asked[i % len(asked)] for i in range(size))]
