@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.arguments import FOLDER_OF_RUN, Arguments
 from rlhf_lightning.run.initialize import initialize
+from rlhf_lightning.run.stopping import Stopped
 
 HELP = """usage: rlhf_lightning {fit,validate,test,predict} --config NAME [--config NAME ...] [--KEY VALUE ...]
        rlhf_lightning init DIR [--force]
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when it is done, 2 for something that the user can mend, 1 for anything else, 130 when interrupted,
-        143 when terminated.
+        128 plus the number of the signal that stopped it, 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             initialize(words[1:])
         else:
             _run(Arguments.of(words))
+    except Stopped as stop:
+        return _fault(str(stop), stop.status) if os.environ.get("LOCAL_RANK", "0") == "0" else stop.status
     except KeyboardInterrupt:
         return _fault("interrupted", 130)
     except SystemExit as end:

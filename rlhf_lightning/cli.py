@@ -15,8 +15,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
 
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -26,9 +27,11 @@ import rlhf_lightning.data
 import rlhf_lightning.playground
 import rlhf_lightning.rewards
 import rlhf_lightning.rollouts.generation
+import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.arguments import Arguments
+from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
 from rlhf_lightning.run.curves import Curves
 from rlhf_lightning.run.export import Export
 from rlhf_lightning.run.faults import readable
@@ -56,7 +59,7 @@ NOISE = (
     ".*lr_scheduler.step.*",
     ".*model that are in eval mode.*",
     ".*in eval mode at the start of training.*",
-    ".*The dirpath has changed from.*",
+    ".*sync_dist=True.*",  # what is logged is of all ranks already
 )
 
 
@@ -121,6 +124,10 @@ class CLI(LightningCLI):
         kwargs["logger"] = [MetricsFile(folder, keep=self.subcommand != "fit"), *theirs]
         callbacks = given.get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        plugins = given.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
+        kwargs["plugins"] = [*ours, *plugins]
         kwargs["callbacks"] = [*callbacks, *self._ours(folder, callbacks, given)]
         try:
             return super().instantiate_trainer(**kwargs)
@@ -131,8 +138,8 @@ class CLI(LightningCLI):
         ours: list[Callback] = [Resume(), Samples(), Summary(), Curves(), Export(), Predictions()]
         if given.get("enable_progress_bar") is not False:
             ours.append(Progress())
-        if given.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in theirs):
-            ours.append(ModelCheckpoint(folder / "checkpoints", save_last=True))
+        if given.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoints) for c in theirs):
+            ours.append(Checkpoints())
         return ours
 
 
@@ -148,6 +155,7 @@ def run(arguments: Arguments) -> None:
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
         "lightning.fabric.utilities.seed",
+        "lightning.fabric.utilities.distributed",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
     if os.getcwd() not in sys.path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.credit import best_and_worst
-from rlhf_lightning.functional.losses import PreferenceLoss, preference_loss
+from rlhf_lightning.functional.losses import PreferenceLoss, agreement, preference_loss
 from rlhf_lightning.functional.masked import masked_sum, row_sum
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
@@ -70,8 +70,8 @@ class DPO(Algorithm):
             chosen, rejected, lengths[0::2], lengths[1::2], self.beta, self.loss_type, self.label_smoothing
         )
         margin = self.beta * (chosen - rejected).detach()
-        accuracy = (margin > 0).float() + 0.5 * (margin == 0).float()
-        logged = {"loss/policy": losses.detach(), "preference/margin": margin, "preference/accuracy": accuracy}
+        logged = {"loss/policy": losses.detach(), "preference/margin": margin}
+        logged["preference/accuracy"] = agreement((chosen - rejected).detach())
         means = {name: (masked_sum(x, real), real.sum()) for name, x in logged.items()}
         update = masked_sum((batch.logprobs - output.logprobs).detach(), batch.mask)
         return LossOutput(masked_sum(losses, real), {**means, "kl/update": (update, batch.mask.sum())})

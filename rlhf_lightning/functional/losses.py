@@ -63,6 +63,17 @@ def preference_loss(
     return (margin - 1 / (2 * beta)).square()
 
 
+def agreement(margin: Tensor) -> Tensor:
+    """1 where a margin in nats prefers the chosen response, 0 where it prefers the rejected one, ½ where it prefers neither.
+
+    Less than 1e-4 nats is the rounding of two passes over the same weights.
+
+    >>> agreement(torch.tensor([0.5, -0.5, 1e-6]))
+    tensor([1.0000, 0.0000, 0.5000])
+    """
+    return 0.5 + 0.5 * torch.sign(torch.where(margin.abs() < 1e-4, margin.new_zeros(()), margin))
+
+
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, centering: float) -> Tensor:
     """-logσ(s_c - s_j - margin) + λ(s_c + s_j)², one a pair (Ouyang et al. 2022, eq. 1; Eisenstein et al. 2023, eq. 2).
 

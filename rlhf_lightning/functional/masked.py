@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-
-def all_sum(value: Tensor) -> Tensor:
-    """The sum of `value` over all ranks; `value` itself on a single process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value
-
-
-def all_max(value: Tensor) -> Tensor:
-    """The maximum of `value` over all ranks, elementwise."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    value = value.clone()
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return value
+from rlhf_lightning.functional.ranks import all_sum
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:

@@ -11,13 +11,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.policy import language_model
 from rlhf_lightning.models.quantization import dequantize_
 from rlhf_lightning.models.reward import NORMALIZATION_FILE, normalization_of
 
 
-def export_model(model: Any, tokenizer: Any, folder: Path | str, stop_tokens: list[int]) -> None:
+def export_model(
+    model: Any, tokenizer: Any, folder: Path | str, stop_tokens: list[int], state: dict[str, Tensor] | None = None
+) -> None:
     """Weights as safetensors (of an adapter, the adapter's), config, generation config and tokenizer, all or nothing.
 
     Everything is written beside `folder` and then moved there; what was there before stays until the new is whole. An
@@ -28,6 +33,7 @@ def export_model(model: Any, tokenizer: Any, folder: Path | str, stop_tokens: li
         model: a transformers model, or a peft model around one.
         tokenizer: goes beside it, chat template included.
         folder: made or replaced.
+        state: the weights of a model that is sharded; by default they are the model's own.
         stop_tokens: ids that end a response, for the generation config.
     """
     folder = Path(os.path.abspath(folder))
@@ -37,9 +43,9 @@ def export_model(model: Any, tokenizer: Any, folder: Path | str, stop_tokens: li
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft's advice on where adapters are kept
             if is_adapted(model):
-                _save_adapter(model, partial, folder)
+                _save_adapter(model, partial, folder, state)
             else:
-                model.save_pretrained(partial)
+                model.save_pretrained(partial, **({} if state is None else {"state_dict": state}))
         _save_generation(language_model(model), tokenizer, stop_tokens, partial)
         tokenizer.save_pretrained(partial)
         os.chmod(partial, 0o755)
@@ -48,16 +54,22 @@ def export_model(model: Any, tokenizer: Any, folder: Path | str, stop_tokens: li
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _save_adapter(model: Any, partial: Path, folder: Path) -> None:
+def part_of(state: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
+    """The entries whose names begin with `prefix`, without it; None of None."""
+    return state and {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+
+
+def _save_adapter(model: Any, partial: Path, folder: Path, state: dict[str, Tensor] | None) -> None:
     options = model.peft_config["default"]
     before = options.base_model_name_or_path
     base = language_model(model).config.name_or_path
     if not base:
-        _save_base(model, partial / "base")
+        _save_base(model, partial / "base", state)
         base = str(folder / "base")
     options.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
     try:
-        model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
+        given = {} if state is None else {"state_dict": state}
+        model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False, **given)
     finally:
         options.base_model_name_or_path = before
     normalization = normalization_of(model)
@@ -65,10 +77,17 @@ def _save_adapter(model: Any, partial: Path, folder: Path) -> None:
         (partial / NORMALIZATION_FILE).write_text(json.dumps(normalization, indent=2) + "\n")
 
 
-def _save_base(model: Any, folder: Path) -> None:
-    bare: Any = copy.deepcopy(model).unload()
-    dequantize_(bare)
-    bare.save_pretrained(folder)
+def _save_base(model: Any, folder: Path, state: dict[str, Tensor] | None) -> None:
+    if state is None:
+        bare: Any = copy.deepcopy(model).unload()
+        dequantize_(bare)
+        bare.save_pretrained(folder)
+        return
+    lm = language_model(model)
+    with torch.device("meta"):
+        bare = type(lm)(copy.deepcopy(lm.config))
+    named = {name.removeprefix("base_model.model.").replace(".base_layer.", "."): x for name, x in state.items()}
+    bare.save_pretrained(folder, state_dict={name: x for name, x in named.items() if ".lora_" not in name})
 
 
 def _save_generation(lm: Any, tokenizer: Any, stop_tokens: list[int], folder: Path) -> None:

@@ -120,6 +120,10 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.critic, self.temperature = model, critic, temperature
 
+    def write(self, generation: Any, *args: Any) -> Any:
+        """What `generation` writes with the language model; a method of the policy so that sharding can hook it."""
+        return generation.write(self.model, *args)
+
     def forward(self, rows: Rows, entropy: bool = False) -> PolicyOutput:
         """Log-probabilities (at the sampling temperature), entropy if asked for, and values if there is a critic."""
         scores = token_scores(self.model, rows, self.temperature, entropy)

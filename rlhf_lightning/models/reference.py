@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.kl import kl_estimate
-from rlhf_lightning.functional.masked import masked_mean
 from rlhf_lightning.models.adapters import is_adapted, reference_view
 from rlhf_lightning.models.policy import response_logprobs
 
@@ -92,11 +90,3 @@ def _copy(kind: Literal["nf4", "int8", "full"], config: ModelConfig, device: Any
     if is_adapted(model):  # an adapter trained before: its weights become part of what is quantised
         model = model.merge_and_unload(adapter_names=["default"])
     return quantize_(model, kind, device)
-
-
-def reference_gap(policy_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """float32 []: KL in nats per token that quantisation left between policy and reference before the first step.
-
-    All three are [B, T], on the policy's own samples. By k3, which is never negative, and 0 where the two are equal.
-    """
-    return masked_mean(kl_estimate(policy_logprobs, reference_logprobs, "k3"), mask)

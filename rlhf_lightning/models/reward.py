@@ -28,6 +28,18 @@ def score_sequences(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     return scores.float().squeeze(-1)
 
 
+class RewardModel(nn.Module):
+    """A sequence classifier with one output that scores token ids."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """float32 [B]; see `score_sequences`."""
+        return score_sequences(self.model, tokens, mask)
+
+
 def normalization_of(model: nn.Module) -> dict[str, float]:
     """`score_mean` and `score_std` where the model has them, else nothing."""
     config = language_model(model).config

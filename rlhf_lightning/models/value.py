@@ -39,6 +39,6 @@ class SeparateCritic(SharedCritic):
         return super().forward(rows, response_hidden(self.trunk, rows))
 
 
-def save_critic(critic: nn.Module, path: Path) -> None:
+def save_critic(state: dict[str, Tensor], path: Path) -> None:
     """Write the critic's weights as safetensors."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in critic.state_dict().items()}, path)
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)

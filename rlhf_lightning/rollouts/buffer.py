@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lightning.functional.masked import all_sum
+from rlhf_lightning.functional.ranks import all_sum
 from rlhf_lightning.types import Batch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.kl import kl_estimate
-from rlhf_lightning.functional.masked import all_max, all_sum, masked_mean, masked_moments
+from rlhf_lightning.functional.masked import masked_mean, masked_moments
+from rlhf_lightning.functional.ranks import all_sum, together
 from rlhf_lightning.models.encoding import Encoder, left_padded, recorded_rows
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward, score
@@ -42,8 +43,8 @@ class Writer:
         """`responses_per_prompt` completions a row, those of a row side by side; on the device of the generator."""
         device, encoder = generator.device, self.encoder
         tokens, prompt_mask = left_padded([encoder.prompt(row["prompt"]) for row in rows], self._pad, device)
-        written = self.generation.write(
-            self.policy.model,
+        written = self.policy.write(
+            self.generation,
             tokens,
             prompt_mask,
             responses_per_prompt,
@@ -90,8 +91,13 @@ class Collector:
     """What was measured on the last rollout, over all ranks."""
 
     @torch.no_grad()
-    def online(self, rows: RawRows, responses_per_prompt: int, values: bool, generator: torch.Generator) -> Rollout:
-        """Prompts → a rollout whose responses the policy wrote; a response that cannot be scored has an empty mask."""
+    def online(
+        self, rows: RawRows, responses_per_prompt: int, values: bool, generator: torch.Generator, count: bool = True
+    ) -> Rollout:
+        """Prompts → a rollout whose responses the policy wrote; a response that cannot be scored has an empty mask.
+
+        Without `count` all have: this rank keeps step with the others and has no rows of its own.
+        """
         if self.reward is None:
             raise UserError(
                 "these rows have no recorded pairs, so the policy writes, and no reward says how well: set model.reward"
@@ -99,9 +105,9 @@ class Collector:
         started = time.perf_counter()
         completions = self.writer.write(rows, responses_per_prompt, generator)
         written = time.perf_counter()
-        rewards = score(self.reward, completions).to(generator.device)
+        rewards = together(score, self.reward, completions).to(generator.device)
         scored = time.perf_counter()
-        counted = completions.mask & ~rewards.isnan()[:, None]
+        counted = completions.mask & ~rewards.isnan()[:, None] & count
         kept = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}
         rollout = self._measured(Rows(**kept), rewards.nan_to_num(0.0), values, completions.logprobs)
         self.metrics = self._rollout_metrics(rollout, rewards)
@@ -110,11 +116,10 @@ class Collector:
         return rollout
 
     @torch.no_grad()
-    def recorded(
-        self, rows: RawRows, max_length: int | None, device: torch.device, reference: Tensor | None = None
-    ) -> Rollout:
+    def recorded(self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True) -> Rollout:
         """Preference pairs → a rollout of 2 rows a pair: the chosen response has reward 1, the rejected one 0."""
         encoded = encode_pairs(self.writer.encoder, rows, max_length).to(device)
+        encoded = encoded if count else replace(encoded, mask=torch.zeros_like(encoded.mask))
         rewards = torch.tensor([1.0, 0.0], device=device).repeat(len(rows))
         rollout = self._measured(encoded, rewards, False, None)
         self.metrics = {"response/length": float(masked_mean(encoded.mask.sum(-1).float(), encoded.mask.any(-1)))}
@@ -145,7 +150,7 @@ class Collector:
             "policy/entropy": -masked_mean(rollout.logprobs, rollout.mask),
             "response/length": masked_mean(lengths, valid),
             "response/truncated": masked_mean(truncated, valid),
-            "reward/unscored": all_sum((~valid).sum().float()),
+            "reward/unscored": all_sum(rewards.isnan().sum().float()),
         }
         for name, part in (assert_reward.parts() if assert_reward else {}).items():
             metrics[f"reward/{name}"] = mean_score(part, rewards.device)
@@ -171,4 +176,4 @@ def encode_pairs(encoder: Encoder, rows: RawRows, max_length: int | None) -> Row
     return recorded_rows(prompts, responses, groups, encoder.stop_tokens, int(encoder.tokenizer.pad_token_id))
 
 
-__all__ = ["Collector", "Writer", "all_max", "columns_of", "encode_pairs", "mean_score"]
+__all__ = ["Collector", "Writer", "columns_of", "encode_pairs", "mean_score"]

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from rlhf_lightning.functional.masked import all_sum
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.ranks import all_sum, gathered, rank, share, world_size
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 
 RawRows = list[dict[str, Any]]
@@ -29,11 +29,10 @@ def rows_of(batch: Any) -> RawRows:
     return [row if isinstance(row, dict) else {"prompt": row} for row in batch]
 
 
-def mine(rows: RawRows) -> RawRows:
-    """This rank's share of a global batch: every n-th row of n ranks, so that the global batch never depends on n."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    return rows[dist.get_rank() :: dist.get_world_size()]
+def mine(rows: RawRows) -> tuple[RawRows, bool]:
+    """This rank's share of a global batch, and whether it counts: a rank that goes short repeats the first row for nothing."""
+    own = share(rows)
+    return own or rows[:1], bool(own)
 
 
 class RowSource:
@@ -114,11 +113,16 @@ class StepLoader:
             skip = self.cursor % self.accumulate
             self.step_start = self.source.state_dict()
             parts = min(self.accumulate, len(self) - self.cursor + skip)
-            batches = [self.encode(mine(self.source.next())) for _ in range(parts)]
+            batches = [self._batch() for _ in range(parts)]
             weight = all_sum(torch.stack([self.weigh(batch).double() for batch in batches]).sum()).float().clamp(min=1)
             for batch in batches[skip:]:
                 self.cursor += 1
                 yield replace(batch, weight=weight)
+
+    def _batch(self) -> Any:
+        rows, count = mine(self.source.next())
+        batch = self.encode(rows)
+        return batch if count else replace(batch, mask=torch.zeros_like(batch.mask))
 
     def state_dict(self) -> dict[str, Any]:
         """The rows taken, as of the first batch of a step that is not finished, and the batches given."""
@@ -141,7 +145,7 @@ class HeldOut:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[RawRows]:
-        return (mine(rows_of(batch)) for batch in self.loader)
+        return (share(rows_of(batch)) for batch in self.loader)
 
 
 class RolloutLoader:
@@ -151,7 +155,7 @@ class RolloutLoader:
 
     Args:
         source: rows to write responses to, or recorded pairs.
-        collect: rows of this rank and a generator → a full buffer for the given seed.
+        collect: rows of this rank, whether they count, a generator and a seed → a full buffer.
         parts: how many parts a buffer gives.
         empty: makes a buffer without a rollout in it, to restore one into.
         iterations: rollouts of one Lightning epoch; None is one pass over the source.
@@ -162,7 +166,7 @@ class RolloutLoader:
     def __init__(
         self,
         source: RowSource,
-        collect: Callable[[RawRows, torch.Generator, int], RolloutBuffer],
+        collect: Callable[[RawRows, bool, torch.Generator, int], RolloutBuffer],
         empty: Callable[[], RolloutBuffer],
         parts: int,
         iterations: int | None,
@@ -172,9 +176,9 @@ class RolloutLoader:
         self.source, self.collect, self.empty, self.parts, self.seed = source, collect, empty, parts, seed
         self.iterations = len(source) if iterations is None else iterations
         self.iteration = 0
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        self.generator = torch.Generator(device).manual_seed(seed + 1_000_003 * rank)
+        self.generator = torch.Generator(device).manual_seed(seed + 1_000_003 * rank())
         self.buffer: RolloutBuffer | None = None
+        self.before: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return self.iterations * self.parts
@@ -185,10 +189,25 @@ class RolloutLoader:
         start = self.iteration // self.iterations * self.iterations  # of this Lightning epoch
         while self.iteration < start + self.iterations:
             if self.buffer is None:
-                rows = mine(self.source.next())
-                self.buffer = self.collect(rows, self.generator, hash((self.seed, self.iteration)))
+                self.buffer = self._collected()
             yield from self.buffer
             self.buffer, self.iteration = None, self.iteration + 1
+
+    def _collected(self) -> RolloutBuffer:
+        """The next rollout; until it is whole, the state is that before it, so that a failure loses no row."""
+        self.before = self._sources()
+        rows, count = mine(self.source.next())
+        buffer = self.collect(rows, count, self.generator, hash((self.seed, self.iteration)))
+        self.before = None
+        return buffer
+
+    def _sources(self) -> dict[str, Any]:
+        return {"source": self.source.state_dict(), "generator": self.generator.get_state()}
+
+    @property
+    def collecting(self) -> bool:
+        """A rollout is being collected, or its collection has failed."""
+        return self.before is not None
 
     @property
     def last_part(self) -> bool:
@@ -196,20 +215,31 @@ class RolloutLoader:
         return self.buffer is not None and self.buffer.cursor == self.parts
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain tensors and numbers."""
-        return {
-            "source": self.source.state_dict(),
-            "iteration": self.iteration,
-            "generator": self.generator.get_state(),
+        """Everything, as plain tensors and numbers: Lightning keeps the first rank's alone, so it holds that of all ranks."""
+        sources = self.before or self._sources()
+        own = {
+            "generator": sources["generator"],
             "buffer": None if self.buffer is None else self.buffer.state_dict(),
         }
+        return {"source": sources["source"], "iteration": self.iteration, "ranks": gathered(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there, inside the buffer if it was not used up."""
+        """Continue from there, inside the buffer if it was not used up.
+
+        Raises:
+            UserError: another number of processes wrote it.
+        """
+        if len(state["ranks"]) != world_size():
+            raise UserError(
+                f"the checkpoint was written by {len(state['ranks'])} processes and this run has {world_size()}: rollouts are "
+                f"spread over the processes, so go on with trainer.devices: {len(state['ranks'])} (on one node), or start anew "
+                "from the run's export"
+            )
+        own = state["ranks"][rank()]
         self.source.load_state_dict(state["source"])
         self.iteration = state["iteration"]
-        self.generator.set_state(state["generator"])
-        self.buffer = None
-        if state["buffer"] is not None:
+        self.generator.set_state(own["generator"].cpu())
+        self.buffer = self.before = None
+        if own["buffer"] is not None:
             self.buffer = self.empty()
-            self.buffer.load_state_dict(state["buffer"])
+            self.buffer.load_state_dict(own["buffer"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.ranks import gathered, rank, world_size
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.types import Rows
 
@@ -27,18 +30,22 @@ class RecordedReference:
         self.known: dict[str, Tensor] = load_file(path) if path.is_file() else {}
 
     def fill(self, policy: Policy, batches: Iterable[Rows]) -> None:
-        """Compute what is missing under `policy` and write the file."""
+        """Compute what is missing under `policy`, each rank its share of the batches, and write the file."""
         before = len(self.known)
-        for rows in batches:
+        for rows in islice(batches, rank(), None, world_size()):
             keys = content_keys(rows)
             if all(key in self.known for key in keys):
                 continue
             logprobs = policy(rows).logprobs.cpu()
             lengths = rows.mask.sum(-1).tolist()
             self.known |= {key: logprobs[i, : lengths[i]].contiguous() for i, key in enumerate(keys)}
-        if len(self.known) > before:
+        for known in gathered(self.known):
+            self.known |= known
+        if len(self.known) > before and rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(self.known, self.path)
+            partial = self.path.with_suffix(".partial")
+            save_file(self.known, partial)
+            os.replace(partial, self.path)
 
     def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:
         """float32 [B, T] of recorded responses, 0 off the mask; `temperature` is the policy's, as it was when they were filled.

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.run.integrity import check, newest_whole
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -49,10 +50,12 @@ class Arguments:
         found, configs = _with_configs(list(words))
         if helps:
             return cls(found, None)
-        _check_checkpoint(_value(found, "--ckpt_path") or _last(configs, "ckpt_path"))
+        checkpoint = _value(found, "--ckpt_path") or _last(configs, "ckpt_path")
+        _check_checkpoint(checkpoint)
         folder = _folder(found, configs)
         given = any(word.split("=")[0] == "--trainer.default_root_dir" for word in found)
-        return cls(found if given else [*found, f"--trainer.default_root_dir={folder}"], folder)
+        words = found if given else [*found, f"--trainer.default_root_dir={folder}"]
+        return cls(_resolved(words, folder) if checkpoint == "last" else words, folder)
 
 
 def _with_configs(words: list[str]) -> tuple[list[str], list[Path]]:
@@ -116,8 +119,25 @@ def _last(configs: list[Path], *keys: str) -> str | None:
     return said
 
 
+def _resolved(words: list[str], folder: Path) -> list[str]:
+    """With the newest whole checkpoint of the run instead of `last`; without one a run begins at the beginning."""
+    path, said = newest_whole(folder / "checkpoints")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        for line in [*said, *([] if path else [f"no checkpoint in {folder} yet: beginning at the beginning"])]:
+            print(line, flush=True)
+    kept = list(words)
+    while "--ckpt_path" in kept:
+        place = kept.index("--ckpt_path")
+        del kept[place : place + 2]
+    kept = [word for word in kept if not word.startswith("--ckpt_path=")]
+    return [*kept, f"--ckpt_path={path or 'null'}"]
+
+
 def _check_checkpoint(name: str | None) -> None:
-    if name is None or name.startswith(NO_FILES) or "://" in name or Path(name).exists():
+    if name is None or name.startswith(NO_FILES) or "://" in name:
+        return
+    if Path(name).exists():
+        check(Path(name))
         return
     beside = [path.name for path in Path(name).parent.glob("*.ckpt")]
     hint = nearest(Path(name).name, beside) if beside else "give the path of a .ckpt file, or `last`"
@@ -134,7 +154,7 @@ def _folder(words: list[str], configs: list[Path]) -> Path:
     runs = Path("runs") / (configs[0].stem if configs else words[0])
     checkpoint = _value(words, "--ckpt_path")
     if words[0] == "fit" and checkpoint == "last":
-        earlier = sorted(runs.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        earlier = sorted(runs.glob("*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
         if not earlier:
             raise UserError(f"--ckpt_path last: no run under {runs} has a checkpoint")
         return earlier[-1].parent.parent

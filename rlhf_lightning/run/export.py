@@ -12,6 +12,6 @@ class Export(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it."""
-        export = getattr(pl_module, "export", None)
+        export = getattr(pl_module, "write_export", None)
         if callable(export) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             export(Path(trainer.default_root_dir) / "export")

@@ -54,6 +54,7 @@ class MetricsFile(Logger):
         else:
             self._rewrite()
 
+    @rank_zero_only
     def drop_after(self, step: int) -> None:
         """Take up the file of the run that this one continues, up to a step."""
         if self.path.is_file():

@@ -7,22 +7,32 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.masked import all_max, all_sum, masked_mean
+from rlhf_lightning.functional.masked import masked_mean
+from rlhf_lightning.functional.ranks import any_rank, gathered, interleaved, together
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_tokenizer, stop_token_ids
+from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
+from rlhf_lightning.stages.meter import Meter
+from rlhf_lightning.stages.random_states import random_states, set_random_states
+from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
 from rlhf_lightning.types import Completions, LossOutput
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+OnNonFinite = Literal["stop", "skip"]
 
 
 def adamw(params: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -30,50 +40,24 @@ def adamw(params: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-5)
 
 
-class Meter:
-    """Adds up sums, counts and maxima until they are read, over all ranks at once."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.maxima: dict[str, Tensor] = {}
-
-    def add(self, loss: LossOutput) -> None:
-        """Take in what one part of a minibatch measured."""
-        for name, (total, count) in loss.means.items():
-            pair = torch.stack([total.double(), count.double()])
-            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
-        for name, value in loss.maxima.items():
-            self.maxima[name] = torch.maximum(self.maxima[name], value) if name in self.maxima else value
-
-    def read(self) -> dict[str, float]:
-        """Means and maxima since the last reading; every rank must ask."""
-        values: dict[str, float] = {}
-        if self.sums:
-            pairs = all_sum(torch.stack(list(self.sums.values())))
-            values |= dict(zip(self.sums, (pairs[:, 0] / pairs[:, 1].clamp(min=1)).tolist(), strict=True))
-        if self.maxima:
-            values |= dict(zip(self.maxima, all_max(torch.stack(list(self.maxima.values()))).tolist(), strict=True))
-        self.sums, self.maxima = {}, {}
-        return values
-
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """What was added since the last reading."""
-        return {"sums": dict(self.sums), "maxima": dict(self.maxima)}
-
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Restore it."""
-        self.sums, self.maxima = dict(state["sums"]), dict(state["maxima"])
-
-
 class Stage(LightningModule):
     """A LightningModule on a language model: cheap to construct, checked in `setup`, loaded in `configure_model`."""
 
     def __init__(
-        self, config: ModelConfig, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
+        self,
+        config: ModelConfig,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        on_nonfinite: OnNonFinite,
     ) -> None:
         super().__init__()
         self.config, self.make_optimizer, self.make_lr_scheduler = config, optimizer, lr_scheduler
+        self.on_nonfinite = on_nonfinite
+        self.parts: list[Part] = []
+        self.skipped_steps = 0
+        self.random_states: dict[str, Any] | None = None
         self.validation_samples: list[dict[str, Any]] = []
+        self.written_samples: list[list[dict[str, Any]]] = []
         self.best: dict[str, float] = {}
         self.meter = Meter()
         self.held_out: dict[str, list[float]] = {}
@@ -148,19 +132,31 @@ class Stage(LightningModule):
         """Parts of an optimiser step."""
         return int(self.trainer.accumulate_grad_batches)
 
+    @property
+    def network(self) -> nn.Module:
+        """All weights of the stage; there from `configure_model` on."""
+        raise NotImplementedError
+
+    def placed(self, network: NetworkT) -> NetworkT:
+        """The network, cut over the ranks where the strategy is FSDP2."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None
+            shard_(network, self.device_mesh["data_parallel"])
+        return network
+
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Eval mode, no gradient, the precision of training; the mode is put back."""
+        """Eval mode, no gradient, the precision of training, whole weights; the mode is put back. All ranks enter together."""
         training = self.training
         self.eval()
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with unsharded(self.network), torch.no_grad(), self.trainer.precision_plugin.forward_context():
             yield
         self.train(training)
 
-    def divided(self, loss: LossOutput, weight: Tensor) -> Tensor:
+    def divided(self, loss: LossOutput, batch: Any) -> Tensor:
         """The part's share of the step's loss: Lightning divides by the accumulation and averages over ranks, so undo both."""
-        self.meter.add(loss)
-        return loss.loss.float() * (self.accumulate * self.trainer.world_size) / weight
+        self.parts.append(Part(batch, loss))
+        return loss.loss.float() * (self.accumulate * self.trainer.world_size) / batch.weight
 
     def report(self, values: dict[str, float], shown: Iterable[str] = ()) -> None:
         """Log numbers that are of all ranks already, once; `shown` ones stand on the progress bar.
@@ -214,15 +210,40 @@ class Stage(LightningModule):
                 self.measure(f"reward/{part}" if name == "mean" else f"reward/{name}/{part}", values)
         self.measure("response/length", completions.mask.sum(-1).tolist())
         self.measure("response/truncated", completions.truncated.tolist())
-        self.validation_samples += samples
+        self.written_samples[-1] += samples
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier validation measured."""
-        self.held_out, self.validation_samples = {}, []
+        self.held_out, self.validation_samples, self.written_samples = {}, [], []
+        self.sampler = torch.Generator(self.device).manual_seed(self.global_rank)
+
+    def validation_step(self, rows: RawRows, index: int) -> None:
+        """Measure this rank's share of a batch of held-out rows, which may be none."""
+        self.written_samples.append([])
+        with self.measuring():
+            together(lambda: self.measure_rows(rows) if rows else None)
+
+    test_step = validation_step
+
+    def measure_rows(self, rows: RawRows) -> None:
+        """Measure held-out rows; called in eval mode, without gradient."""
+        raise NotImplementedError
+
+    def predict_step(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
+        """What `predict` writes of this rank's share of a batch."""
+        with self.measuring():
+            return self.predict_rows(rows, index) if rows else []
+
+    def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
+        """One dictionary a row; called in eval mode, without gradient."""
+        raise NotImplementedError
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean of every held-out number, over all ranks, also of the validation before the first step."""
-        values = {name: self.mean(numbers) for name, numbers in self.held_out.items()} | self.held_out_metrics()
+        batches = zip(*gathered(self.written_samples), strict=True)
+        self.validation_samples = [sample for parts in batches for sample in interleaved(list(parts))]
+        names = dict.fromkeys(name for known in gathered(list(self.held_out)) for name in known)
+        values = {name: self.mean(self.held_out.get(name, [])) for name in names} | self.held_out_metrics()
         prefix = "test" if self.trainer.testing else "val"
         for logger in self.loggers:
             logger.log_metrics({f"{prefix}/{name}": value for name, value in values.items()}, step=self.global_step)
@@ -242,17 +263,52 @@ class Stage(LightningModule):
     on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measure the gradient before it is clipped."""
+        """Measure the gradient before it is clipped, and take in what the step measured if all of it is finite.
+
+        Raises:
+            UserError: something is not, and `on_nonfinite` is stop.
+        """
+        parts, self.parts = self.parts, []
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if gradients:
-            norm = torch.nn.utils.get_total_norm(gradients)
-            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-            one = torch.ones((), device=norm.device)
-            self.meter.add(
-                LossOutput(
-                    one, {"optimizer/grad_norm": (norm / self.trainer.world_size, one / self.trainer.world_size)}
-                )
+        if not parts or not gradients:
+            return
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        scaled = (
+            getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        )  # which skips infinite gradients itself
+        fault = find_fault(parts, None if scaled else norm)
+        if any_rank(fault is not None, self.device):
+            self._refuse_step(fault, parts, norm)
+            return
+        for part in parts:
+            self.take_in(part.loss)
+        one = torch.ones((), device=norm.device)
+        share = {"optimizer/grad_norm": (norm / self.trainer.world_size, one / self.trainer.world_size)}
+        self.meter.add(LossOutput(one, share))
+
+    def take_in(self, loss: LossOutput) -> None:
+        """Add what a part of a sound step measured to what will be logged."""
+        self.meter.add(loss)
+
+    def _refuse_step(self, fault: Fault | None, parts: list[Part], norm: Tensor) -> None:
+        step, rank = self.global_step + 1, f".{self.global_rank}" if self.global_rank else ""
+        path = Path(self.trainer.default_root_dir) / f"nan_batch{rank}.pt"
+        text = f"step {step}: a number is not finite on another process; its message says which"
+        if fault is not None:
+            save_step(path, step, fault, parts, norm)
+            text = (
+                f"step {step}: {fault.metric} is {fault.value} in part {fault.part + 1} of {len(parts)}; the step was not "
+                f"taken, its batch is in {path}"
             )
+        if self.on_nonfinite == "stop":
+            raise UserError(f"{text}; lower the learning rate, or leave such steps out with model.on_nonfinite: skip")
+        self.skipped_steps += 1
+        say(f"{text}; skipped, {self.skipped_steps} so far")
+        for parameter in self.parameters():  # an optimizer leaves weights and moments alone where there is no gradient
+            parameter.grad = None
+        count = torch.tensor(float(self.skipped_steps), device=self.device)
+        self.meter.add(LossOutput(count, maxima={"optimizer/skipped_steps": count}))
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the weights that train; the scheduler steps with it."""
@@ -266,6 +322,7 @@ class Stage(LightningModule):
 
     def on_train_start(self) -> None:
         """Log a step that was taken when the checkpoint was written: its row comes after the checkpoint."""
+        self._restore_random_states()
         if "optimizer/grad_norm" in self.meter.sums:
             self.tell_loggers(self._step_metrics())
 
@@ -274,16 +331,32 @@ class Stage(LightningModule):
         for what, count in self.coder.cut.items():
             say(f"cut to fit: {count} {what}, counted each time they were read")
 
+    def _restore_random_states(self) -> None:
+        if self.random_states is not None:
+            set_random_states(self.random_states)
+            self.random_states = None
+
+    def rank_state(self) -> dict[str, Any]:
+        """What differs from rank to rank; plain numbers and CPU tensors."""
+        return {"meter": self.meter.state_dict(), "random": random_states()}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Restore it; random states only when training goes on, as much is drawn before."""
+        self.meter.load_state_dict(state["meter"])
+        self.random_states = state["random"]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was measured; leave out what an adapter run does not train, which comes from where it came from before."""
-        checkpoint["meter"] = self.meter.state_dict()
+        checkpoint["ranks"], checkpoint["skipped_steps"] = gathered(self.rank_state()), self.skipped_steps
         if not self.strict_loading:
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what was measured."""
-        self.meter.load_state_dict(checkpoint["meter"])
+        if len(checkpoint["ranks"]) == self.trainer.world_size:
+            self.load_rank_state(checkpoint["ranks"][self.global_rank])
+        self.skipped_steps = checkpoint["skipped_steps"]
         loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
         self.loader_state = loaders[0]
 
@@ -292,8 +365,15 @@ class Stage(LightningModule):
         """A checkpoint of an adapter run holds the adapter alone."""
         return not any(is_adapted(module) for module in self.children() for module in module.modules())
 
-    def export(self, folder: Path) -> None:
-        """Write the model in Hugging Face form; called on every rank."""
+    def write_export(self, folder: Path) -> None:
+        """Write the model in Hugging Face form; every rank calls it, the first one writes."""
+        state = full_state(self.network)
+        if self.trainer.is_global_zero:
+            self.export(folder, state)
+        self.trainer.strategy.barrier()
+
+    def export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+        """Write the model in Hugging Face form: its own weights, or those of `state`, by their names in `network`."""
         raise NotImplementedError
 
 

@@ -9,16 +9,17 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.credit import explained_variance
 from rlhf_lightning.functional.kl import kl_estimate
-from rlhf_lightning.models.export import export_model
+from rlhf_lightning.functional.losses import agreement
+from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy, language_model
-from rlhf_lightning.models.reference import build_reference, reference_gap
+from rlhf_lightning.models.reference import build_reference
 from rlhf_lightning.models.value import SeparateCritic, SharedCritic, save_critic
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
@@ -26,7 +27,8 @@ from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RolloutLoader, RowSource
 from rlhf_lightning.rollouts.recorded import RecordedReference
-from rlhf_lightning.stages.base import Meter, Stage, adamw, peak_memory, say
+from rlhf_lightning.stages.base import OnNonFinite, Stage, adamw, peak_memory, say
+from rlhf_lightning.stages.meter import Meter
 from rlhf_lightning.types import Batch, Completions, LossOutput
 
 
@@ -48,6 +50,7 @@ class PolicyStage(Stage):
         predict_temperature: of `predict`; 0 is greedy.
         optimizer: of the weights that train.
         lr_scheduler: steps with the optimizer.
+        on_nonfinite: what a step with a NaN or an infinity does: stop the run, or be skipped and counted.
     """
 
     def __init__(
@@ -65,8 +68,9 @@ class PolicyStage(Stage):
         predict_temperature: float = 0.0,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
+        on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(policy, optimizer, lr_scheduler)
+        super().__init__(policy, optimizer, lr_scheduler, on_nonfinite)
         if reward is None and not algorithm.learns_from_pairs:
             raise UserError(
                 f"{type(algorithm).__name__} learns from rewards and there is none: set model.reward, or use an algorithm "
@@ -112,13 +116,19 @@ class PolicyStage(Stage):
         if self.policy is not None:
             return
         model = load_causal_lm(self.config)
-        self.policy = Policy(model, self._critic(model), self.generation.temperature)
+        self.policy = self.placed(Policy(model, self._critic(model), self.generation.temperature))
 
     def _critic(self, model: torch.nn.Module) -> torch.nn.Module | None:
         if not self.algorithm.needs_values:
             return None
         size = language_model(model).config.get_text_config().hidden_size
         return SharedCritic(size) if self.critic_kind == "shared" else SeparateCritic(load_causal_lm(self.config), size)
+
+    @property
+    def network(self) -> nn.Module:
+        """The policy with its critic."""
+        assert self.policy is not None
+        return self.policy
 
     def on_fit_start(self) -> None:
         """Build what is frozen: reference and rewards."""
@@ -157,15 +167,15 @@ class PolicyStage(Stage):
         )
         return self.loader
 
-    def collect(self, rows: RawRows, generator: torch.Generator, seed: int) -> RolloutBuffer:
-        """Rows → rollout → credit → a full buffer."""
+    def collect(self, rows: RawRows, count: bool, generator: torch.Generator, seed: int) -> RolloutBuffer:
+        """Rows → rollout → credit → a full buffer; rows that do not `count` keep this rank in step with the others."""
         assert self.collector is not None
         with self.measuring():
             if self.reward is None:
-                rollout = self.collector.recorded(rows, self.max_length, self.device)
+                rollout = self.collector.recorded(rows, self.max_length, self.device, count)
             else:
                 responses, values = self.algorithm.responses_per_prompt, self.algorithm.needs_values
-                rollout = self.collector.online(rows, responses, values, generator)
+                rollout = self.collector.online(rows, responses, values, generator, count)
             batch = self.algorithm.prepare(rollout)
             if batch.values is not None and batch.returns is not None:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
@@ -191,12 +201,12 @@ class PolicyStage(Stage):
         if self.skipping:
             return None
         output = self.policy(batch, self.algorithm.needs_entropy)  # type: ignore[misc]
-        return self.divided(self.algorithm.loss(output, batch), batch.weight)
+        return self.divided(self.algorithm.loss(output, batch), batch)
 
-    def divided(self, loss: LossOutput, weight: Tensor) -> Tensor:
+    def take_in(self, loss: LossOutput) -> None:
         """Also keeps what this optimiser step measured, for `Algorithm.stop`."""
         self.step_meter.add(loss)
-        return super().divided(loss, weight)
+        super().take_in(loss)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Ask the algorithm whether to stop; log when the rollout is used up."""
@@ -217,20 +227,15 @@ class PolicyStage(Stage):
 
     # -- held-out prompts --------------------------------------------------------------------------------------------
 
-    def validation_step(self, rows: RawRows, index: int) -> None:
+    def measure_rows(self, rows: RawRows) -> None:
         """Write one response to each held-out prompt and measure it; judge recorded pairs where there are any."""
         assert self.collector is not None
-        if index == 0:
-            self.sampler = torch.Generator(self.device).manual_seed(0)
-        with self.measuring():
-            completions = self.collector.writer.write(rows, 1, self.sampler)
-            self.measure_completions(completions, self.rewards)
-            if self.reward is not None:
-                self._measure_kl(completions)
-            elif "chosen" in rows[0]:
-                self._measure_pairs(rows)
-
-    test_step = validation_step
+        completions = self.collector.writer.write(rows, 1, self.sampler)
+        self.measure_completions(completions, self.rewards)
+        if self.reward is not None:
+            self._measure_kl(completions)
+        elif "chosen" in rows[0]:
+            self._measure_pairs(rows)
 
     def _measure_kl(self, completions: Completions) -> None:
         logprobs = self.policy(completions).logprobs  # type: ignore[misc]
@@ -238,14 +243,16 @@ class PolicyStage(Stage):
         reference = self.collector.reference.logprobs(*rows, self.generation.temperature)  # type: ignore[union-attr]
         self.measure("kl/reference", kl_estimate(logprobs, reference)[completions.mask].tolist())
         if self.trainer.global_step == 0 and self.trainer.state.fn == "fit":
-            self.measure("reference/gap", [float(reference_gap(logprobs, reference, completions.mask))])
+            gaps = kl_estimate(logprobs, reference, "k3")
+            self.measure("reference/gap", gaps[completions.mask].tolist())
 
     def on_validation_epoch_end(self) -> None:
         """Log; the gap between policy and reference is measured once, before the first step."""
-        gap = self.held_out.pop("reference/gap", None)
+        gaps = self.held_out.pop("reference/gap", [])
         super().on_validation_epoch_end()
-        if gap is not None:
-            self._report_gap(self.mean(gap))
+        gap = self.mean(gaps)
+        if self.reward is not None and self.trainer.global_step == 0 and self.trainer.state.fn == "fit":
+            self._report_gap(gap)
 
     def _report_gap(self, gap: float) -> None:
         for logger in self.loggers:
@@ -262,14 +269,13 @@ class PolicyStage(Stage):
         drift = ((pairs.logprobs - pairs.reference_logprobs) * pairs.mask).sum(-1)
         margin = drift[0::2] - drift[1::2]
         self.measure("preference/margin", margin.tolist())
-        self.measure("preference/accuracy", ((margin > 0).float() + 0.5 * (margin == 0).float()).tolist())
+        self.measure("preference/accuracy", agreement(margin).tolist())
 
-    def predict_step(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
+    def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """One completion a prompt, greedy by default, with the columns of its row."""
         assert self.collector is not None
         generator = torch.Generator(self.device).manual_seed(index)
-        with self.measuring():
-            written = self.collector.writer.write(rows, 1, generator, self.predict_temperature)
+        written = self.collector.writer.write(rows, 1, generator, self.predict_temperature)
         return [
             {**row, "prompt": p, "response": r}
             for row, p, r in zip(rows, written.prompts, written.responses, strict=True)
@@ -278,30 +284,40 @@ class PolicyStage(Stage):
     # -- what stays --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The memories of the algorithm and of the rewards, and what the rollout at hand measured so far."""
+        """The memory of the algorithm, and what the rollout at hand measured so far."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["algorithm"] = self.algorithm.state_dict()
-        checkpoint["rewards"] = {name: reward.state_dict() for name, reward in self.rewards.items()}
         checkpoint["rollout_metrics"] = self.collector.metrics if self.collector else {}
-        checkpoint["skipping"], checkpoint["step_meter"] = self.skipping, self.step_meter.state_dict()
+        checkpoint["skipping"] = self.skipping
+
+    def rank_state(self) -> dict[str, Any]:
+        """Also the memories of the rewards, and what the step measured that has just been taken."""
+        rewards = {name: reward.state_dict() for name, reward in self.rewards.items()}
+        return {**super().rank_state(), "step_meter": self.step_meter.state_dict(), "rewards": rewards}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        super().load_rank_state(state)
+        self.step_meter.load_state_dict(state["step_meter"])
+        for name, reward in self.rewards.items():
+            reward.load_state_dict(state["rewards"][name])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         super().on_load_checkpoint(checkpoint)
         self.algorithm.load_state_dict(checkpoint["algorithm"])
-        for name, reward in self.rewards.items():
-            reward.load_state_dict(checkpoint["rewards"][name])
         self.restored_metrics, self.skipping = checkpoint["rollout_metrics"], checkpoint["skipping"]
-        self.step_meter.load_state_dict(checkpoint["step_meter"])
 
     def on_train_start(self) -> None:
         """Do what ends a step, if one was taken when the checkpoint was written and it came before that."""
+        self._restore_random_states()
         if self.step_meter.sums or (self.loader is not None and self.loader.last_part):
             self.tell_loggers(self._end_step())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The policy (or its adapter), tokenizer and generation config; the critic beside it."""
         assert self.policy is not None
-        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens)
+        model, critic = part_of(state, "model."), part_of(state, "critic.")
+        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens, model)
         if self.policy.critic is not None:
-            save_critic(self.policy.critic, folder / "critic.safetensors")
+            save_critic(critic or self.policy.critic.state_dict(), folder / "critic.safetensors")

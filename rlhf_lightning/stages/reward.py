@@ -9,17 +9,19 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics.classification import BinaryAccuracy, BinaryCalibrationError
+from torchmetrics.functional.classification import binary_accuracy, binary_calibration_error
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.losses import bradley_terry_loss
 from rlhf_lightning.functional.masked import masked_moments
+from rlhf_lightning.functional.ranks import gathered, share
 from rlhf_lightning.models.encoding import recorded_rows
-from rlhf_lightning.models.export import export_model
+from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
-from rlhf_lightning.models.reward import normalized, score_sequences, set_normalization
+from rlhf_lightning.models.policy import attended
+from rlhf_lightning.models.reward import RewardModel, normalized, set_normalization
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import Stage, adamw
+from rlhf_lightning.stages.base import OnNonFinite, Stage, adamw
 from rlhf_lightning.types import LossOutput, PreferenceBatch
 
 
@@ -36,6 +38,7 @@ class RewardStage(Stage):
         max_length: tokens of prompt and response together; longer rows lose the beginning of the prompt, then the end.
         optimizer: of the weights that train.
         lr_scheduler: steps with the optimizer.
+        on_nonfinite: what a step with a NaN or an infinity does: stop the run, or be skipped and counted.
     """
 
     def __init__(
@@ -48,12 +51,13 @@ class RewardStage(Stage):
         max_length: int | None = None,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
+        on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(model, optimizer, lr_scheduler)
+        super().__init__(model, optimizer, lr_scheduler, on_nonfinite)
         self.objective, self.margin, self.centering = objective, margin, centering
         self.calibrate, self.max_length = calibrate, max_length
-        self.model: nn.Module | None = None
-        self.accuracy, self.calibration = BinaryAccuracy(), BinaryCalibrationError(n_bins=10)
+        self.scorer: RewardModel | None = None
+        self.differences: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
         """Tokenizer, checks, loaders."""
@@ -62,8 +66,20 @@ class RewardStage(Stage):
 
     def configure_model(self) -> None:
         """Load the model and its head."""
-        if self.model is None:
-            self.model = load_reward_model(self.config)
+        if self.scorer is None:
+            self.scorer = self.placed(RewardModel(load_reward_model(self.config)))
+
+    @property
+    def model(self) -> nn.Module:
+        """The sequence classifier; there from `configure_model` on."""
+        assert self.scorer is not None
+        return self.scorer.model
+
+    @property
+    def network(self) -> nn.Module:
+        """The model with its head."""
+        assert self.scorer is not None
+        return self.scorer
 
     def _train_loader(self, loader: Iterable[Any]) -> StepLoader:
         source = RowSource(loader, int(torch.initial_seed() % 2**31))
@@ -88,35 +104,40 @@ class RewardStage(Stage):
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """float32 [B]: the score of each response."""
-        assert self.model is not None
-        return score_sequences(self.model, batch.tokens, torch.cat([batch.prompt_mask, batch.mask], 1))
+        assert self.scorer is not None
+        return self.scorer(batch.tokens, torch.cat([batch.prompt_mask, attended(batch.mask)], 1))
 
     def training_step(self, batch: PreferenceBatch, index: int) -> Tensor:
         """Score every response once, compare, divide by the whole step."""
         loss = self.loss(self(batch), batch)
-        return self.divided(loss, batch.weight)
+        return self.divided(loss, batch)
 
     def loss(self, scores: Tensor, batch: PreferenceBatch) -> LossOutput:
         """A sum over groups of the mean over their pairs, or over responses of the squared error."""
-        if self.objective == "regression":
-            error = (scores - batch.ratings).square().double().sum()
-            return LossOutput(error, {"loss/policy": (error.detach(), self._weight(batch))})
-        better, worse, share = comparisons(batch)
-        losses = bradley_terry_loss(scores[better], scores[worse], batch.margins[better], self.centering) * share
-        difference = (scores[better] - scores[worse]).detach()
-        count = torch.tensor(len(better), device=scores.device)
-        return LossOutput(
-            losses.double().sum() + 0 * scores.sum(),
-            {
-                "loss/policy": (losses.detach().sum(), self._weight(batch)),
+        loss = self.losses(scores, batch).double().sum() + 0 * scores.sum()
+        means = {"loss/policy": (loss.detach(), self._weight(batch))}
+        if self.objective == "pairs":
+            better, worse, _ = comparisons(batch)
+            difference = (scores[better] - scores[worse]).detach()
+            count = torch.tensor(len(better), device=scores.device)
+            means |= {
                 "preference/accuracy": ((difference > 0).sum(), count),
                 "preference/margin": (difference.sum(), count),
-            },
-        )
+            }
+        return LossOutput(loss, means)
+
+    def losses(self, scores: Tensor, batch: PreferenceBatch) -> Tensor:
+        """One loss a group that has something to compare; for a regression one a response."""
+        if self.objective == "regression":
+            return (scores - batch.ratings).square()[batch.mask.any(-1)]
+        better, worse, portion = comparisons(batch)
+        losses = bradley_terry_loss(scores[better], scores[worse], batch.margins[better], self.centering) * portion
+        groups, place = torch.unique(batch.groups[better], return_inverse=True)
+        return losses.new_zeros(len(groups)).index_add(0, place, losses)
 
     def _weight(self, batch: PreferenceBatch) -> Tensor:
         if self.objective == "regression":
-            return torch.tensor(len(batch), device=batch.tokens.device)
+            return batch.mask.any(-1).sum()
         return comparisons(batch)[2].sum()
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
@@ -124,41 +145,36 @@ class RewardStage(Stage):
         if (batch_idx + 1) % self.accumulate == 0:
             self.report_step(shown=("loss/policy", "preference/accuracy"))
 
-    def validation_step(self, rows: RawRows, index: int) -> None:
+    def measure_rows(self, rows: RawRows) -> None:
         """Loss, and accuracy and calibration of the probability that the better response is better."""
         batch = self.encode(rows).to(self.device)
-        with self.measuring():
-            scores = self(batch)
-        loss = self.loss(scores, batch).means["loss/policy"]
-        self.measure("loss/policy", [float(loss[0] / loss[1].clamp(min=1))])
+        scores = self(batch)
+        self.measure("loss/policy", self.losses(scores, batch).tolist())
         self.measure("reward/mean", scores.tolist())
         better, worse, _ = comparisons(batch)
         if not len(better):
             return
         self.measure("preference/margin", (scores[better] - scores[worse]).tolist())
-        # every other comparison is asked the other way round, or the answer would always be yes and no curve to calibrate
-        flip = torch.arange(len(better), device=scores.device) % 2 == 0
-        difference = torch.where(flip, scores[worse] - scores[better], scores[better] - scores[worse])
-        self.accuracy.update(torch.sigmoid(difference), (~flip).long())
-        self.calibration.update(torch.sigmoid(difference), (~flip).long())
-
-    test_step = validation_step
+        self.differences.append((scores[better] - scores[worse]).cpu())
 
     def held_out_metrics(self) -> dict[str, float]:
-        """Accuracy and calibration of the comparisons."""
-        values = {}
-        for name, metric in {"accuracy": self.accuracy, "calibration_error": self.calibration}.items():
-            if metric.update_called:
-                values[f"preference/{name}"] = float(metric.compute())
-            metric.reset()
-        return values
+        """Accuracy and calibration of the comparisons of all ranks."""
+        parts = [part for parts in gathered(self.differences) for part in parts]
+        self.differences = []
+        if not parts:
+            return {}
+        # every comparison is asked both ways round, or the answer would always be yes and there no curve to calibrate
+        difference = torch.cat(parts)
+        probability = torch.sigmoid(torch.cat([difference, -difference]))
+        yes = torch.cat([torch.ones_like(difference), torch.zeros_like(difference)]).long()
+        return {
+            "preference/accuracy": float(binary_accuracy(probability, yes)),
+            "preference/calibration_error": float(binary_calibration_error(probability, yes, n_bins=10)),
+        }
 
-    def predict_step(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
+    def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """The rows with the score of each of their responses, normalised as the model says, as `ModelReward` gives it."""
-        assert self.model is not None
-        batch = self.encode(rows).to(self.device)
-        with self.measuring():
-            scores = iter(normalized(self.model, self(batch)).tolist())
+        scores = iter(normalized(self.model, self(self.encode(rows).to(self.device))).tolist())
         return [{**row, "scores": [next(scores) for _ in responses_of(row)]} for row in rows]
 
     def on_train_end(self) -> None:
@@ -166,24 +182,23 @@ class RewardStage(Stage):
         super().on_train_end()
         if not self.calibrate:
             return
-        assert self.model is not None
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         rows = getattr(data, "train_rows", None)
         if rows is None:
             raise UserError(f"calibrate needs the training rows, and {type(data).__name__} has no attribute train_rows")
         with self.measuring():
             parts = [
-                self(self.encode([rows[j] for j in range(i, min(i + 16, len(rows), 1024))]).to(self.device))
+                self(self.encode(own).to(self.device))
                 for i in range(0, min(len(rows), 1024), 16)
+                if (own := share([rows[j] for j in range(i, min(i + 16, len(rows), 1024))]))
             ]
-        scores = torch.cat(parts)
+        scores = torch.cat(parts) if parts else torch.empty(0, device=self.device)
         mean, variance = masked_moments(scores, torch.ones_like(scores, dtype=torch.bool))
         set_normalization(self.model, float(mean), float(variance.sqrt()))
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The model with its head and score normalisation, and the tokenizer."""
-        assert self.model is not None
-        export_model(self.model, self.tokenizer, folder, self.coder.stop_tokens)
+        export_model(self.model, self.tokenizer, folder, self.coder.stop_tokens, part_of(state, "model."))
 
 
 def responses_of(row: dict[str, Any]) -> list[tuple[Any, float]]:
@@ -202,7 +217,8 @@ def responses_of(row: dict[str, Any]) -> list[tuple[Any, float]]:
 
 def comparisons(batch: PreferenceBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Rows better and worse of every pair with different ratings in a group, and each pair's share of its group's weight of 1."""
-    same = batch.groups[:, None] == batch.groups[None]
+    real = batch.mask.any(-1)
+    same = (batch.groups[:, None] == batch.groups[None]) & real[:, None] & real[None]
     better, worse = torch.nonzero(same & (batch.ratings[:, None] > batch.ratings[None]), as_tuple=True)
     counts = torch.bincount(batch.groups[better], minlength=int(batch.groups.max()) + 1)
     return better, worse, 1.0 / counts[batch.groups[better]].float()

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.models.encoding import recorded_rows
-from rlhf_lightning.models.export import export_model
+from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Writer
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import Stage, adamw
+from rlhf_lightning.stages.base import OnNonFinite, Stage, adamw
 from rlhf_lightning.types import InstructionBatch, LossOutput
 
 
@@ -35,6 +35,7 @@ class SupervisedStage(Stage):
         predict_temperature: of `predict`; 0 is greedy.
         optimizer: of the weights that train.
         lr_scheduler: steps with the optimizer.
+        on_nonfinite: what a step with a NaN or an infinity does: stop the run, or be skipped and counted.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class SupervisedStage(Stage):
         predict_temperature: float = 0.0,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
+        on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(model, optimizer, lr_scheduler)
+        super().__init__(model, optimizer, lr_scheduler, on_nonfinite)
         self.completion_only, self.max_length, self.generation = completion_only, max_length, generation
         self.evaluation_rewards, self.predict_temperature = evaluation_rewards or {}, predict_temperature
         self.policy: Policy | None = None
@@ -62,7 +64,13 @@ class SupervisedStage(Stage):
     def configure_model(self) -> None:
         """Load the model."""
         if self.policy is None:
-            self.policy = Policy(load_causal_lm(self.config))
+            self.policy = self.placed(Policy(load_causal_lm(self.config)))
+
+    @property
+    def network(self) -> nn.Module:
+        """The model."""
+        assert self.policy is not None
+        return self.policy
 
     def _train_loader(self, loader: Iterable[Any]) -> StepLoader:
         source = RowSource(loader, int(torch.initial_seed() % 2**31))
@@ -85,7 +93,7 @@ class SupervisedStage(Stage):
 
     def training_step(self, batch: InstructionBatch, index: int) -> Tensor:
         """Minus the log-probability of every completion token, divided by those of the whole step."""
-        return self.divided(self._loss(batch), batch.weight)
+        return self.divided(self._loss(batch), batch)
 
     def _loss(self, batch: InstructionBatch) -> LossOutput:
         nats = -masked_sum(self.policy(batch).logprobs, batch.mask)  # type: ignore[misc]
@@ -102,38 +110,32 @@ class SupervisedStage(Stage):
 
     on_test_start = on_validation_start
 
-    def validation_step(self, rows: RawRows, index: int) -> None:
+    def measure_rows(self, rows: RawRows) -> None:
         """Loss on the held-out completions; one response to each of their prompts."""
-        if index == 0:
-            self.sampler = torch.Generator(self.device).manual_seed(0)
         batch = self.encode(rows).to(self.device)
-        with self.measuring():
-            logprobs = self.policy(batch).logprobs  # type: ignore[misc]
-            self.measure("loss/policy", (-logprobs[batch.mask]).tolist())
-            written = self._writer.write([first_turn(row) for row in rows], 1, self.sampler)
-            self.measure_completions(written, self.evaluation_rewards)
-
-    test_step = validation_step
+        logprobs = self.policy(batch).logprobs  # type: ignore[misc]
+        self.measure("loss/policy", (-logprobs[batch.mask]).tolist())
+        written = self._writer.write([first_turn(row) for row in rows], 1, self.sampler)
+        self.measure_completions(written, self.evaluation_rewards)
 
     @property
     def _writer(self) -> Writer:
         assert self.policy is not None
         return Writer(self.policy, self.generation, self.coder)
 
-    def predict_step(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
+    def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """One completion a prompt, greedy by default."""
-        with self.measuring():
-            generator = torch.Generator(self.device).manual_seed(index)
-            written = self._writer.write([first_turn(row) for row in rows], 1, generator, self.predict_temperature)
+        generator = torch.Generator(self.device).manual_seed(index)
+        written = self._writer.write([first_turn(row) for row in rows], 1, generator, self.predict_temperature)
         return [
             {**row, "prompt": p, "response": r}
             for row, p, r in zip(rows, written.prompts, written.responses, strict=True)
         ]
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The model (or its adapter), tokenizer and generation config."""
         assert self.policy is not None
-        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens)
+        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens, part_of(state, "model."))
 
 
 def turns(row: dict[str, Any]) -> list[tuple[Any, Any]]:

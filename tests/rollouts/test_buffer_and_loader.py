@@ -119,7 +119,7 @@ def test_rows_come_in_an_order_that_can_be_continued() -> None:
 
 
 def loader(iterations: int = 3) -> RolloutLoader:
-    def collect(rows: Any, generator: torch.Generator, seed: int) -> RolloutBuffer:
+    def collect(rows: Any, count: bool, generator: torch.Generator, seed: int) -> RolloutBuffer:
         batch = full()
         return buffer(Batch(**{**batch.tensors(), "rewards": torch.rand(12, generator=generator), **NONE}), seed=seed)
 

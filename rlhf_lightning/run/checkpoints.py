@@ -1,0 +1,191 @@
+"""Checkpoints that are whole or not there, and what makes a run write one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.ranks import any_rank, gathered
+from rlhf_lightning.run.stopping import Stopped, requeue
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes beside the file, to the disk, and only then under its name; a failure leaves what was there before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write it.
+
+        Raises:
+            UserError: the disk is full, or the file cannot be written for another reason.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except (OSError, RuntimeError) as error:  # torch reports some failures to write as RuntimeError
+            written = partial.stat().st_size if partial.exists() else 0
+            partial.unlink(missing_ok=True)
+            free = os.statvfs(target.parent)
+            raise UserError(
+                f"checkpoint {target} could not be written: {_cause(error)} after {written / 2**20:.0f} MiB, "
+                f"{free.f_bavail * free.f_frsize / 2**20:.0f} MiB are free there; earlier checkpoints are whole: make room and "
+                "go on with --ckpt_path last"
+            ) from error
+
+
+def _cause(error: BaseException) -> str:
+    origin: BaseException | None = error
+    while origin is not None and not isinstance(origin, OSError):
+        origin = origin.__cause__ or origin.__context__
+    return str(origin.strerror if isinstance(origin, OSError) else error).splitlines()[0]
+
+
+class Checkpoints(Checkpoint):
+    """Writes `checkpoints/step-N.ckpt` after every validation, at the end, and when the run is told to stop.
+
+    `last.ckpt` is a link to the newest. SIGTERM, and under SLURM the signal that announces the end of the job's time, let the
+    optimiser step at hand end, write a checkpoint and end the run; so does a reward that fails while a rollout is scored.
+
+    Args:
+        every_n_steps: also after so many optimiser steps.
+        every_minutes: also after so many minutes.
+        keep: how many of them stay; at least 2 leave one to go back to if the newest is damaged.
+    """
+
+    def __init__(self, every_n_steps: int | None = None, every_minutes: float | None = None, keep: int = 2) -> None:
+        if keep < 1 or (every_n_steps or 1) < 1 or (every_minutes or 1) <= 0:
+            raise UserError("Checkpoints: keep and every_n_steps must be at least 1, every_minutes above 0")
+        self.every_n_steps, self.every_minutes, self.keep = every_n_steps, every_minutes, keep
+        self.saved_step: int | None = None
+        self.saved_at = time.monotonic()
+        self.received: int | None = None
+        self.requeue_signal: signal.Signals | None = None
+        self.handlers: dict[int, Any] = {}
+
+    # -- when ----------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Between two optimiser steps: write if it is time, or if the run is to stop. A validation that is due comes first."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate() or trainer.global_step == self.saved_step:
+            return
+        stops = self._told_to_stop(pl_module)
+        if self._validation_is_due(trainer) or not (stops or self._due(trainer.global_step, pl_module)):
+            return
+        self.save(trainer)
+        self._stop_if(stops)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, but not for the validation before the first step."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.save(trainer)
+        self._stop_if(self._told_to_stop(pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, unless the last step is in a checkpoint already."""
+        if trainer.global_step != self.saved_step:
+            self.save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write if the run stopped between two steps, while a rollout was collected; all ranks fail there together."""
+        loader = getattr(pl_module, "loader", None)
+        if isinstance(exception, UserError) and loader is not None and loader.collecting and trainer.global_step:
+            self.save(trainer)
+
+    def _due(self, step: int, module: LightningModule) -> bool:
+        by_step = self.every_n_steps is not None and step % self.every_n_steps == 0
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return by_step or (self.every_minutes is not None and any_rank(minutes >= self.every_minutes, module.device))
+
+    @staticmethod
+    def _validation_is_due(trainer: Trainer) -> bool:
+        loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        return fetcher is not None and loop._should_check_val_fx(fetcher)
+
+    # -- signals -------------------------------------------------------------------------------------------------------
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, from the first hook after Lightning does: its handlers talk to other processes in the middle of anything."""
+        if self.handlers:
+            return
+        launcher = trainer.strategy.launcher
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.received is None and hasattr(launcher, "kill"):
+                launcher.kill(number)  # type: ignore[union-attr]
+            self.received = number
+
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self.requeue_signal = environment.requeue_signal or signal.SIGUSR1
+        numbers = {signal.SIGTERM, self.requeue_signal} - {None}
+        self.handlers = {number: signal.signal(number, note) for number in numbers if number is not None}
+
+    on_train_start = on_sanity_check_start
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen no more."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def _told_to_stop(self, module: LightningModule) -> bool:
+        return any_rank(self.received is not None, module.device)
+
+    def _stop_if(self, stops: bool) -> None:
+        if not stops:
+            return
+        number = next(n for n in gathered(self.received) if n is not None)
+        if number == self.requeue_signal:
+            requeue()
+        raise Stopped(number)
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def save(self, trainer: Trainer) -> None:
+        """Write `step-N.ckpt`, point `last.ckpt` at it, and remove what is older than the last few."""
+        step, folder = trainer.global_step, Path(trainer.default_root_dir) / "checkpoints"
+        self.saved_step, self.saved_at = step, time.monotonic()
+        trainer.save_checkpoint(folder / f"step-{step}.ckpt")
+        if trainer.is_global_zero:
+            link = folder / ".last.ckpt.partial"
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"step-{step}.ckpt")
+            os.replace(link, folder / "last.ckpt")
+            for path in by_step(folder)[self.keep :]:
+                if path.is_file():
+                    path.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step at which it was written, so that it is not written again at once."""
+        return {"saved_step": self.saved_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self.saved_step = state_dict["saved_step"]
+
+
+def by_step(folder: Path) -> list[Path]:
+    """Our checkpoints in a folder, the newest first."""
+    numbered = [(int(path.stem.removeprefix("step-")), path) for path in folder.glob("step-*.ckpt")]
+    return [path for _, path in sorted(numbered, reverse=True)]

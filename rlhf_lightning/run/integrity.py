@@ -1,0 +1,59 @@
+"""Whether a checkpoint is whole, found out before anything heavy is imported."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from rlhf_lightning.errors import UserError
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None if nothing is.
+
+    PyTorch writes a zip archive with a checksum of every tensor, and its table of contents last: a file that was cut off has
+    none, and a byte that changed does not fit its checksum. A folder is one of many processes and is not looked into.
+    """
+    if path.is_dir():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except zipfile.BadZipFile:
+        return "it is cut off or no checkpoint"
+    except OSError as error:
+        return str(error.strerror)
+    return f"{broken} in it does not fit its checksum" if broken else None
+
+
+def check(path: Path) -> None:
+    """Refuse a damaged checkpoint.
+
+    Raises:
+        UserError: it is damaged; names the ones beside it that are whole.
+    """
+    fault = damage(path)
+    if fault is None:
+        return
+    whole = [
+        other.name for other in _newest_first(path.parent) if other.resolve() != path.resolve() and not damage(other)
+    ]
+    hint = f"{whole[0]} beside it is whole" if whole else "there is no other beside it"
+    raise UserError(f"checkpoint {path} is damaged: {fault}; {hint}")
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint in a folder that is whole, and one line about each newer one that is not."""
+    said: list[str] = []
+    for path in _newest_first(folder):
+        fault = damage(path)
+        if fault is None:
+            return path, said
+        said.append(f"checkpoint {path} is damaged ({fault}): going back to the one before")
+    return None, said
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Every file once: links are names of others."""
+    paths = [path for path in folder.glob("*.ckpt") if not path.is_symlink()]
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -1,0 +1,25 @@
+"""Strategies of Lightning under a short name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+
+
+class FSDP2(ModelParallelStrategy):
+    """`trainer.strategy: fsdp2`: weights, gradients and moments cut over all processes; checkpoints are one file.
+
+    The stage cuts its own network (see `models/sharding.py`). Runs on GPUs and, for tests, on CPU processes.
+    """
+
+    def __init__(self, save_distributed_checkpoint: bool = False, **options: Any) -> None:
+        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
+
+    def setup_environment(self) -> None:
+        """All processes share the weights; none of them cuts a tensor in a second direction."""
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+
+StrategyRegistry.register("fsdp2", FSDP2, "FSDP2 over all processes, checkpoints in one file")

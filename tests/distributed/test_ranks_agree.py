@@ -1,0 +1,117 @@
+"""Two processes compute what one does, wait for each other whatever befalls one of them, and are started by one command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from leavings import metrics, weights
+
+from rlhf_lightning.__main__ import main
+
+pytestmark = pytest.mark.distributed
+
+SFT = ["--config", "sft.yaml", "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
+SMALL = ["--data.size", "16", "--data.validation_size", "7"]
+RECORDED = {
+    "sft": SFT,
+    "sft_accumulated": [*SFT, "--trainer.accumulate_grad_batches", "2"],
+    "reward": ["--config", "reward.yaml"],
+    "dpo_offline": ["--config", "dpo_offline.yaml", "--model.reference", "full"],
+}
+PPO = ["--config", "ppo.yaml", "--config", "ddp.yaml", *SMALL, "--model.iterations", "2"]
+
+
+def numbers(folder: Path) -> list[dict[str, float]]:
+    """What both must say alike: not what is sampled, and no clock."""
+    return [
+        {n: float(x) for n, x in row.items() if x and not n.startswith(("val/re", "val/kl", "policy/"))}
+        for row in metrics(folder)
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_one_process_and_two_take_the_same_steps(
+    name: str,
+    strategy: str,
+    run_on_two: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    words = ["fit", *RECORDED[name], *SMALL, "--data.batch_size", "5"]
+    two = run_on_two(f"{name}-{strategy}-two", *words, "--config", f"{strategy}.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--trainer.default_root_dir", "one", "--trainer.enable_progress_bar", "false"]) == 0
+    alone, together = weights(tmp_path / "one/export"), weights(two / "export")
+    assert all(torch.allclose(alone[key], together[key], atol=2e-4) for key in alone)
+    for first, second in zip(numbers(tmp_path / "one"), numbers(two), strict=True):
+        assert first == pytest.approx(second, rel=2e-3, abs=1e-4)
+
+
+def test_a_process_without_a_row_keeps_step(run_on_two: Callable[..., Path]) -> None:
+    for name, words in {"ppo": PPO, "reward": ["--config", "reward.yaml", "--config", "ddp.yaml", *SMALL]}.items():
+        limited = [*words, "--trainer.max_steps", "8", "--data.batch_size", "1", "--trainer.limit_val_batches", "1"]
+        rows = metrics(run_on_two(f"{name}-one-row", "fit", *limited))
+        assert int(rows[-1]["step"]) == 8
+
+
+def test_a_reward_that_fails_on_one_process_stops_both_and_leaves_a_checkpoint(
+    pair: object, run_on_two: Callable[..., Path]
+) -> None:
+    Path(pair.folder / "failing.py").write_text(  # type: ignore[attr-defined]
+        "import os, pathlib\n"
+        "calls, once = [], pathlib.Path('failed-once')\n"
+        "def judge(responses, prompts):\n"
+        "    calls.append(len(responses))\n"
+        "    if os.environ['RANK'] == '1' and len(calls) == 5 and not once.exists():\n"
+        "        once.touch()\n"
+        "        raise ConnectionError('the server is gone')\n"
+        "    return [float(len(response)) for response in responses]\n"
+    )
+    reward = ["--model.reward", "FunctionReward", "--model.reward.function", "failing.py:judge"]
+    words = [*PPO, "--data.batch_size", "4", "--model.iterations", "5", *reward, "--trainer.val_check_interval", "1.0"]
+    common = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.default_root_dir", "failing"]
+    assert pair.run("fit", *words, *common) == [2, 2]  # type: ignore[attr-defined]
+    said = [pair.said(rank) for rank in range(2)]  # type: ignore[attr-defined]
+    assert "the server is gone" in said[1]
+    assert "another process of this run failed" in said[0]
+    assert list((pair.folder / "failing/checkpoints").glob("step-*.ckpt"))  # type: ignore[attr-defined]
+    run_on_two("failing", "fit", *words, "--ckpt_path", "last")
+
+
+def test_one_command_starts_both_and_sigterm_ends_both_with_a_checkpoint(tmp_path: Path) -> None:
+    words = [*PPO, "--data.batch_size", "4", "--model.iterations", "400", "--trainer.val_check_interval", "1.0"]
+    command = [sys.executable, "-m", "rlhf_lightning", "fit", *words, "--trainer.devices", "2"]
+    command += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    path = tmp_path / "out/metrics.csv"
+    try:
+        while not (path.is_file() and len(path.read_text().splitlines()) > 3):
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 143, said
+    assert "stopped by SIGTERM; a checkpoint is written" in said
+    assert (tmp_path / "out/checkpoints/last.ckpt").exists()

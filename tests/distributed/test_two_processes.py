@@ -1,0 +1,69 @@
+"""Every stage and algorithm on two processes, whole and sharded, full and LoRA: trains, validates, saves, resumes, exports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from leavings import lines, metrics, weights
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+pytestmark = pytest.mark.distributed
+
+DATA = ["--data.size", "16", "--data.validation_size", "7", "--data.batch_size", "4"]
+ROLLOUTS = ["--model.iterations", "3", "--trainer.val_check_interval", "1.0"]
+RUNS = {
+    "ppo": ["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.minibatches", "1"],
+    "reinforce": ["--config", "reinforce.yaml", *ROLLOUTS],
+    "grpo": ["--config", "grpo.yaml", *ROLLOUTS],
+    "dpo": ["--config", "dpo.yaml", *ROLLOUTS],
+    "dpo_offline": ["--config", "dpo_offline.yaml", "--trainer.val_check_interval", "1.0"],
+    "sft": ["--config", "sft.yaml", "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"],
+    "reward": ["--config", "reward.yaml"],
+}
+SAVING = """
+trainer:
+  callbacks:
+    - class_path: Checkpoints
+      init_args: {every_n_steps: 1, keep: 100}
+"""
+EVERY = [(name, strategy, lora) for name in RUNS for strategy in ("ddp", "fsdp") for lora in (False, True)]
+
+
+@pytest.mark.parametrize(("name", "strategy", "lora"), EVERY)
+def test_a_run_trains_measures_saves_resumes_and_exports(
+    name: str, strategy: str, lora: bool, pair: object, run_on_two: Callable[..., Path]
+) -> None:
+    folder = f"{name}-{strategy}-{'lora' if lora else 'full'}"
+    Path(pair.folder / "saving.yaml").write_text(SAVING)  # type: ignore[attr-defined]
+    words = ["fit", *RUNS[name], "--config", f"{strategy}.yaml", *DATA, "--config", "saving.yaml"]
+    if lora:
+        kind = "policy" if name not in ("sft", "reward") else "model"
+        words += [f"--model.{kind}.lora", '{"r": 4, "alpha": 8}']
+    whole = run_on_two(folder, *words)
+    rows = metrics(whole)
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(set(steps))
+    assert any(row.get("val/loss/policy") or row.get("val/response/length") for row in rows)
+    assert float(rows[-1]["optimizer/grad_norm"]) > 0
+    middle = steps[-1] // 2
+    resumed = run_on_two(f"{folder}-resumed", *words, "--ckpt_path", str(whole / f"checkpoints/step-{middle}.ckpt"))
+    first, second = weights(whole / "export"), weights(resumed / "export")
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
+    assert [row for row in metrics(resumed) if int(row["step"]) > middle]
+    if lora and name == "sft":  # the base began from a config and exists nowhere else
+        adapted = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(whole / "export/base"), str(whole / "export")
+        )
+        assert all(p.isfinite().all() for p in adapted.parameters())
+    if not lora:
+        auto = AutoModelForSequenceClassification if name == "reward" else AutoModelForCausalLM
+        assert all(p.isfinite().all() for p in auto.from_pretrained(whole / "export").parameters())
+    if name != "reward":
+        assert len({row["prompt"] for row in lines(whole / "samples.jsonl")}) == 7  # those of both processes
+    assert json.loads((whole / "summary.json").read_text())
