@@ -35,6 +35,7 @@ from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
 from rlhf_lightning.run.curves import Curves
 from rlhf_lightning.run.export import Export
 from rlhf_lightning.run.faults import readable
+from rlhf_lightning.run.memory import OutOfMemory
 from rlhf_lightning.run.metrics import MetricsFile
 from rlhf_lightning.run.predictions import Predictions
 from rlhf_lightning.run.progress import Progress
@@ -135,7 +136,7 @@ class CLI(LightningCLI):
             raise UserError(f"trainer: {error}") from error
 
     def _ours(self, folder: Path, theirs: list[Callback], given: Any) -> list[Callback]:
-        ours: list[Callback] = [Resume(), Samples(), Summary(), Curves(), Export(), Predictions()]
+        ours: list[Callback] = [Resume(), Samples(), Summary(), Curves(), Export(), Predictions(), OutOfMemory()]
         if given.get("enable_progress_bar") is not False:
             ours.append(Progress())
         if given.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoints) for c in theirs):

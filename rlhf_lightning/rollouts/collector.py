@@ -117,16 +117,21 @@ class Collector:
 
     @torch.no_grad()
     def recorded(self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True) -> Rollout:
-        """Preference pairs → a rollout of 2 rows a pair: the chosen response has reward 1, the rejected one 0."""
+        """Preference pairs → a rollout to learn from; see `pairs`."""
+        rollout = self.pairs(rows, max_length, device, count)
+        kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs)
+        lengths = rollout.mask.sum(-1).float()
+        self.metrics = {"response/length": float(masked_mean(lengths, rollout.mask.any(-1)))}
+        self.metrics["kl/reference"] = float(masked_mean(kl, rollout.mask))
+        return rollout
+
+    @torch.no_grad()
+    def pairs(self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True) -> Rollout:
+        """Preference pairs → 2 rows a pair: the chosen response has reward 1, the rejected one 0."""
         encoded = encode_pairs(self.writer.encoder, rows, max_length).to(device)
         encoded = encoded if count else replace(encoded, mask=torch.zeros_like(encoded.mask))
         rewards = torch.tensor([1.0, 0.0], device=device).repeat(len(rows))
-        rollout = self._measured(encoded, rewards, False, None)
-        self.metrics = {"response/length": float(masked_mean(encoded.mask.sum(-1).float(), encoded.mask.any(-1)))}
-        self.metrics["kl/reference"] = float(
-            masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask)
-        )
-        return rollout
+        return self._measured(encoded, rewards, False, None)
 
     def _measured(self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None) -> Rollout:
         expected = None

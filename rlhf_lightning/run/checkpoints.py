@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.ranks import any_rank, gathered
+from rlhf_lightning.run.integrity import newest_first
 from rlhf_lightning.run.stopping import Stopped, requeue
 
 
@@ -69,7 +71,11 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int | None = None, every_minutes: float | None = None, keep: int = 2) -> None:
-        if keep < 1 or (every_n_steps or 1) < 1 or (every_minutes or 1) <= 0:
+        if (
+            keep < 1
+            or (every_n_steps is not None and every_n_steps < 1)
+            or (every_minutes is not None and every_minutes <= 0)
+        ):
             raise UserError("Checkpoints: keep and every_n_steps must be at least 1, every_minutes above 0")
         self.every_n_steps, self.every_minutes, self.keep = every_n_steps, every_minutes, keep
         self.saved_step: int | None = None
@@ -172,9 +178,8 @@ class Checkpoints(Checkpoint):
             link.unlink(missing_ok=True)
             link.symlink_to(f"step-{step}.ckpt")
             os.replace(link, folder / "last.ckpt")
-            for path in by_step(folder)[self.keep :]:
-                if path.is_file():
-                    path.unlink()
+            for path in newest_first(folder, "step-*.ckpt")[self.keep :]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def state_dict(self) -> dict[str, Any]:
         """The step at which it was written, so that it is not written again at once."""
@@ -183,9 +188,3 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.saved_step = state_dict["saved_step"]
-
-
-def by_step(folder: Path) -> list[Path]:
-    """Our checkpoints in a folder, the newest first."""
-    numbered = [(int(path.stem.removeprefix("step-")), path) for path in folder.glob("step-*.ckpt")]
-    return [path for _, path in sorted(numbered, reverse=True)]

@@ -20,13 +20,14 @@ UNKNOWN_CLASS = (
     r"Import path (\S+) does not correspond",
 )
 IMPORT_FAULT = (
-    r"Problem with given class_path '([^']+)': (No module named '([^']+)'|module '\S+' has no attribute '\w+')"
+    r"Problem with given class_path '([^']+)': (No module named '([^']+)'|module '\S+' has no attribute '\w+'|"
+    r"cannot import name '\w+' from '[\w.]+')"
 )
 WRONG_UNION = r"Subtypes: \[(.*?)\] Errors: .*?Given value: (.+?)(?: - |$)"
 WRONG_VALUE = r"Expected (?:a |an )?(.+?)\.? Got value: (.+?)(?: - |$)"
 TRANSLATED = (
     r"(?:unknown key|there is no class) .+?; (?:did you mean '[^']+'\?|expected one of: [\w.]+(?:, [\w.]+)*)",
-    r"class_path '[^']+' of \S+ cannot be imported: No module named '[^']+'",
+    r"class_path '[^']+' of \S+ cannot be imported: (?:No module named '[^']+'|cannot import name '\w+' from '[\w.]+')",
     r"\S+ must be .+?, found ('[^']*'|\"[^\"]*\")",
     r"\S+ is required and not given",
 )
@@ -56,7 +57,7 @@ def _no_class(where: str, text: str) -> str | None:
     """The fault of a value for which a class was tried, where that is what the key wants."""
     if found := re.search(IMPORT_FAULT, text):
         path, fault, module = found.groups()
-        if module and not f"{path}.".startswith(f"{module}."):
+        if "cannot import" in fault or (module and not f"{path}.".startswith(f"{module}.")):
             return f"class_path {path!r} of {where or 'this key'} cannot be imported: {fault}"
         return _unknown_class(where, path)
     if _base_of(where) is None and (found := re.search(WRONG_UNION, text)):

@@ -12,10 +12,10 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if nothing is.
 
     PyTorch writes a zip archive with a checksum of every tensor, and its table of contents last: a file that was cut off has
-    none, and a byte that changed does not fit its checksum. A folder is one of many processes and is not looked into.
+    none, and a byte that changed does not fit its checksum. A folder is written by many processes, two files of it last.
     """
     if path.is_dir():
-        return None
+        return None if (path / ".metadata").exists() and (path / "meta.pt").exists() else "it was not finished"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -36,7 +36,7 @@ def check(path: Path) -> None:
     if fault is None:
         return
     whole = [
-        other.name for other in _newest_first(path.parent) if other.resolve() != path.resolve() and not damage(other)
+        other.name for other in newest_first(path.parent) if other.resolve() != path.resolve() and not damage(other)
     ]
     hint = f"{whole[0]} beside it is whole" if whole else "there is no other beside it"
     raise UserError(f"checkpoint {path} is damaged: {fault}; {hint}")
@@ -45,7 +45,7 @@ def check(path: Path) -> None:
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint in a folder that is whole, and one line about each newer one that is not."""
     said: list[str] = []
-    for path in _newest_first(folder):
+    for path in newest_first(folder):
         fault = damage(path)
         if fault is None:
             return path, said
@@ -53,7 +53,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     return None, said
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    """Every file once: links are names of others."""
-    paths = [path for path in folder.glob("*.ckpt") if not path.is_symlink()]
+def newest_first(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
+    """Every checkpoint of a folder once: links are names of others. By time, as an earlier run may have gone further."""
+    paths = [path for path in folder.glob(pattern) if not path.is_symlink()]
     return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)

@@ -365,14 +365,14 @@ class Stage(LightningModule):
         """A checkpoint of an adapter run holds the adapter alone."""
         return not any(is_adapted(module) for module in self.children() for module in module.modules())
 
-    def write_export(self, folder: Path) -> None:
+    def export(self, folder: Path) -> None:
         """Write the model in Hugging Face form; every rank calls it, the first one writes."""
         state = full_state(self.network)
         if self.trainer.is_global_zero:
-            self.export(folder, state)
+            self.save_export(folder, state)
         self.trainer.strategy.barrier()
 
-    def export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+    def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """Write the model in Hugging Face form: its own weights, or those of `state`, by their names in `network`."""
         raise NotImplementedError
 

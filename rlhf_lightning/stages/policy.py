@@ -265,7 +265,7 @@ class PolicyStage(Stage):
             )
 
     def _measure_pairs(self, rows: RawRows) -> None:
-        pairs = self.collector.recorded(rows, self.max_length, self.device)  # type: ignore[union-attr]
+        pairs = self.collector.pairs(rows, self.max_length, self.device)  # type: ignore[union-attr]
         drift = ((pairs.logprobs - pairs.reference_logprobs) * pairs.mask).sum(-1)
         margin = drift[0::2] - drift[1::2]
         self.measure("preference/margin", margin.tolist())
@@ -314,7 +314,7 @@ class PolicyStage(Stage):
         if self.step_meter.sums or (self.loader is not None and self.loader.last_part):
             self.tell_loggers(self._end_step())
 
-    def export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+    def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The policy (or its adapter), tokenizer and generation config; the critic beside it."""
         assert self.policy is not None
         model, critic = part_of(state, "model."), part_of(state, "critic.")

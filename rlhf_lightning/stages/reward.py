@@ -196,7 +196,7 @@ class RewardStage(Stage):
         mean, variance = masked_moments(scores, torch.ones_like(scores, dtype=torch.bool))
         set_normalization(self.model, float(mean), float(variance.sqrt()))
 
-    def export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+    def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The model with its head and score normalisation, and the tokenizer."""
         export_model(self.model, self.tokenizer, folder, self.coder.stop_tokens, part_of(state, "model."))
 

@@ -132,7 +132,7 @@ class SupervisedStage(Stage):
             for row, p, r in zip(rows, written.prompts, written.responses, strict=True)
         ]
 
-    def export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+    def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The model (or its adapter), tokenizer and generation config."""
         assert self.policy is not None
         export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens, part_of(state, "model."))

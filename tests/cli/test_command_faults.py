@@ -117,7 +117,11 @@ def test_faults_of_a_run_that_has_begun(fails: Fails) -> None:
 
 @pytest.mark.filterwarnings("ignore", category=PossibleUserWarning)
 @pytest.mark.parametrize(
-    ("fault", "word", "status"), [("interrupt", "interrupted", 130), ("terminate", "terminated", 143)]
+    ("fault", "word", "status"),
+    [
+        ("interrupt", "interrupted", 130),
+        ("terminate", "stopped by SIGTERM; a checkpoint is written, go on with --ckpt_path last", 143),
+    ],
 )
 def test_an_end_from_outside(fault: str, word: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "own.yaml", "--model.fault", fault]) == status

@@ -1,0 +1,190 @@
+"""Kill runs with SIGKILL at random moments, resume them until they are done, and compare with the run that nobody killed.
+
+usage: python benchmarks/kill.py [--kills 50] [--seed 0] [--only ppo …] [--out FOLDER]
+
+Every run writes a checkpoint after each optimiser step. A moment is drawn as a phase (writing responses, scoring them, an
+optimiser step, saving) and which of its occurrences, then up to 20 ms into it. metrics.csv (without its clocks), samples.jsonl
+and every exported tensor must be bitwise those of the uninterrupted run. Exit status 1 if one is not.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import mmap
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes are forked: there must be no thread pool
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from lightning.pytorch import LightningModule
+from safetensors.torch import load_file
+
+import rlhf_lightning.cli
+from rlhf_lightning.__main__ import main as command
+from rlhf_lightning.rollouts import collector
+from rlhf_lightning.stages import base
+
+PHASES = ("elsewhere", "writing", "scoring", "updating", "saving")
+SMALL = ["--data.size", "16", "--data.validation_size", "6", "--data.batch_size", "4"]
+ROLLOUTS = [*SMALL, "--model.iterations", "3", "--trainer.val_check_interval", "0.5"]
+SFT = ["--config", "sft.yaml", "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1"]
+LORA = {"r": 4, "alpha": 8}
+CASES = {
+    "ppo": ["--config", "ppo.yaml", "--model.algorithm.minibatches", "2", *ROLLOUTS],
+    "reinforce": ["--config", "reinforce.yaml", *ROLLOUTS],
+    "grpo": ["--config", "grpo.yaml", *ROLLOUTS],
+    "dpo": ["--config", "dpo.yaml", *ROLLOUTS],
+    "dpo_offline": ["--config", "dpo_offline.yaml", *SMALL, "--trainer.max_epochs", "2"],
+    "sft": [*SFT, *SMALL],
+    "reward": ["--config", "reward.yaml", *SMALL, "--trainer.max_epochs", "2"],
+}
+CASES |= {
+    f"{name}_lora": [*words, f"--model.{'model' if name in ('sft', 'reward') else 'policy'}.lora", json.dumps(LORA)]
+    for name, words in CASES.items()
+}
+CLOCKS = ("time/", "throughput/", "memory/")
+SAVING = "trainer:\n  callbacks:\n    - class_path: Checkpoints\n      init_args: {every_n_steps: 1}\n"
+
+
+class Watched:
+    """A page that the process writes and we read: which phase it is in, and how often it entered each."""
+
+    def __init__(self) -> None:
+        self.page = mmap.mmap(-1, 4096)
+
+    def enter(self, phase: int) -> None:
+        self.page[0] = phase
+        self.page[phase] = min(255, self.page[phase] + 1)
+
+    def mark(self, owner: object, name: str, phase: str) -> None:
+        number, original = PHASES.index(phase), getattr(owner, name)
+
+        def marked(*args, **kwargs):
+            before = self.page[0]
+            self.enter(number)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.page[0] = before
+
+        setattr(owner, name, marked)
+
+    def counts(self) -> list[int]:
+        return list(self.page[: len(PHASES)])
+
+
+def start(words: list[str], watched: Watched, log: Path) -> int:
+    """Run a command line in a forked process, which spares it the imports."""
+    watched.page[: len(PHASES)] = bytes(len(PHASES))
+    process = os.fork()
+    if process:
+        return process
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    watched.mark(collector.Writer, "write", "writing")
+    watched.mark(collector, "score", "scoring")
+    watched.mark(base, "score", "scoring")
+    watched.mark(LightningModule, "optimizer_step", "updating")
+    watched.mark(torch, "save", "saving")
+    status = command([*words, "--trainer.enable_progress_bar", "false"])
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def ended(process: int) -> int | None:
+    """The exit status, None while it runs."""
+    done, status = os.waitpid(process, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def kill_at(process: int, watched: Watched, phase: int, occurrence: int, delay: float) -> bool:
+    """Kill in the given moment; False if the run ended before it came."""
+    while watched.page[phase] < occurrence:
+        status = ended(process)
+        if status is not None:
+            assert status == 0, f"the run failed with status {status}"
+            return False
+        time.sleep(0.0002)
+    time.sleep(delay)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    return os.WIFSIGNALED(status)
+
+
+def left(folder: Path) -> dict:
+    """Everything a run leaves that no clock decides."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in csv.DictReader(file)]
+    tensors = {
+        f"{path.name}/{name}": value
+        for path in sorted((folder / "export").rglob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+    samples = folder / "samples.jsonl"
+    return {"metrics": rows, "samples": samples.read_text() if samples.exists() else "", "tensors": tensors}
+
+
+def same(first: dict, second: dict) -> bool:
+    tensors = first["tensors"].keys() == second["tensors"].keys() and all(
+        torch.equal(value, second["tensors"][name]) for name, value in first["tensors"].items()
+    )
+    return tensors and first["metrics"] == second["metrics"] and first["samples"] == second["samples"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    assert rlhf_lightning.cli
+    rng, watched = random.Random(options.seed), Watched()
+    folder = options.out or Path(tempfile.mkdtemp(prefix="kill-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "saving.yaml").write_text(SAVING)
+    where: Counter[str] = Counter()
+    wholes: dict[str, tuple[dict, list[int]]] = {}
+    kills = runs = equal = 0
+    while kills < options.kills:
+        name = options.only[runs % len(options.only)]
+        words = ["fit", *CASES[name], "--config", str(folder / "saving.yaml")]
+        if name not in wholes:
+            process = start([*words, "--trainer.default_root_dir", str(folder / name)], watched, folder / f"{name}.log")
+            _, status = os.waitpid(process, 0)
+            assert status == 0, f"{name} failed, see {folder / name}.log"
+            wholes[name] = left(folder / name), watched.counts()
+        counts, mine, own = wholes[name][1], folder / f"{name}-{runs}", Counter()
+        again = [*words, "--trainer.default_root_dir", str(mine), "--ckpt_path", "last"]
+        for _ in range(min(2, options.kills - kills)):
+            phase = rng.choice([i for i in range(1, len(PHASES)) if counts[i]])
+            process = start(again, watched, folder / f"{name}-{runs}.log")
+            if not kill_at(process, watched, phase, rng.randint(1, counts[phase]), rng.uniform(0, 0.02)):
+                break
+            kills += 1
+            own[PHASES[phase]] += 1
+        process = start(again, watched, folder / f"{name}-{runs}.log")
+        _, status = os.waitpid(process, 0)
+        good = status == 0 and same(left(mine), wholes[name][0])
+        runs, equal, where = runs + 1, equal + good, where + own
+        killed = ", ".join(f"{phase} {count}" for phase, count in own.items()) or "not killed, it ended first"
+        print(f"{name:18} {'equal' if good else 'DIFFERENT':10} killed {killed}", flush=True)
+    print(
+        f"{kills} kills ({', '.join(f'{n} while {phase}' for phase, n in where.items())}) in {runs} runs: {equal} of {runs} equal"
+    )
+    return 0 if equal == runs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Out of memory: what was asked for, what there was, and what to change, with numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?\w+)")
+SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch says so on CUDA by a class of its own, on the CPU by a text."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+class OutOfMemory(Callback):
+    """Puts advice in the place of the allocator's text."""
+
+    def __init__(self) -> None:
+        self.batch: Any = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note what the step works on."""
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        """The step is over."""
+        self.batch = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say what to change."""
+        if is_out_of_memory(exception):
+            found = ASKED.search(str(exception))
+            asked = f" (asked for {found.group(1)})" if found else ""
+            exception.args = (f"out of memory{asked}, {_there_is(pl_module.device)}: {self._advice(trainer)}",)
+
+    def _advice(self, trainer: Trainer) -> str:
+        smaller = "; a smaller base: --config qlora.yaml (4 bits, an adapter trains), or gradient_checkpointing: true"
+        size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        given = "" if size is None else f", now {size}"
+        if self.batch is None:
+            return f"rows were written or measured; lower data.batch_size{given}, or generation.max_new_tokens{smaller}"
+        rows = (
+            f"{len(self.batch)} rows of {self.batch.tokens.shape[1]} tokens"
+            if hasattr(self.batch, "tokens")
+            else "rows"
+        )
+        parts = int(trainer.accumulate_grad_batches)
+        return (
+            f"an optimiser step worked on {rows} at once; trainer.accumulate_grad_batches: {2 * parts} (now {parts}) halves "
+            f"that and changes no gradient in policy optimisation; or lower data.batch_size{given}{smaller}"
+        )
+
+
+def _there_is(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = (n / 2**30 for n in torch.cuda.mem_get_info(device))
+        return f"{free:.1f} of {total:.1f} GiB of {device} are free"
+    try:
+        lines = dict(line.split(":") for line in open("/proc/meminfo").read().splitlines())  # noqa: SIM115
+        free, total = (int(lines[name].split()[0]) / 2**20 for name in ("MemAvailable", "MemTotal"))
+    except (OSError, KeyError):
+        return "this machine has no more to give"
+    return f"{free:.1f} of {total:.1f} GiB of this machine are free"

@@ -1,0 +1,98 @@
+"""Checkpoints are whole or not there, and a damaged one is found before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.run.arguments import Arguments
+from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
+from rlhf_lightning.run.integrity import check, damage, newest_whole
+
+FULL = """
+import resource, signal, sys, torch
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.run.checkpoints import AtomicCheckpoints
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+writer = AtomicCheckpoints()
+writer.save_checkpoint({"step": 1}, "checkpoints/step-1.ckpt")
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+try:
+    writer.save_checkpoint({"weights": torch.zeros(10**6)}, sys.argv[1])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three checkpoints, the third the newest and named by a link."""
+    for step in (1, 2, 3):
+        path = tmp_path / f"checkpoints/step-{step}.ckpt"
+        AtomicCheckpoints().save_checkpoint({"step": step, "weights": torch.full((1000,), float(step))}, path)
+        os.utime(path, (time.time(), time.time() + step))
+    (tmp_path / "checkpoints/last.ckpt").symlink_to("step-3.ckpt")
+    return tmp_path
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_whole_checkpoint_is_whole(folder: Path) -> None:
+    assert damage(folder / "checkpoints/step-1.ckpt") is None
+    assert newest_whole(folder / "checkpoints") == (folder / "checkpoints/step-3.ckpt", [])
+    assert not [path for path in (folder / "checkpoints").iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize("harm", [cut, flip])
+def test_a_damaged_one_is_refused_and_last_goes_back(
+    harm: object, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm(folder / "checkpoints/step-3.ckpt")  # type: ignore[operator]
+    os.utime(folder / "checkpoints/step-3.ckpt", (time.time(), time.time() + 3))
+    with pytest.raises(UserError, match=r"step-3.ckpt is damaged: .+; step-2.ckpt beside it is whole"):
+        check(folder / "checkpoints/step-3.ckpt")
+    monkeypatch.chdir(folder)
+    words = ["fit", "--config", "ppo", "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+    assert Arguments.of(words).words[-1] == f"--ckpt_path={folder}/checkpoints/step-2.ckpt"
+    assert "step-3.ckpt is damaged" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is damaged"):
+        Arguments.of([*words[:-1], str(folder / "checkpoints/last.ckpt")])
+
+
+def test_without_a_checkpoint_last_begins_at_the_beginning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "--config", "ppo", "--trainer.default_root_dir", str(tmp_path), "--ckpt_path=last"]
+    assert Arguments.of(words).words[-1] == "--ckpt_path=null"
+    assert "beginning at the beginning" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["checkpoints/step-1.ckpt", "checkpoints/step-2.ckpt"])
+def test_a_full_disk_costs_no_checkpoint(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert f"checkpoint {name} could not be written: File too large" in done.stdout, done.stderr
+    assert "earlier checkpoints are whole" in done.stdout
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1.ckpt"]
+    assert torch.load(tmp_path / "checkpoints/step-1.ckpt", weights_only=True) == {"step": 1}
+
+
+def test_options_that_cannot_be_are_refused() -> None:
+    for options in ({"keep": 0}, {"every_n_steps": 0}, {"every_minutes": 0.0}):
+        with pytest.raises(UserError, match="keep and every_n_steps"):
+            Checkpoints(**options)  # type: ignore[arg-type]
