@@ -32,7 +32,7 @@ TRANSLATED = (
     r"\S+ is required and not given",
 )
 """What this module said of a nested parser, inside the report of the one around it."""
-REQUIRED = r"[Kk]ey \"([\w.]+)\" is required|option '?\"?([\w.]+)\"?'? is required"
+REQUIRED = r"[Kk]ey \"([\w.]+)\" is required|option '?\"?([\w.]+)\"?'? is required|the following arguments are required: ([\w.]+)"
 
 
 def readable(parser: Any, message: str) -> str:

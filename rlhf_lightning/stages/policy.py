@@ -216,8 +216,13 @@ class PolicyStage(Stage):
     def _end_step(self) -> dict[str, float]:
         assert self.loader is not None
         assert self.loader.buffer is not None
+        assert self.collector is not None
         if self.loader.buffer.cursor % self.accumulate == 0 and self.step_meter.sums:
-            self.skipping = self.algorithm.stop(self.step_meter.read())
+            measured = self.step_meter.read()
+            self.skipping = self.algorithm.stop(measured)
+            if self.loader.buffer.cursor == self.accumulate and "policy/ratio_max" in measured:
+                # nothing has moved yet: what is not 1 is the gap between the numerics that write and those that train
+                self.collector.metrics["policy/ratio_first"] = measured["policy/ratio_max"]
         return self._rollout_metrics() if self.loader.last_part else {}
 
     def _rollout_metrics(self) -> dict[str, float]:
