@@ -92,8 +92,8 @@ class Patience:
         tried = f"{self.retries + 1} attempts in {seconds:.1f} s failed, the last" if self.retries else "failed"
         limit = "null" if self.timeout is None else f"{self.timeout:g}"
         return (
-            f"{self.name}: {tried} with {told_in_short(error)}; see that it works, or wait longer with timeout (now {limit}), "
-            f"retries (now {self.retries}) or backoff (now {self.backoff:g})"
+            f"{self.name}: {tried} with {told_in_short(error)}; see that it works again, or wait longer with "
+            f"timeout (now {limit}), retries (now {self.retries}) or backoff (now {self.backoff:g})"
         )
 
 

@@ -150,7 +150,7 @@ def test_the_last_line_says_what_to_do(functions: Make) -> None:
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
 def test_an_error_of_the_programme_is_met_once(functions: Make, timeout: float | None) -> None:
-    reward = functions("is_wrong", timeout=timeout, retries=5, backoff=60)
+    reward = functions("is_wrong", timeout=timeout, retries=5, backoff=0.01)
     with pytest.raises(UserError, match="raised ValueError: no such rubric; it was given 2 completions"):
         score(reward, ROWS)
     assert noted(reward, "calls") == [1]
@@ -158,7 +158,7 @@ def test_an_error_of_the_programme_is_met_once(functions: Make, timeout: float |
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
 def test_an_interruption_passes_through(functions: Make, timeout: float | None) -> None:
-    reward = functions("interrupts", timeout=timeout, retries=5, backoff=60)
+    reward = functions("interrupts", timeout=timeout, retries=5, backoff=0.01)
     with pytest.raises(KeyboardInterrupt):
         score(reward, ROWS)
     assert noted(reward, "calls") == [1]
@@ -166,7 +166,7 @@ def test_an_interruption_passes_through(functions: Make, timeout: float | None) 
 
 def test_a_wrong_count_is_not_tried_again_and_a_generator_is_an_answer(functions: Make) -> None:
     with pytest.raises(UserError, match="returned 3 scores for 2 completions"):
-        score(functions("counts", retries=5, backoff=60), ROWS)
+        score(functions("counts", retries=5, backoff=0.01), ROWS)
     assert score(functions("answers", timeout=5.0), ROWS).tolist() == [97.0, 98.0]
 
 

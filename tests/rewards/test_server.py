@@ -186,7 +186,7 @@ def test_only_the_batch_that_failed_is_sent_again(server: Server) -> None:
 def test_an_answer_that_no_retry_mends_is_one_line_at_once(server: Server, answer: Any, expected: str) -> None:
     server.script = [answer]
     with pytest.raises(UserError) as caught:
-        score(ServerReward(server.url, backoff=60), ROWS)
+        score(ServerReward(server.url, backoff=0.01), ROWS)
     assert str(caught.value).startswith("reward ServerReward")
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
