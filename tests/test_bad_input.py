@@ -72,6 +72,15 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
             ["leave_one_out", "at least 2"],
         ),
         (["--model.algorithm.minibatches", "0"], ["minibatches is 0", "at least 1"]),
+        (["--model.reward", "ServerReward", "--model.reward.url", "localhost:8000"], ["'localhost:8000'", "http://"]),
+        (
+            ["--model.reward", "ServerReward", "--model.reward.url", "http://localhost", "--model.reward.retry", "3"],
+            ["retry", "did you mean 'retries'?"],
+        ),
+        (
+            ["--model.reward", "FunctionReward", "--model.reward.function", "a.b", "--model.reward.timeout", "0"],
+            ["timeout is 0", "null for no limit"],
+        ),
         (["--model.reward", "null"], ["PPO learns from rewards and there is none", "model.reward"]),
         (["--model.algorithm", "DPO", "--model.reward", "null"], ["no reward", "no pairs", "PreferenceData"]),
         (["--model.policy.name_or_path", "playground/sftt"], ["playground/sftt", "playground/sft"]),

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["my_reward.py", "callbacks/longest_reply.py", "my_algorithm.py", "extended.yaml"])
+@pytest.mark.parametrize(
+    "name", ["my_reward.py", "callbacks/longest_reply.py", "my_algorithm.py", "extended.yaml", "reward_server.py"]
+)
 def test_the_readme_quotes_the_examples(name: str) -> None:
     assert (ROOT / "docs" / "examples" / name).read_text().strip() in README
 

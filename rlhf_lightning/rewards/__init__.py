@@ -5,6 +5,7 @@ from rlhf_lightning.rewards.function import FunctionReward
 from rlhf_lightning.rewards.model import ModelReward
 from rlhf_lightning.rewards.random import RandomReward
 from rlhf_lightning.rewards.rules import LengthReward, NumberReward, PatternReward
+from rlhf_lightning.rewards.server import ServerReward
 from rlhf_lightning.rewards.weighted import WeightedSum
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "PatternReward",
     "RandomReward",
     "Reward",
+    "ServerReward",
     "WeightedSum",
     "score",
 ]

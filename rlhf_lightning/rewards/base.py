@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,9 +64,11 @@ def score(reward: Reward, completions: Completions) -> Tensor:
         raise UserError(
             f"reward {name} raised {type(error).__name__}: {error}; it was given {count} completions"
         ) from error
-    if answers is None:
-        raise UserError(f"reward {name} returned nothing; it must return {count} scores, one a completion")
-    answers = answers.tolist() if isinstance(answers, Tensor) else list(answers)
+    answers = answers.tolist() if isinstance(answers, Tensor) else answers
+    if not isinstance(answers, Iterable):
+        found = "nothing" if answers is None else repr(answers)
+        raise UserError(f"reward {name} returned {found}; it must return {count} scores, one a completion")
+    answers = list(answers)
     if len(answers) != count:
         raise UserError(f"reward {name} returned {len(answers)} scores for {count} completions; one each is needed")
     return torch.tensor([_number(name, row, answer) for row, answer in enumerate(answers)], dtype=torch.float32)

@@ -8,12 +8,13 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.patience import Patience
 from rlhf_lightning.types import Completions
 
 
@@ -23,13 +24,28 @@ class FunctionReward(Reward):
     The function, plain or async, takes `responses` (a list of strings), and if it likes `prompts` and any column of the data
     set, by name; it returns one number a response, or None for one that cannot be scored.
 
+    With a `timeout` it is called in a thread of its own. A plain function that takes longer cannot be stopped: its thread is
+    abandoned and goes on (as a daemon, which ends with the process), and a retry runs beside it. An async one is cancelled.
+
     Args:
         function: `module.name`, or `path/to/file.py:name`; the current folder is searched first.
         arguments: further keyword arguments.
+        timeout: seconds for one call; null for no limit.
+        retries: further calls after one that took too long or raised an OSError such as ConnectionError; any other error
+            stops the run at once.
+        backoff: seconds before the first retry, doubled before each further one, up to a minute.
     """
 
-    def __init__(self, function: str, arguments: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        function: str,
+        arguments: dict[str, Any] | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        backoff: float = 2.0,
+    ) -> None:
         self.name, self.arguments = function, arguments or {}
+        self.patience = Patience(f"reward FunctionReward {function}", timeout, retries, backoff)
         self.function: Callable[..., Any] | None = None
 
     def check(self) -> None:
@@ -39,8 +55,13 @@ class FunctionReward(Reward):
     def __call__(self, completions: Completions) -> Sequence[float | None]:
         """The function's answer, awaited where it is async."""
         function = self.function or _imported(self.name)
-        answer = function(**self._chosen(function, completions))
-        return asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer
+        chosen = self._chosen(function, completions)
+        return self.patience.ask(lambda: self._answer(function(**chosen)))
+
+    def _answer(self, answer: Any) -> Any:
+        if inspect.isawaitable(answer):
+            return asyncio.run(_awaited(answer, self.patience.own_limit))
+        return list(answer) if inspect.isgenerator(answer) else answer  # within the time limit
 
     def _chosen(self, function: Callable[..., Any], completions: Completions) -> dict[str, Any]:
         known = {
@@ -60,8 +81,8 @@ class FunctionReward(Reward):
         return {p.name: known[p.name] for p in parameters if p.name in known}
 
 
-async def _awaited(answer: Any) -> Any:
-    return await answer
+async def _awaited(answer: Awaitable[Any], limit: float | None) -> Any:
+    return await asyncio.wait_for(answer, limit)
 
 
 def _imported(path: str) -> Callable[..., Any]:

@@ -1,10 +1,12 @@
-"""The three examples of the README: a callback, a reward function and an algorithm of one's own, each one new file."""
+"""The examples of the README: a callback, a reward function, an algorithm and a reward server of one's own, each one new file."""
 
 from __future__ import annotations
 
 import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,35 @@ def test_an_algorithm_of_ones_own_takes_options(run: Callable[..., Path]) -> Non
     words = ["--model.algorithm", "my_algorithm.MyAlgorithm", "--model.algorithm.epochs", "2"]
     folder = run("out", "fit", "--config", "ppo.yaml", *words, *SMALL, *ROLLOUTS)
     assert column(folder, "step") == [0, 2, 4]
+
+
+@pytest.fixture
+def reward_server(tmp_path: Path) -> Iterator[str]:
+    """The address of the example, which may still be starting: a run tries again until it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, str(EXAMPLES / "reward_server.py"), str(port)]
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+
+
+def test_a_reward_server_of_ones_own_and_a_token_that_no_file_shows(
+    run: Callable[..., Path], reward_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("REWARD_TOKEN", "s3cret")
+    reward = ["--model.reward", "ServerReward", "--model.reward.url", reward_server, "--model.reward.backoff", "0.5"]
+    reward += ["--model.reward.headers", "{Authorization: Bearer $REWARD_TOKEN}", "--model.reward.batch_size", "3"]
+    folder = run("out", "fit", "--config", "ppo.yaml", *reward, *SMALL, *ROLLOUTS)
+    samples = lines(folder / "samples.jsonl")
+    assert samples
+    for sample in samples:
+        expected = float("happy" in sample["response"]) - 0.02 * len(sample["response"].split())
+        assert sample["reward"] == pytest.approx(expected, abs=1e-6)
+    assert "Bearer $REWARD_TOKEN" in (folder / "config.yaml").read_text()
+    assert not [path for path in folder.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
 
 
 @pytest.mark.slow

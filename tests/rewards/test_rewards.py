@@ -11,6 +11,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from transformers import AutoModelForSequenceClassification
+from written import completions
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
@@ -27,17 +28,6 @@ from rlhf_lightning.rewards import (
     score,
 )
 from rlhf_lightning.types import Completions
-
-
-def completions(responses: list[str], prompts: list[str] | None = None, **columns: list[Any]) -> Completions:
-    count = len(responses)
-    mask = torch.tensor([[i < len(text.split()) for i in range(8)] for text in responses])
-    zeros = torch.zeros(count, dtype=torch.long)
-    tokens = torch.zeros(count, 10, dtype=torch.long)
-    given = prompts or ["p"] * count
-    return Completions(
-        tokens, torch.ones(count, 2, dtype=torch.bool), mask, zeros, zeros.bool(), given, responses, columns
-    )
 
 
 def test_a_pattern() -> None:
@@ -177,6 +167,8 @@ def test_scores_that_are_right() -> None:
         (KeyError("oops"), "raised KeyError: 'oops'"),
         ([1.0], "returned 1 scores for 2"),
         (None, "returned nothing"),
+        (0.5, "returned 0.5; it must return 2 scores"),
+        (torch.tensor(0.5), "returned 0.5; it must return 2 scores"),
         ([1.0, float("nan")], "returned nan for completion 1"),
         ([float("inf"), 1.0], "returned inf for completion 0"),
         (["good", 1.0], "'good' for completion 0"),
@@ -189,12 +181,14 @@ def test_scores_that_are_wrong(answer: Any, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["PatternReward", "NumberReward", "RandomReward", "FunctionReward", "LengthReward", "ModelReward"]
+    "name",
+    ["PatternReward", "NumberReward", "RandomReward", "FunctionReward", "LengthReward", "ModelReward", "ServerReward"],
 )
 def test_rewards_have_short_names(name: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--reward", type=Reward)
     required = {"PatternReward": ["--reward.pattern=a"], "FunctionReward": ["--reward.function=a.b"]}
+    required["ServerReward"] = ["--reward.url=http://localhost:8000"]
     more = {"LengthReward": ["--reward.limit=3"], "ModelReward": ["--reward.name_or_path=playground/reward"]}
     parsed = parser.parse_args([f"--reward={name}", *required.get(name, []), *more.get(name, [])])
     assert type(parser.instantiate_classes(parsed).reward).__name__ == name

@@ -1,0 +1,223 @@
+"""A reward function that hangs or fails: what is tried again, what is waited for, and what is said in the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+import torch
+from written import completions
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.rewards import FunctionReward, WeightedSum, score
+from rlhf_lightning.rewards.patience import Patience, may_pass
+
+ROWS = completions(["a", "b"])
+
+FUNCTIONS = """
+import asyncio, threading, time
+
+calls, ended, release = [], [], threading.Event()
+
+def sleeps(responses):
+    calls.append(1)
+    release.wait(20)
+    ended.append(1)
+
+async def sleeps_async(responses):
+    try:
+        await asyncio.sleep(20)
+    except asyncio.CancelledError:
+        ended.append(1)
+        raise
+
+async def blocks_async(responses):
+    release.wait(20)
+
+def sleeps_between(responses):
+    for _ in responses:
+        release.wait(20)
+        yield 0.0
+
+def refuses(responses):
+    calls.append(time.monotonic())
+    if len(calls) < 3:
+        raise ConnectionError("refused")
+    return [1.0, 2.0]
+
+def is_wrong(responses):
+    calls.append(1)
+    raise ValueError("no such rubric")
+
+def interrupts(responses):
+    calls.append(1)
+    raise KeyboardInterrupt
+
+def counts(responses):
+    return [1.0] * (len(responses) + 1)
+
+def answers(responses):
+    return (float(ord(text[0])) for text in responses)
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`functions("name", …)` is a FunctionReward; what the functions noted down is in its module."""
+    (tmp_path / "patience_of_mine.py").write_text(FUNCTIONS)
+
+    def make(name: str, **options: Any) -> FunctionReward:
+        reward = FunctionReward(f"{tmp_path}/patience_of_mine.py:{name}", **options)
+        reward.check()
+        made.append(reward.function.__globals__)  # type: ignore[union-attr]
+        return reward
+
+    made: list[dict[str, Any]] = []
+    yield make
+    for module in made:
+        module["release"].set()
+
+
+def noted(reward: FunctionReward, name: str) -> list[float]:
+    return reward.function.__globals__[name]  # type: ignore[union-attr]
+
+
+Make = Callable[..., FunctionReward]
+
+
+@pytest.mark.parametrize("name", ["sleeps", "sleeps_async", "blocks_async", "sleeps_between"])
+def test_a_function_that_takes_longer_than_its_timeout_is_given_up(functions: Make, name: str) -> None:
+    reward, started = functions(name, timeout=0.2), time.monotonic()
+    with pytest.raises(
+        UserError, match=rf"FunctionReward \S*:{name}: failed with TimeoutError: no answer within 0.2 s"
+    ):
+        score(reward, ROWS)
+    assert 0.2 <= time.monotonic() - started < 5
+
+
+def test_an_async_function_is_cancelled_and_a_plain_one_goes_on_as_a_daemon(functions: Make) -> None:
+    cancelled, abandoned = functions("sleeps_async", timeout=0.1), functions("sleeps", timeout=0.1)
+    before = set(threading.enumerate())
+    for reward in (cancelled, abandoned):
+        with pytest.raises(UserError):
+            score(reward, ROWS)
+    left = set(threading.enumerate()) - before
+    assert left
+    assert all(thread.daemon for thread in left)
+    limit = time.monotonic() + 5
+    while not noted(cancelled, "ended") and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert noted(cancelled, "ended") == [1]
+    assert noted(abandoned, "ended") == []
+
+
+def test_a_timeout_is_tried_again(functions: Make) -> None:
+    reward = functions("sleeps", timeout=0.05, retries=2, backoff=0)
+    with pytest.raises(UserError, match="3 attempts in"):
+        score(reward, ROWS)
+    assert noted(reward, "calls") == [1, 1, 1]
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_a_failure_that_passes_costs_doubling_waits(
+    functions: Make, timeout: float | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = functions("refuses", timeout=timeout, retries=3, backoff=0.02)
+    assert score(reward, ROWS).tolist() == [1.0, 2.0]
+    first, second, third = noted(reward, "calls")
+    assert second - first >= 0.02
+    assert third - second >= 0.04
+    said = capsys.readouterr().out.splitlines()
+    for line, attempt, wait in zip(said, (1, 2), ("0.02", "0.04"), strict=True):
+        assert line.startswith("reward FunctionReward ")
+        assert line.endswith(f": attempt {attempt} of 4 failed (ConnectionError: refused); again in {wait} s")
+
+
+def test_the_last_line_says_what_to_do(functions: Make) -> None:
+    with pytest.raises(UserError) as caught:
+        score(functions("refuses", timeout=3, retries=1, backoff=0.01), ROWS)
+    line = str(caught.value)
+    assert ": 2 attempts in " in line
+    assert "the last with ConnectionError: refused" in line
+    assert line.endswith("or wait longer with timeout (now 3), retries (now 1) or backoff (now 0.01)")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_an_error_of_the_programme_is_met_once(functions: Make, timeout: float | None) -> None:
+    reward = functions("is_wrong", timeout=timeout, retries=5, backoff=0.01)
+    with pytest.raises(UserError, match="raised ValueError: no such rubric; it was given 2 completions"):
+        score(reward, ROWS)
+    assert noted(reward, "calls") == [1]
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_an_interruption_passes_through(functions: Make, timeout: float | None) -> None:
+    reward = functions("interrupts", timeout=timeout, retries=5, backoff=0.01)
+    with pytest.raises(KeyboardInterrupt):
+        score(reward, ROWS)
+    assert noted(reward, "calls") == [1]
+
+
+def test_a_wrong_count_is_not_tried_again_and_a_generator_is_an_answer(functions: Make) -> None:
+    with pytest.raises(UserError, match="returned 3 scores for 2 completions"):
+        score(functions("counts", retries=5, backoff=0.01), ROWS)
+    assert score(functions("answers", timeout=5.0), ROWS).tolist() == [97.0, 98.0]
+
+
+def test_a_part_of_a_sum_has_its_own_patience(functions: Make) -> None:
+    reward = WeightedSum({"one": functions("refuses", retries=2, backoff=0), "two": functions("answers")}, {"two": 0.5})
+    assert score(reward, ROWS).tolist() == [1.0 + 48.5, 2.0 + 49.0]
+
+
+def test_gradients_are_as_off_in_the_thread_as_around_it() -> None:
+    patience = Patience("a check", timeout=5.0)
+    with torch.no_grad():
+        assert patience.ask(torch.is_grad_enabled) is False
+    assert patience.ask(torch.is_grad_enabled) is True
+    assert patience.ask(threading.current_thread) is not threading.current_thread()
+    assert Patience("a check").ask(threading.current_thread) is threading.current_thread()
+
+
+def test_waits_double_up_to_a_minute() -> None:
+    pauses = [Patience("a check", retries=2000, backoff=16.0)._pause(attempt) for attempt in (1, 2, 3, 4, 2000)]
+    assert pauses == [16.0, 32.0, 60.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TimeoutError(), True),
+        (ConnectionResetError(), True),
+        (OSError("no route to host"), True),
+        *((HTTPError("u", status, "", None, None), True) for status in (408, 429, 500, 503)),  # type: ignore[arg-type]
+        *((HTTPError("u", status, "", None, None), False) for status in (301, 400, 401, 404)),  # type: ignore[arg-type]
+        (FileNotFoundError(), False),
+        (PermissionError(), False),
+        (UserError("wrong"), False),
+        (TypeError(), False),
+    ],
+)
+def test_what_may_pass(error: Exception, expected: bool) -> None:
+    assert may_pass(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"timeout": 0}, "timeout is 0; give seconds above 0, or null"),
+        ({"timeout": float("inf")}, "timeout is inf"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"retries": -1}, "retries is -1; give 0 or more"),
+        ({"backoff": -0.5}, "backoff is -0.5; give seconds from 0 to 60"),
+        ({"backoff": 61}, "backoff is 61"),
+    ],
+)
+def test_numbers_that_cannot_be_meant(options: dict[str, float], expected: str) -> None:
+    with pytest.raises(UserError, match=f"reward FunctionReward a.b: {expected}"):
+        FunctionReward("a.b", **options)  # type: ignore[arg-type]
