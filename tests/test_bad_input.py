@@ -62,6 +62,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--data", "PlaygroundPromps"], ["PlaygroundPromps", "did you mean 'PlaygroundPrompts'?"]),
         (["--trainer.callbacks+=EarlyStoping"], ["EarlyStoping", "did you mean 'EarlyStopping'?"]),
         (["--model.algorithm.epochs", "abc"], ["epochs must be int", "'abc'"]),
+        (["--model.reward", "LengthReward"], ["limit is required and not given"]),
         (["--model.reference", "nf5"], ["reference must be one of", "'nf5'"]),
         (
             ["--model.algorithm", "DPO", "--model.algorithm.responses_per_prompt", "1"],

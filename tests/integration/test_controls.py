@@ -40,6 +40,16 @@ def test_one_word_swaps_the_algorithm(algorithm: str, run: Callable[..., Path]) 
     assert ("policy/clip_fraction" in logged) == (algorithm in ("PPO", "GRPO"))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_ratio_tells_the_numerics_that_write_from_those_that_train(
+    dtype: str, run: Callable[..., Path]
+) -> None:
+    folder = run("out", "fit", "--config", "ppo.yaml", "--model.policy.dtype", dtype, *SMALL, *ROLLOUTS)
+    gaps = [ratio - 1 for ratio in column(folder, "policy/ratio_first")]
+    assert len(gaps) == 2
+    assert max(gaps) < 2e-5 if dtype == "float32" else 1e-4 < max(gaps) < 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["PPO", "DPO"])
 def test_a_random_reward_leaves_the_true_one_within_noise(algorithm: str, run: Callable[..., Path]) -> None:
