@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,7 +40,7 @@ MODEL = {
 class Watch(Callback):
     """Notes what this process holds, every so many iterations."""
 
-    seen: list[dict] = []
+    seen: ClassVar[list[dict]] = []
 
     def __init__(self, every: int, parts: int) -> None:
         self.every, self.parts, self.batches, self.since = every, parts, 0, time.process_time()

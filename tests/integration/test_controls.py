@@ -44,7 +44,7 @@ def test_one_word_swaps_the_algorithm(algorithm: str, run: Callable[..., Path]) 
 def test_the_first_ratio_tells_the_numerics_that_write_from_those_that_train(
     dtype: str, run: Callable[..., Path]
 ) -> None:
-    folder = run("out", "fit", "--config", "ppo.yaml", "--model.policy.dtype", dtype, *SMALL, *ROLLOUTS)
+    folder = run("out", "fit", "--config", "grpo.yaml", "--model.policy.dtype", dtype, *SMALL, *ROLLOUTS)
     gaps = [ratio - 1 for ratio in column(folder, "policy/ratio_first")]
     assert len(gaps) == 2
     assert max(gaps) < 2e-5 if dtype == "float32" else 1e-4 < max(gaps) < 1
