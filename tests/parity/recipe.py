@@ -64,7 +64,7 @@ def language_model(role: str) -> LlamaForCausalLM:
 
 def scorer(role: str) -> LlamaForSequenceClassification:
     """The tiny model with one output of a role."""
-    model = LlamaForSequenceClassification(LlamaConfig(**ARCHITECTURE, num_labels=1))
+    model = LlamaForSequenceClassification(LlamaConfig(**ARCHITECTURE, num_labels=1))  # type: ignore[call-arg]
     set_weights(model, role)
     return model
 

@@ -245,6 +245,7 @@ def readable(recorded: dict[str, Any]) -> str:
 def main(target: str) -> None:
     """Compute, write, and say with what."""
     torch.set_num_threads(1)
+    transformers.set_seed(0)  # the order of PPO's rows, and so the last digit of its sums
     disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
