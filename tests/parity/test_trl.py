@@ -1,0 +1,242 @@
+"""Losses, credit and gradients against what TRL 1.16 computes on the same models and rows, to 1e-5."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import recipe
+import torch
+from ours import PAD, STOP, logprobs_under, recorded, rollout_of, rows_of, same, same_gradient
+from recipe import PROMPTS, RESPONSES, language_model, scorer
+
+from rlhf_lightning.algorithms.base import KLPenalty
+from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.functional.losses import clipped_policy_loss
+from rlhf_lightning.functional.masked import row_sum
+from rlhf_lightning.models.encoding import recorded_rows
+from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.reward import RewardModel
+from rlhf_lightning.stages.reward import RewardStage
+from rlhf_lightning.stages.supervised import SupervisedStage
+from rlhf_lightning.types import Batch, InstructionBatch, PreferenceBatch, Rollout
+
+FILE = recorded("1.16")
+CASES: dict[str, dict[str, Any]] = FILE["cases"]
+PAIRS = [responses[:2] for responses in RESPONSES]
+
+
+def names(kind: str, *but: str) -> list[str]:
+    found = [name for name in CASES if name.startswith(f"{kind}/") and name not in but]
+    assert found, f"no numbers of {kind}"
+    return found
+
+
+def test_the_numbers_are_there_and_of_the_models_and_rows_that_the_tests_use() -> None:
+    assert FILE["made_with"]["trl"] == "1.16.0"
+    assert [len(names(kind)) for kind in ("dpo", "reward", "sft", "grpo", "rloo")] == [4, 3, 2, 9, 3]
+    for name, value in FILE["recipe"].items():
+        held = getattr(recipe, name)
+        assert value == (list(held) if isinstance(held, tuple) else held), name
+
+
+# -- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def pair_rollout(pairs: list[list[list[int]]] = PAIRS, prompts: list[list[int]] = PROMPTS) -> Rollout:
+    return rollout_of(rows_of(prompts, pairs), "policy", [1.0, 0.0] * len(pairs))
+
+
+def dpo_loss(algorithm: DPO, rollout: Rollout, model: Any) -> torch.Tensor:
+    batch = algorithm.prepare(rollout)
+    return algorithm.loss(Policy(model)(batch), batch).loss / algorithm.weight(batch)
+
+
+@pytest.mark.parametrize("name", names("dpo", "dpo/aot"))
+def test_dpo(name: str) -> None:
+    """TRL's `ipo` divides by the lengths of the responses, which here has a name of its own."""
+    case = CASES[name]
+    (kind,) = case["options"]["loss_type"]
+    algorithm = DPO(beta=case["options"]["beta"], loss_type={"ipo": "ipo_length_normalized"}.get(kind, kind))  # type: ignore[arg-type]
+    model = language_model("policy")
+    loss = dpo_loss(algorithm, pair_rollout(), model)
+    same(loss, case["loss"])
+    loss.backward()
+    same_gradient(model, case["gradient"])
+    for i, wanted in enumerate(case["of_each_pair"]):
+        same(dpo_loss(algorithm, pair_rollout(PAIRS[i : i + 1], PROMPTS[i : i + 1]), model), wanted)
+
+
+def test_conservative_dpo_is_aot_on_a_single_pair() -> None:
+    """TRL 1.16 has no label smoothing in `sigmoid`; in its `aot`, whose sorting changes nothing where there is one pair."""
+    case = CASES["dpo/aot"]
+    algorithm = DPO(beta=case["options"]["beta"], label_smoothing=case["options"]["label_smoothing"])
+    for i, wanted in enumerate(case["of_each_pair"]):
+        same(dpo_loss(algorithm, pair_rollout(PAIRS[i : i + 1], PROMPTS[i : i + 1]), language_model("policy")), wanted)
+
+
+def test_ipo_of_the_paper_is_not_divided_by_lengths() -> None:
+    """Δ from TRL's own DPO losses, -log σ(βΔ) solved for Δ; then (Δ - 1/(2β))² of Azar et al., eq. 17, by hand."""
+    case = CASES["dpo/sigmoid beta 0.5"]
+    margins = -torch.expm1(torch.tensor(case["of_each_pair"], dtype=torch.float64)).log() / case["options"]["beta"]
+    beta = CASES["dpo/ipo"]["options"]["beta"]
+    found = dpo_loss(DPO(beta=beta, loss_type="ipo"), pair_rollout(), language_model("policy"))
+    same(found, (margins - 1 / (2 * beta)).square().mean())
+    assert abs(found.item() - CASES["dpo/ipo"]["loss"]) > 1
+
+
+@pytest.mark.parametrize("name", names("reward"))
+def test_reward_model(name: str) -> None:
+    case = CASES[name]
+    rows = rows_of(PROMPTS, PAIRS)
+    margins = torch.tensor(case["margins"] or [0.0, 0.0]).repeat_interleave(2)
+    batch = PreferenceBatch(**rows.tensors(), ratings=torch.tensor([1.0, 0.0] * 2), margins=margins)
+    stage = RewardStage(ModelConfig("tiny"), centering=case["centering"] or 0.0)
+    model = scorer("reward")
+    stage.scorer = RewardModel(model)
+    scores = stage(batch)
+    same(scores, torch.tensor(case["scores"]).view(2, 2).T.flatten())  # TRL has all chosen before all rejected
+    loss = stage.loss(scores, batch).loss / stage._weight(batch)
+    same(loss, case["loss"])
+    loss.backward()
+    same_gradient(model, case["gradient"])
+
+
+@pytest.mark.parametrize("name", names("sft"))
+def test_supervised(name: str) -> None:
+    """An optimiser step of two parts of unequal length, divided by the tokens of both."""
+    case, model = CASES[name], language_model("policy")
+    stage = SupervisedStage(ModelConfig("tiny"))
+    stage.policy = Policy(model)
+    total, weight = torch.zeros(()), 0
+    for prompt, ids in zip(PROMPTS, case["tokens"], strict=True):
+        start = len(prompt) if name == "sft/completion" else 1
+        rows = recorded_rows([ids[:start]], [ids[start:]], [0], [STOP], PAD)
+        total = total + stage._loss(InstructionBatch(**rows.tensors())).loss
+        weight += int(rows.mask.sum())
+    assert weight == case["counted"]
+    same(total / weight, case["loss"])
+    (total / weight).backward()
+    same_gradient(model, case["gradient"])
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+def online_rollout(case: dict[str, Any]) -> Rollout:
+    """What the old policy wrote, scored as TRL's was."""
+    rollout = rollout_of(rows_of(PROMPTS, RESPONSES), "old", case["scores"], case["options"]["temperature"])
+    if "old_per_token_logps" in case:
+        same(rollout.logprobs, case["old_per_token_logps"])
+    return rollout
+
+
+def credit(batch: Batch) -> torch.Tensor:
+    """[B]: the advantage that all tokens of a response share."""
+    assert batch.advantages is not None
+    return batch.advantages[:, 0]
+
+
+def grpo_of(options: dict[str, Any]) -> GRPO:
+    aggregation = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "dr_grpo"}[options["loss_type"]]
+    corrected = options.get("use_bias_correction_kl", False)
+    return GRPO(
+        aggregation=aggregation,  # type: ignore[arg-type]
+        clip_range=options.get("epsilon", 0.2),
+        clip_range_high=options.get("epsilon_high"),
+        max_response_length=options["max_completion_length"],
+        kl=KLPenalty(coef=options["beta"], placement="loss", estimator="k3", ratio_weighted=corrected),
+    )
+
+
+@pytest.mark.parametrize("name", names("grpo", "grpo/delta", "grpo/unscored"))
+def test_grpo(name: str) -> None:
+    case, model = CASES[name], language_model("policy")
+    algorithm = grpo_of(case["options"])
+    batch = algorithm.prepare(online_rollout(case))
+    same(credit(batch), case["advantages"])
+    output = Policy(model, temperature=case["options"]["temperature"])(batch)
+    loss = algorithm.loss(output, batch).loss / algorithm.weight(batch)
+    same(loss, case["loss"])
+    loss.backward()
+    same_gradient(model, case["gradient"])
+
+
+def test_grpo_with_an_unscored_response() -> None:
+    """The same advantages; TRL counts the response that has none in the mean over responses, 6 instead of 5."""
+    case, model = CASES["grpo/unscored"], language_model("policy")
+    algorithm = grpo_of(case["options"])
+    batch = algorithm.prepare(online_rollout(case))
+    same(credit(batch), case["advantages"])
+    assert int(algorithm.weight(batch)) == 5
+    loss = algorithm.loss(Policy(model, temperature=case["options"]["temperature"])(batch), batch).loss / 6
+    same(loss, case["loss"])
+    loss.backward()
+    same_gradient(model, case["gradient"])
+
+
+def test_the_dual_clip_is_trls_delta() -> None:
+    """Its `bnpo` is the mean over all tokens where a step is not cut, which is PPO's policy loss."""
+    case, model = CASES["grpo/delta"], language_model("policy")
+    rollout = online_rollout(case)
+    batch = GRPO().prepare(rollout)
+    batch = replace(batch, values=torch.zeros_like(batch.logprobs), returns=torch.zeros_like(batch.logprobs))
+    free = KLPenalty(coef=0.0)
+    algorithm = PPO(dual_clip=case["options"]["delta"], clip_range=case["options"]["epsilon"], value_coef=0.0, kl=free)
+    algorithm.rollouts = 1
+    output = Policy(model, temperature=case["options"]["temperature"])(batch)
+    loss = algorithm.loss(replace(output, values=batch.values), batch).loss / algorithm.weight(batch)
+    same(loss, case["loss"])
+    loss.backward()
+    same_gradient(model, case["gradient"])
+    algorithm.dual_clip = None
+    without = algorithm.loss(replace(output, values=batch.values), batch).loss / algorithm.weight(batch)
+    assert without.item() > case["loss"] + 1e-3
+
+
+def rloo_batch(case: dict[str, Any]) -> tuple[REINFORCE, Batch]:
+    algorithm = REINFORCE(kl=KLPenalty(coef=case["options"]["beta"]))
+    return algorithm, algorithm.prepare(online_rollout(case))
+
+
+@pytest.mark.parametrize("name", names("rloo"))
+def test_rloo_where_the_policy_is_the_one_that_wrote(name: str) -> None:
+    """The gradient is TRL's; its loss is minus the mean advantage, as its ratio is 1. It counts unscored rows in the mean."""
+    case, model = CASES[name], language_model("old")
+    algorithm, batch = rloo_batch(case)
+    same(credit(batch), case["advantages"])
+    output = Policy(model, temperature=case["options"]["temperature"])(batch)
+    (algorithm.loss(output, batch).loss / len(batch)).backward()
+    same_gradient(model, case["on_policy"]["gradient"])
+    same(-credit(batch).mean(), case["on_policy"]["loss"])
+    assert int(algorithm.weight(batch)) == len([score for score in case["scores"] if score is not None])
+
+
+@pytest.mark.parametrize(("name", "held"), [("rloo/plain", 1), ("rloo/kl", 1), ("rloo/unscored", 0)])
+def test_rloo_with_the_sequence_ratio_of_trl_on_our_advantages(name: str, held: int) -> None:
+    """TRL weighs a response by exp(Σ log π - Σ log π_old), clipped as PPO's; REINFORCE has no such factor, so it is put in.
+
+    The clip holds the fifth response alone, where it has a score: its ratio is 1.64 and its advantage positive.
+    """
+    case, model = CASES[name], language_model("policy")
+    algorithm, batch = rloo_batch(case)
+    output = Policy(model, temperature=case["options"]["temperature"])(batch)
+    ratio = torch.exp(row_sum(output.logprobs - batch.logprobs, batch.mask)).detach().requires_grad_()
+    clipped = clipped_policy_loss(ratio, credit(batch), 0.2)
+    same(clipped.mean(), case["loss"])
+    (slope,) = torch.autograd.grad(clipped.sum(), ratio)  # -A, or 0 where the clip holds
+    assert int(((slope == 0) & (credit(batch).abs() > 1e-6)).sum()) == held
+    weighed = replace(batch, advantages=(-slope * ratio.detach())[:, None] * batch.mask)
+    (algorithm.loss(output, weighed).loss / len(batch)).backward()
+    same_gradient(model, case["gradient"])
+
+
+def test_the_reference_is_trls_too() -> None:
+    case = CASES["grpo/kl"]
+    found = logprobs_under("reference", rows_of(PROMPTS, RESPONSES), case["options"]["temperature"])
+    same(found, case["ref_per_token_logps"])
