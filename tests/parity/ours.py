@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recipe import gradient_of, language_model
+from parity.recipe import gradient_of, language_model
 from torch import Tensor, nn
 
 from rlhf_lightning.models.encoding import recorded_rows

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from ours import logprobs_under, recorded, rollout_of, rows_of, same, same_gradient
-from recipe import language_model, scorer
+from parity.ours import logprobs_under, recorded, rollout_of, rows_of, same, same_gradient
+from parity.recipe import language_model, scorer
 from torch import Tensor, nn
 
 from rlhf_lightning.algorithms.base import KLPenalty

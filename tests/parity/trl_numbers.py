@@ -28,6 +28,7 @@ from datasets import Dataset, disable_progress_bars
 from recipe import PROMPTS, RESPONSES, SCORES, gradient_of, language_model, scorer, set_weights
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from trl.trainer.utils import split_tensor_dict
 
 SETTINGS: dict[str, Any] = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
 GROUP = len(RESPONSES[0])
@@ -151,12 +152,13 @@ def flat(nested: list[list[Any]]) -> list[Any]:
     return [item for group in nested for item in group]
 
 
-def online_trainer(folder: str, kind: str, scores: list[float | None], options: dict[str, Any]) -> Any:
+def online_trainer(folder: str, kind: str, scores: list[float | None], parts: int, options: dict[str, Any]) -> Any:
     """A `GRPOTrainer` or `RLOOTrainer` whose generation returns the fixed responses and whose reward the fixed scores."""
     language_model("reference").save_pretrained(f"{folder}/reference")
     policy = language_model("old")
     policy.config._name_or_path = f"{folder}/reference"  # TRL loads its reference from where the policy came from
-    settings = {**SETTINGS, "num_generations": GROUP, "per_device_train_batch_size": len(flat(RESPONSES))}
+    settings = {**SETTINGS, "num_generations": GROUP, "per_device_train_batch_size": len(flat(RESPONSES)) // parts}
+    settings |= {"gradient_accumulation_steps": parts, "steps_per_generation": parts}
     trainer = getattr(trl, f"{kind}Trainer")(
         model=policy,
         reward_funcs=lambda completions, **_: scores,
@@ -166,28 +168,27 @@ def online_trainer(folder: str, kind: str, scores: list[float | None], options: 
     )
     prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
     written = [text(ids) for ids in flat(RESPONSES)]
-    more = (
-        (None, written, None, {}, None, []) if kind == "GRPO" else (written,)
-    )  # no tools, samplers' log-probabilities, images
+    without = (None, written, None, {}, None, [])  # no tools, no log-probabilities of a sampler, no images
+    more = without if kind == "GRPO" else (written,)
     trainer._generate = lambda _: (prompts, flat(RESPONSES), *more)
-    trainer.current_gradient_accumulation_steps = 1
+    trainer.current_gradient_accumulation_steps = parts  # as its training loop sets it
     return trainer
 
 
-def online(folder: str, kind: str, scores: list[float | None], **options: Any) -> dict[str, Any]:
-    """What the old policy's rollout gives, and the loss of the policy that has moved on since."""
-    trainer = online_trainer(folder, kind, scores, options)
+def online(folder: str, kind: str, scores: list[float | None], parts: int = 1, **options: Any) -> dict[str, Any]:
+    """What the old policy's rollout gives, and the loss of the policy that has moved on since, in `parts` of a step."""
+    trainer = online_trainer(folder, kind, scores, parts, options)
     rollout = trainer._generate_and_score_completions(
         [{"prompt": text(prompt)} for prompt in PROMPTS for _ in range(GROUP)]
     )
-    recorded = {"options": options, "scores": scores, "advantages": rollout["advantages"].tolist()}
+    recorded = {"options": options, "parts": parts, "scores": scores, "advantages": rollout["advantages"].tolist()}
     for name in ("old_per_token_logps", "ref_per_token_logps", "old_logps"):
         if name in rollout:
             recorded[name] = rollout[name].tolist()
     if kind == "RLOO":
         recorded["on_policy"] = loss_and_gradient(trainer, rollout)
     set_weights(trainer.accelerator.unwrap_model(trainer.model), "policy")
-    return {**recorded, **loss_and_gradient(trainer, rollout)}
+    return {**recorded, **loss_and_gradient(trainer, *split_tensor_dict(rollout, parts))}
 
 
 def online_cases(folder: str) -> dict[str, Any]:
@@ -207,6 +208,9 @@ def online_cases(folder: str) -> dict[str, Any]:
     return {
         "grpo/grpo": grpo(loss_type="grpo"),
         "grpo/dapo": grpo(loss_type="dapo", epsilon_high=0.28),
+        "grpo/grpo in parts": grpo(loss_type="grpo", parts=2),
+        "grpo/dapo in parts": grpo(loss_type="dapo", parts=2, epsilon_high=0.28),
+        "grpo/dr_grpo in parts": grpo(loss_type="dr_grpo", parts=2, scale_rewards="none"),
         "grpo/dr_grpo": grpo(loss_type="dr_grpo", scale_rewards="none"),
         "grpo/kl": grpo(loss_type="grpo", beta=0.5, use_bias_correction_kl=False),
         "grpo/kl bias-corrected": grpo(loss_type="grpo", beta=0.5, use_bias_correction_kl=True),
