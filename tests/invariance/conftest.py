@@ -49,12 +49,17 @@ class Gradient(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            generator = torch.Generator().manual_seed(1)
-            for parameter in pl_module.parameters():
-                parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+            move(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         self.found = gradient(pl_module)
+
+
+def move(stage: Stage) -> None:
+    """Change every weight a little, as steps would."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in stage.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
 
 
 def gradient(stage: Stage) -> Tensor:

@@ -18,7 +18,7 @@ from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Batch, Rollout
-from tests.invariance.conftest import ROWS, Step, WeighedTokens, apart, gradient_of_parts, padded, standing_still
+from tests.invariance.conftest import ROWS, Step, WeighedTokens, apart, gradient_of_parts, move, padded, standing_still
 
 KINDS = ["", "", "tied", "", "unscored", "", "", ""]
 PROMPTS = [{"prompt": "please " * (i % 4) + "say", "kind": kind} for i, kind in enumerate(KINDS)]
@@ -100,6 +100,7 @@ def test_neither_parts_nor_padding_nor_order_change_the_gradient(name: str, mode
     stage, rows = stage_of(name, model)
     step(stage, rows, ROWS)
     rollout = rollout_of(stage, rows)
+    move(stage)
     whole = gradient_of_parts(stage, parts_of(stage, rollout, 1, 0), 1)
     by_length = rollout.rows(rollout.mask.sum(-1).argsort(stable=True))
     backwards = rollout.rows(torch.arange(len(rollout)).flip(0))
