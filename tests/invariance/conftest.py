@@ -92,8 +92,8 @@ def step(tmp_path: Path) -> Step:
 
 @pytest.fixture(scope="session")
 def model(tiny_model_folder: Callable[[str], str]) -> ModelConfig:
-    """A tiny Llama that stops often, so that responses differ in length."""
-    return ModelConfig(tiny_model_folder("llama"), stop_tokens=list("abcdefghijklmnopqrstuvwxyzABCDEF0123456789"))
+    """A tiny GPT-2, which knows absolute positions; it stops often, so that responses differ in length."""
+    return ModelConfig(tiny_model_folder("gpt2"), stop_tokens=list("abcdefghijklmnopqrstuvwxyzABCDEF0123456789"))
 
 
 def gradient_of_parts(stage: Stage, parts: Iterable[Any], accumulate: int) -> Tensor:
