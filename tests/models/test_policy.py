@@ -25,6 +25,7 @@ SCALED: dict[str, dict[str, Any]] = {
     "cohere": {"logit_scale": 0.25},
     "granite": {"logits_scaling": 4.0},
     "hyperclovax": {"logits_scaling": 4.0},
+    "gemma4": {"final_logit_softcapping": 2.0, "vision_config": None, "audio_config": None},
     "falcon_h1": {"lm_head_multiplier": 3.0, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
 }
 """Architectures whose logits are not the output of the head, and the number that says so."""
@@ -111,18 +112,28 @@ def test_logits_exist_only_for_a_chunk_of_response_tokens(
     assert seen == [4, 4, 3]  # 6 + 1 + 4 tokens
 
 
+def nested(described: dict[str, Any]) -> dict[str, Any]:
+    """The description of a model whose language model is one of several parts."""
+    sizes = {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 290, "hidden_size_per_layer_input": 8}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0}
+    none = {"vision_config": None, "audio_config": None}
+    text = {name: value for name, value in described.items() if name not in none}
+    return {"text_config": {**text, **sizes, **layers}, **none}
+
+
 @pytest.mark.parametrize("arch", SCALED)
 def test_scaled_and_capped_logits_are_those_of_transformers(rows: Rows, arch: str) -> None:
     if arch not in CONFIG_MAPPING:
         pytest.skip("this transformers does not know it")
     sizes = {**ARCHITECTURES["qwen2"], "vocab_size": 290, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    described = {**sizes, **SCALED[arch], "initializer_range": 0.3}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(arch, **sizes, **SCALED[arch], initializer_range=0.3)
+    config = AutoConfig.for_model(arch, **nested(described) if "vision_config" in described else described)
     model: Any = AutoModelForCausalLM.from_config(config).eval()
     first = rows.rows(torch.tensor([0]))
     found = token_scores(model, first).logprobs[0]
     torch.testing.assert_close(found, alone(model, rows, 0).log_prob(responses(rows, 0)), atol=1e-5, rtol=0)
-    model.config.update({name: 1.0 for name in SCALED[arch] if "logit" in name or "lm_head" in name})
+    model.config.get_text_config().update({name: 1.0 for name in SCALED[arch] if "logit" in name or "lm_head" in name})
     unscaled = token_scores(model, first).logprobs[0]
     assert float((found - unscaled).detach().abs().max()) > 0.01  # the number matters
 
