@@ -79,12 +79,12 @@ class Head:
     """From hidden states of N tokens to their log-probabilities (and entropies), a chunk at a time."""
 
     def __init__(self, lm: Any, temperature: float, entropy: bool) -> None:
-        self.project, self.config = lm.get_output_embeddings(), lm.config
+        self.project, self.config = lm.get_output_embeddings(), lm.config.get_text_config()
         self.temperature, self.entropy = temperature, entropy
 
     def __call__(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """[N] log-probabilities and [N] entropies, or None, of `targets` [N] given `hidden` [N, H]."""
-        size = max(1, CHUNK_ELEMENTS // self.config.get_text_config().vocab_size)
+        size = max(1, CHUNK_ELEMENTS // self.config.vocab_size)
         if len(hidden) <= size:
             logprobs, entropies = self._chunk(hidden, targets)
             return logprobs, entropies if self.entropy else None
@@ -101,16 +101,22 @@ class Head:
         return logprobs, normalizer - (logits.softmax(-1) * logits).sum(-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [N, V]: the head's output as the architecture scales it (Gemma 2, Cohere and Granite do)."""
+        """float32 [N, V]: the head's output as the architecture caps (Gemma) and scales it."""
         logits = self.project(hidden).float()
         cap = getattr(self.config, "final_logit_softcapping", None)
         if cap:
             logits = cap * torch.tanh(logits / cap)
-        return (
-            logits
-            * (getattr(self.config, "logit_scale", None) or 1.0)
-            / (getattr(self.config, "logits_scaling", None) or 1.0)
-        )
+        return logits * logit_scale(self.config)
+
+
+def logit_scale(config: Any) -> float:
+    """What an architecture multiplies the output of its head by: Cohere, Falcon H1, Granite (which divides), HyperCLOVA X."""
+    given = {
+        name: getattr(config, name, None) or 1.0 for name in ("logit_scale", "lm_head_multiplier", "logits_scaling")
+    }
+    multiplies = config.model_type.startswith("hyperclovax")
+    scaling = given["logits_scaling"] if multiplies else 1 / given["logits_scaling"]
+    return float(given["logit_scale"] * given["lm_head_multiplier"] * scaling)
 
 
 class Policy(nn.Module):

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -100,6 +101,8 @@ class Stage(LightningModule):
             "test_dataloader": HeldOut,
             "predict_dataloader": HeldOut,
         }.items():
+            if not is_overridden(name, data):  # Lightning skips what the data module does not have
+                continue
             original = getattr(getattr(data, name), "original", getattr(data, name))
             setattr(data, name, _wrapped(original, wrap))
 
@@ -124,8 +127,8 @@ class Stage(LightningModule):
                 [rows[i] for i in range(start, min(start + size, len(rows)))] for start in range(0, len(rows), size)
             )
         for name in () if shown else ("train_dataloader", "val_dataloader"):
-            loader = getattr(self.trainer.datamodule, name).original()  # type: ignore[attr-defined]
-            yield from (rows_of(batch) for batch in loader or ())
+            original = getattr(getattr(self.trainer.datamodule, name), "original", None)  # type: ignore[attr-defined]
+            yield from (rows_of(batch) for batch in (original() if original else None) or ())
 
     @property
     def accumulate(self) -> int:

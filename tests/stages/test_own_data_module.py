@@ -57,6 +57,17 @@ def test_plain_prompts(tmp_path: Path, tiny_model_folder: Callable[[str], str]) 
     assert torch.isfinite(trainer.callback_metrics["val/reward/mean"])
 
 
+class TrainsOnly(LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(PAIRS, batch_size=2, collate_fn=list)
+
+
+def test_a_data_module_without_validation_rows(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:
+    trainer, stage = fitted(tiny_model_folder("llama"), TrainsOnly(), tmp_path, algorithm=DPO())
+    assert trainer.global_step == 2
+    assert not stage.validation_samples
+
+
 def test_pairs_in_batches(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:
     trainer, _ = fitted(tiny_model_folder("gpt2"), Plain(PAIRS), tmp_path, algorithm=DPO())
     assert trainer.global_step == 2

@@ -1,0 +1,110 @@
+"""The gradient of a policy's optimiser step does not depend on how the step is cut, padded or ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_lightning.algorithms.base import Algorithm, KLPenalty
+from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.stages import PolicyStage
+from rlhf_lightning.types import Batch, Rollout
+from tests.invariance.conftest import ROWS, Step, WeighedTokens, apart, gradient_of_parts, move, padded, standing_still
+
+KINDS = ["", "", "tied", "", "unscored", "", "", ""]
+PROMPTS = [{"prompt": "please " * (i % 4) + "say", "kind": kind} for i, kind in enumerate(KINDS)]
+PAIRS = [
+    {"prompt": "say" * (1 + i % 3), "chosen": "hello " * (1 + i % 4), "rejected": "no" * (1 + i)} for i in range(ROWS)
+]
+
+
+def in_loss(estimator: Any, weighted: bool = False) -> KLPenalty:
+    return KLPenalty(coef=0.3, placement="loss", estimator=estimator, ratio_weighted=weighted)
+
+
+ONE: Any = {"epochs": 1, "minibatches": 1}
+ONLINE: dict[str, Algorithm] = {
+    "ppo": PPO(**ONE, value_coef=0.5),
+    "ppo, several responses": PPO(**ONE, responses_per_prompt=2, truncation_penalty=0.5, gamma=0.9),
+    "ppo, dual clip, entropy, k2 in the loss": PPO(**ONE, entropy_coef=0.1, dual_clip=1.2, kl=in_loss("k2")),
+    "ppo, weighted k3 in the loss": PPO(**ONE, whiten_advantages=False, kl=in_loss("k3", True)),
+    "reinforce, leave one out": REINFORCE(),
+    "reinforce, batch": REINFORCE(baseline="batch", responses_per_prompt=1),
+    "reinforce, moving": REINFORCE(baseline="moving", responses_per_prompt=2),
+    "reinforce, none, k2 in the loss": REINFORCE(baseline="none", kl=in_loss("k2")),
+    "grpo, sequence": GRPO(responses_per_prompt=4),
+    "grpo, token": GRPO(responses_per_prompt=4, aggregation="token", clip_range_high=0.28),
+    "grpo, dr_grpo": GRPO(responses_per_prompt=4, aggregation="dr_grpo", max_response_length=8),
+    "grpo, kl in the reward": GRPO(responses_per_prompt=4, kl=KLPenalty(coef=0.3)),
+    "dpo, two responses": DPO(),
+    "dpo, five responses, smoothed": DPO(responses_per_prompt=5, label_smoothing=0.1),
+    "dpo, three responses, ipo": DPO(responses_per_prompt=3, loss_type="ipo"),
+}
+OFFLINE: dict[str, Algorithm] = {
+    "offline dpo": DPO(),
+    "offline dpo, smoothed": DPO(label_smoothing=0.1),
+    "offline ipo": DPO(loss_type="ipo"),
+    "offline ipo, normalised": DPO(loss_type="ipo_length_normalized"),
+}
+STAGES: dict[str, dict[str, Any]] = {
+    **{name: {"algorithm": algorithm, "reward": WeighedTokens()} for name, algorithm in ONLINE.items()},
+    **{name: {"algorithm": algorithm} for name, algorithm in OFFLINE.items()},
+    "ppo, separate critic": {"algorithm": ONLINE["ppo"], "reward": WeighedTokens(), "critic": "separate"},
+}
+
+
+def stage_of(name: str, model: ModelConfig) -> tuple[PolicyStage, list[Any]]:
+    options = deepcopy(STAGES[name])
+    stage = PolicyStage(
+        model, reference="full", generation=Sampler(8, temperature=0.8), optimizer=standing_still, **options
+    )
+    return stage, PROMPTS if "reward" in options else PAIRS
+
+
+def rollout_of(stage: PolicyStage, rows: list[Any]) -> Rollout:
+    assert stage.collector is not None
+    with torch.no_grad():
+        if stage.reward is None:
+            return stage.collector.recorded(rows, None, stage.device)
+        options = (stage.algorithm.responses_per_prompt, stage.algorithm.needs_values)
+        return stage.collector.online(rows, *options, torch.Generator().manual_seed(0))
+
+
+def parts_of(stage: PolicyStage, rollout: Rollout, parts: int, seed: int) -> Iterator[Batch]:
+    """Credit and cut as in a run; a copy of the algorithm, as some remember what they were given."""
+    batch = deepcopy(stage.algorithm).prepare(rollout)
+    assert stage.trainer is not None
+    stage.trainer.accumulate_grad_batches = parts
+    yield from stage._buffer(batch, seed)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_lightning_gathers_the_same_gradient_from_any_number_of_parts(
+    name: str, model: ModelConfig, step: Step
+) -> None:
+    whole, cut = [step(*stage_of(name, model), ROWS, parts) for parts in (1, 4)]
+    assert apart(whole, cut) < 1e-6
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_neither_parts_nor_padding_nor_order_change_the_gradient(name: str, model: ModelConfig, step: Step) -> None:
+    stage, rows = stage_of(name, model)
+    step(stage, rows, ROWS)
+    rollout = rollout_of(stage, rows)
+    move(stage)
+    whole = gradient_of_parts(stage, parts_of(stage, rollout, 1, 0), 1)
+    by_length = rollout.rows(rollout.mask.sum(-1).argsort(stable=True))
+    backwards = rollout.rows(torch.arange(len(rollout)).flip(0))
+    for other, parts, seed in ((rollout, 2, 0), (rollout, 8, 1), (by_length, 4, 2), (backwards, 1, 3)):
+        wider = padded(other, 3, 2)
+        given = (padded(part, 2, 1) for part in parts_of(stage, wider, parts, seed))
+        assert apart(whole, gradient_of_parts(stage, given, parts)) < 1e-6
