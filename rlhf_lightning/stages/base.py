@@ -101,7 +101,10 @@ class Stage(LightningModule):
             "predict_dataloader": HeldOut,
         }.items():
             original = getattr(getattr(data, name), "original", getattr(data, name))
-            setattr(data, name, _wrapped(original, wrap))
+            if getattr(original, "__func__", None) is not getattr(
+                LightningDataModule, name
+            ):  # else it has no such rows
+                setattr(data, name, _wrapped(original, wrap))
 
     def _restored(self, loader: Any) -> Any:
         """Continue where the checkpoint says, also at the end of an epoch, where Lightning 2.6 drops a loader's state."""
