@@ -9,6 +9,7 @@ import torch
 
 from rlhf_lightning.functional.credit import (
     best_and_worst,
+    explained_variance,
     gae,
     group_moments,
     last_token,
@@ -39,6 +40,18 @@ def test_rewards_of_the_fixture() -> None:
     # row 2 is TRL 1.12's; in row 1 the score stands on the third token, the last that the policy chose
     expected = [[-0.01, 0.025, -0.005 + 1.0, 0.0], [-0.005, 0.005, 0.005, -0.535]]
     torch.testing.assert_close(fixture_rewards(), torch.tensor(expected))
+
+
+def test_padding_pays_nothing() -> None:
+    found = token_rewards(SCORES, torch.full((2, 4), 0.5), MASK)
+    assert found.tolist() == [[-0.5, -0.5, 0.5, 0.0], [-0.5, -0.5, -0.5, -1.0]]
+
+
+def test_the_share_of_the_returns_that_a_critic_explains() -> None:
+    mask = torch.tensor([[True, True, True, False]])
+    returns, values = torch.tensor([[1.0, 2.0, 6.0, 9.0]]), torch.tensor([[1.0, 3.0, 5.0, -9.0]])
+    # left over: 0, -1, 1 with variance 1; of the returns: variance 7
+    assert float(explained_variance(values, returns, mask)) == pytest.approx(1 - 1 / 7)
 
 
 def test_advantages_of_the_fixture() -> None:

@@ -152,10 +152,11 @@ def test_the_reference_of_a_model_from_scratch_is_that_model(tokenizer_folder: s
 
 def test_temperature_divides_the_reference_too(tiny_model_folder: Folder, rows: Rows) -> None:
     config = ModelConfig(tiny_model_folder("llama"))
-    reference = build_reference("full", config, load_causal_lm(config), "cpu")
-    cold = reference.logprobs(*rows, 0.5)
-    assert not torch.allclose(cold, reference.logprobs(*rows, 1.0))
-    assert torch.equal(cold, response_logprobs(load_causal_lm(config), *rows, 0.5))
+    policy = load_causal_lm(dataclasses.replace(config, lora=LORA))
+    for reference in (build_reference(kind, config, policy, "cpu") for kind in ("full", "adapter")):  # type: ignore[arg-type]
+        cold = reference.logprobs(*rows, 0.5)
+        assert not torch.allclose(cold, reference.logprobs(*rows, 1.0))
+        assert torch.equal(cold, response_logprobs(load_causal_lm(config), *rows, 0.5))
 
 
 def test_adapter_needs_an_adapter(tiny_model_folder: Folder) -> None:

@@ -55,6 +55,7 @@ def test_head_and_normalisation_are_saved(tiny_model_folder: Folder, tmp_path: P
     export_model(model, load_tokenizer(config), tmp_path / "export", [2])
     again = load_reward_model(ModelConfig(str(tmp_path / "export")))
     assert (again.config.score_mean, again.config.score_std) == (1.5, 0.25)
+    assert float(normalized(again, torch.tensor([2.0]))) == (2.0 - 1.5) / 0.25
     with torch.no_grad():
         assert torch.equal(score_sequences(again, tokens, mask), score_sequences(model, tokens, mask))
     fresh = load_reward_model(dataclasses.replace(config, seed=5))

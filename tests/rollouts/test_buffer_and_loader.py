@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def buffer(batch: Batch | None = None, **options: Any) -> RolloutBuffer:
     return RolloutBuffer(batch or full(), lambda part: part.mask.sum(), **given)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 2, 4, 5])  # the last has a part without a row
 def test_a_step_has_the_same_gradient_however_it_is_cut(accumulate: int) -> None:
     def gradients(parts: int) -> list[torch.Tensor]:
         found, scale = [], torch.ones(12, requires_grad=True)
@@ -88,6 +89,19 @@ def test_trimming_takes_padding_alone() -> None:
     assert cut.mask.shape == cut.logprobs.shape == (2, int(batch.mask.sum(-1).max()))
     assert cut.tokens.shape[1] == cut.prompt_mask.shape[1] + cut.mask.shape[1]
     assert cut.prompt_mask.any(0).all()
+    assert cut.mask.any(0).all()
+
+
+def test_trimming_keeps_every_token_with_what_was_measured_on_it() -> None:
+    batch = full().rows(torch.tensor([3, 4]))
+    numbered = replace(batch, tokens=torch.arange(20).view(2, 10))
+    cut = trim(numbered)
+
+    def counted(part: Batch) -> tuple[list[int], list[float]]:
+        attended = torch.cat([part.prompt_mask, part.mask], 1)
+        return part.tokens[attended].tolist(), part.logprobs[part.mask].tolist()
+
+    assert counted(cut) == counted(numbered)
 
 
 def test_a_buffer_continues_in_its_middle() -> None:

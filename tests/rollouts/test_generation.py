@@ -77,6 +77,28 @@ def test_a_seed_repeats_and_a_row_does_not_depend_on_the_others(
     assert not torch.equal(first.tokens, other.tokens)
 
 
+def test_a_row_that_ends_changes_no_other(prompts: Any, tiny_model_folder: Callable[[str], str]) -> None:
+    model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("gpt2")))
+    long = Sampler(12).write(model, *prompts, 4, [], 0, seeded())
+    short = Sampler(12).write(model, *prompts, 4, list(range(60)), 0, seeded())
+    assert 0 < int(short.mask[:, 5].sum()) < 12  # some go on without others
+    assert long.mask.all()
+    assert torch.equal(short.tokens[short.mask], long.tokens[short.mask])
+    torch.testing.assert_close(short.logprobs[short.mask], long.logprobs[short.mask], atol=1e-5, rtol=0)  # type: ignore[index]
+    assert len({tuple(row) for row in long.tokens[:4].tolist()}) == 4  # and each has luck of its own
+
+
+@pytest.mark.parametrize("kind", [Sampler, TransformersGenerate])
+def test_a_stop_token_that_is_the_pad_token_belongs_to_the_response(
+    kind: Any, prompts: Any, tiny_model_folder: Callable[[str], str]
+) -> None:
+    model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("gpt2")))
+    first = Sampler(1).write(model, *prompts, 1, [], 0, seeded(), 0.0).tokens[0, 0]
+    written = kind(4).write(model, *prompts, 1, [int(first)], int(first), seeded(), 0.0)
+    assert written.mask[0].tolist() == [True, False, False, False]
+    assert (written.tokens[0] == first).all()
+
+
 def test_the_distribution_is_that_of_transformers() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)

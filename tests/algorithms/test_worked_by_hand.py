@@ -1,0 +1,254 @@
+"""Losses, credit and metrics of two short responses, worked out number by number with plain Python."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_lightning.algorithms.base import KLPenalty
+from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.types import Batch, PolicyOutput, Rollout
+
+OLD = [[-1.0, -2.0, -0.5], [-0.3, -0.7]]
+NOW = [[-0.9, -1.2, -0.6], [-0.8, -0.65]]
+REFERENCE = [[-1.2, -1.5, -0.6], [-0.4, -0.6]]
+VALUES = [[0.1, 0.2, 0.3], [0.0, -0.1]]
+VALUES_NOW = [[0.5, 0.25, -0.4], [0.1, 0.3]]
+ENTROPY = [[0.7, 0.4, 0.9], [0.2, 0.6]]
+SCORES = [1.0, -0.5]
+TOKENS = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+NO_KL = KLPenalty(coef=0.0)
+
+
+def padded(rows: list[list[float]]) -> Tensor:
+    """[2, 3]; padding is no zero, so that whoever reads it is found out."""
+    return torch.tensor([row + [9.0] * (3 - len(row)) for row in rows])
+
+
+def rollout(**changes: Any) -> Rollout:
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    given: dict[str, Any] = {
+        "tokens": torch.zeros(2, 5, dtype=torch.long),
+        "prompt_mask": torch.ones(2, 2, dtype=torch.bool),
+        "mask": mask,
+        "groups": torch.zeros(2, dtype=torch.long),
+        "truncated": torch.tensor([True, False]),
+        "logprobs": padded(OLD),
+        "reference_logprobs": padded(REFERENCE) - 5,
+        "rewards": torch.tensor(SCORES),
+        "values": padded(VALUES),
+        **changes,
+    }
+    given["reference_logprobs"] = torch.where(mask, padded(REFERENCE), given["reference_logprobs"])
+    return Rollout(**given)
+
+
+def output(gradient: bool = False) -> PolicyOutput:
+    return PolicyOutput(padded(NOW).requires_grad_(gradient), padded(ENTROPY), padded(VALUES_NOW))
+
+
+def on_tokens(tensor: Tensor | None) -> list[float]:
+    assert tensor is not None
+    return [float(tensor[row, t]) for row, t in TOKENS]
+
+
+def credited(advantages: list[float], **changes: Any) -> Batch:
+    """A batch with the same advantage on every token of a response, and returns of 0.6 and -0.2."""
+    rows = [[a] * 3 for a in advantages]
+    return Batch.of(rollout(**changes), torch.tensor(rows), torch.tensor([[0.6] * 3, [-0.2] * 3]))
+
+
+def value_of(algorithm: Any, batch: Batch) -> float:
+    return float(algorithm.loss(output(), batch).loss / algorithm.weight(batch))
+
+
+def clipped(row: int, t: int, advantage: float, low: float, high: float) -> float:
+    ratio = math.exp(NOW[row][t] - OLD[row][t])
+    return max(-advantage * ratio, -advantage * min(max(ratio, 1 - low), 1 + high))
+
+
+# -- PPO -------------------------------------------------------------------------------------------------------------
+
+
+def ppo(**options: Any) -> PPO:
+    algorithm = PPO(**{"kl": NO_KL, **options})
+    algorithm.rollouts = 1
+    return algorithm
+
+
+def test_the_loss_of_ppo_is_the_mean_over_the_tokens_that_were_chosen() -> None:
+    options = {"clip_range": 0.1, "clip_range_high": 0.3, "value_coef": 0.7, "entropy_coef": 0.05}
+    expected = 0.0
+    for row, t in TOKENS:
+        value, old, wanted = VALUES_NOW[row][t], VALUES[row][t], [0.6, -0.2][row]
+        kept = old + min(max(value - old, -0.2), 0.2)
+        critic = 0.5 * max((value - wanted) ** 2, (kept - wanted) ** 2)
+        expected += clipped(row, t, [2.0, -1.0][row], 0.1, 0.3) + 0.7 * critic - 0.05 * ENTROPY[row][t]
+    assert value_of(ppo(**options), credited([2.0, -1.0])) == pytest.approx(expected / len(TOKENS))
+
+
+def test_the_returns_of_ppo_are_of_advantages_before_whitening() -> None:
+    plain = PPO(whiten_advantages=False, kl=NO_KL).prepare(rollout())
+    white = PPO(kl=NO_KL).prepare(rollout())
+    # γ 1: A_t = Σ (0.95)^k δ, the score comes with the last token
+    deltas = [[0.2 - 0.1, 0.3 - 0.2, 1.0 - 0.3], [-0.1 - 0.0, -0.5 + 0.1]]
+    expected = [sum(0.95 ** (k - t) * deltas[row][k] for k in range(t, len(deltas[row]))) for row, t in TOKENS]
+    returns = [a + VALUES[row][t] for a, (row, t) in zip(expected, TOKENS, strict=True)]
+    assert on_tokens(plain.advantages) == pytest.approx(expected)
+    assert on_tokens(white.returns) == on_tokens(plain.returns) == pytest.approx(returns)
+    mean = sum(expected) / 5
+    deviation = (sum((a - mean) ** 2 for a in expected) / 4) ** 0.5
+    assert on_tokens(white.advantages) == pytest.approx([(a - mean) / deviation for a in expected])
+
+
+def test_what_a_truncated_response_pays_and_who_it_is() -> None:
+    free, fined = (PPO(whiten_advantages=False, kl=NO_KL, truncation_penalty=x).prepare(rollout()) for x in (0.0, 0.4))
+    assert free.advantages is not None
+    assert fined.advantages is not None
+    assert float(fined.advantages[0, 2]) == pytest.approx(float(free.advantages[0, 2]) - 0.4)
+    assert torch.equal(fined.advantages[1], free.advantages[1])
+
+
+def test_the_policy_moves_from_the_rollout_after_the_warm_up_on() -> None:
+    algorithm = PPO(critic_warmup=2, kl=NO_KL)
+    moved = []
+    for _ in range(4):
+        batch = algorithm.prepare(rollout())
+        said = output(gradient=True)
+        (gradient,) = torch.autograd.grad(algorithm.loss(said, batch).loss, said.logprobs)
+        moved.append(bool(gradient.any()))
+    assert moved == [False, False, True, True]
+
+
+# -- the KL penalty --------------------------------------------------------------------------------------------------
+
+
+def test_the_penalty_is_paid_once_in_the_reward_or_in_the_loss() -> None:
+    difference = [OLD[row][t] - REFERENCE[row][t] for row, t in TOKENS]
+    rewarded = KLPenalty(coef=0.5, estimator="k2")
+    assert on_tokens(rewarded.in_reward(rollout())) == pytest.approx([0.5 * d * d / 2 for d in difference])
+    assert not rewarded.in_loss(padded(NOW), credited([0.0, 0.0])).any()
+    lost = KLPenalty(coef=0.5, estimator="k3", placement="loss")
+    assert not lost.in_reward(rollout()).any()
+    now = [NOW[row][t] - REFERENCE[row][t] for row, t in TOKENS]
+    expected = [0.5 * (math.exp(-d) - 1 + d) for d in now]
+    assert on_tokens(lost.in_loss(padded(NOW), credited([0.0, 0.0]))) == pytest.approx(expected)
+    ratios = [math.exp(NOW[row][t] - OLD[row][t]) for row, t in TOKENS]
+    weighted = replace(lost, ratio_weighted=True).in_loss(padded(NOW), credited([0.0, 0.0]))
+    assert on_tokens(weighted) == pytest.approx([r * x for r, x in zip(ratios, expected, strict=True)])
+
+
+def test_the_adaptive_coefficient_follows_the_mean_over_chosen_tokens_within_its_clip() -> None:
+    kl = sum(OLD[row][t] - REFERENCE[row][t] for row, t in TOKENS) / len(TOKENS)
+    data = rollout(logprobs=padded([[x + 1 for x in row] for row in OLD]))  # a mean of kl + 1, so that it is positive
+    for target, step in {(kl + 1) / 1.1: 0.1, (kl + 1) / 0.9: -0.1, 0.01: 0.2, 100.0: -0.2}.items():
+        penalty = KLPenalty(coef=0.5, target=target, gain=0.3)
+        penalty.adapt(data)
+        assert penalty.coef == pytest.approx(0.5 * (1 + 0.3 * step), rel=1e-5)
+
+
+# -- REINFORCE -------------------------------------------------------------------------------------------------------
+
+
+def test_the_return_of_reinforce_pays_the_kl_of_the_whole_response() -> None:
+    batch = REINFORCE(baseline="none", kl=KLPenalty(coef=0.5)).prepare(rollout())
+    returns = [
+        score - 0.5 * sum(a - b for a, b in zip(old, reference, strict=True))
+        for score, old, reference in zip(SCORES, OLD, REFERENCE, strict=True)
+    ]
+    assert on_tokens(batch.advantages) == pytest.approx([returns[row] for row, _ in TOKENS])
+
+
+def test_the_loss_of_reinforce_is_a_mean_over_responses() -> None:
+    expected = -(2.0 * sum(NOW[0]) - 1.0 * sum(NOW[1])) / 2
+    assert value_of(REINFORCE(kl=NO_KL), credited([2.0, -1.0])) == pytest.approx(expected)
+
+
+def test_the_baselines_of_reinforce() -> None:
+    def advantages(algorithm: REINFORCE, scores: list[float]) -> list[float]:
+        found = algorithm.prepare(rollout(rewards=torch.tensor(scores))).advantages
+        assert found is not None
+        return found[:, 0].tolist()
+
+    assert advantages(REINFORCE(baseline="leave_one_out", kl=NO_KL), [1.0, -0.5]) == pytest.approx([1.5, -1.5])
+    whitened = [0.75 / 1.125**0.5, -0.75 / 1.125**0.5]
+    assert advantages(REINFORCE(baseline="batch", kl=NO_KL), [1.0, -0.5]) == pytest.approx(whitened)
+    moving = REINFORCE(baseline="moving", moving_decay=0.8, kl=NO_KL)
+    assert advantages(moving, [1.0, 3.0]) == pytest.approx([-1.0, 1.0])  # the first has nothing earlier: its own mean
+    assert advantages(moving, [6.0, 8.0]) == pytest.approx([4.0, 6.0])  # the mean of those before, 2
+    assert advantages(moving, [0.0, 0.0]) == pytest.approx([-3.0, -3.0])  # 0.8 · 2 + 0.2 · 7
+
+
+# -- GRPO and DPO ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("aggregation", "divisors"), [("sequence", (6, 4)), ("token", (5, 5)), ("dr_grpo", (20, 20))])
+def test_the_loss_of_grpo_with_its_kl(aggregation: Any, divisors: tuple[int, int]) -> None:
+    algorithm = GRPO(clip_range=0.1, clip_range_high=0.3, aggregation=aggregation, max_response_length=10)
+    expected = 0.0
+    for row, t in TOKENS:
+        d = NOW[row][t] - REFERENCE[row][t]
+        loss = clipped(row, t, [2.0, -1.0][row], 0.1, 0.3) + 0.04 * (math.exp(-d) - 1 + d)
+        expected += loss / divisors[row]
+    assert value_of(algorithm, credited([2.0, -1.0])) == pytest.approx(expected)
+
+
+def test_dr_grpo_leaves_the_deviation_out() -> None:
+    batch = GRPO(aggregation="dr_grpo", max_response_length=10).prepare(rollout())
+    assert on_tokens(batch.advantages) == pytest.approx([0.75] * 3 + [-0.75] * 2)
+
+
+def test_the_loss_of_dpo_with_its_lengths() -> None:
+    drift = [sum(a - b for a, b in zip(now, ref, strict=True)) for now, ref in zip(NOW, REFERENCE, strict=True)]
+    batch = DPO().prepare(rollout())
+    for kind, expected in {
+        "sigmoid": math.log(1 + math.exp(-0.3 * (drift[0] - drift[1]))),
+        "ipo": (drift[0] - drift[1] - 1 / 0.6) ** 2,
+        "ipo_length_normalized": (drift[0] / 3 - drift[1] / 2 - 1 / 0.6) ** 2,
+    }.items():
+        assert value_of(DPO(beta=0.3, loss_type=kind), batch) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+# -- what is logged --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", [ppo(), REINFORCE(), GRPO(), DPO()])
+def test_what_a_loss_reports_holds_no_graph(algorithm: Any) -> None:
+    said = output(gradient=True)
+    found = algorithm.loss(said, DPO().prepare(rollout()) if isinstance(algorithm, DPO) else credited([2.0, -1.0]))
+    assert found.loss.requires_grad
+    assert not any(x.requires_grad for pair in found.means.values() for x in pair)
+    assert not any(x.requires_grad for x in found.maxima.values())
+
+
+@pytest.mark.parametrize("algorithm", [ppo(), REINFORCE(), GRPO(), DPO()])
+def test_how_far_an_update_went_is_a_mean_over_chosen_tokens(algorithm: Any) -> None:
+    batch = DPO().prepare(rollout()) if isinstance(algorithm, DPO) else credited([2.0, -1.0])
+    total, count = algorithm.loss(output(), batch).means["kl/update"]
+    expected = sum(OLD[row][t] - NOW[row][t] for row, t in TOKENS)
+    assert (float(total), int(count)) == (pytest.approx(expected), 5)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [ppo(clip_range=0.3, clip_range_high=0.2), GRPO(clip_range=0.3, clip_range_high=0.2)]
+)
+def test_clipped_tokens_and_the_largest_ratio(algorithm: Any) -> None:
+    found = algorithm.loss(output(), credited([2.0, -1.0]))
+    # ratios e^0.1, e^0.8, e^-0.1, e^-0.5, e^0.05: the second is above 1.2, the fourth below 0.7
+    assert [float(x) for x in found.means["policy/clip_fraction"]] == [2.0, 5.0]
+    assert float(found.maxima["policy/ratio_max"]) == pytest.approx(math.exp(0.8))
+
+
+def test_the_accuracy_and_the_margin_of_dpo_are_of_the_chosen_response() -> None:
+    found = DPO(beta=0.3).loss(output(), DPO().prepare(rollout()))
+    drift = [sum(a - b for a, b in zip(now, ref, strict=True)) for now, ref in zip(NOW, REFERENCE, strict=True)]
+    assert float(found.means["preference/margin"][0]) == pytest.approx(0.3 * (drift[0] - drift[1]))
+    assert float(found.means["preference/accuracy"][0]) == float(drift[0] > drift[1])

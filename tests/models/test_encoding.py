@@ -1,0 +1,58 @@
+"""Rows of a data set as token ids: where a response ends, what is cut, and which way padding goes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from rlhf_lightning.models.encoding import Encoder, left_padded, recorded_rows, right_padded
+
+TALK = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    return Encoder(tokenizer, [2])
+
+
+def test_a_recorded_response_ends_with_one_stop_token(encoder: Encoder) -> None:
+    plain = encoder.tokenizer("the cat")["input_ids"]
+    assert encoder.response("say", "the cat") == [*plain, 2]
+    assert encoder.response("say", "the cat<eos>") == [*plain, 2]
+    assert encoder.response(TALK, "the cat") == [*plain, 2]  # whose template writes it
+
+
+def test_a_dialogue_is_cut_between_prompt_and_answer(encoder: Encoder) -> None:
+    prompt, response = encoder.prompt(TALK), encoder.response(TALK, "the cat")
+    assert encoder.tokenizer.decode(prompt) == "user: hello\nassistant: "
+    assert encoder.tokenizer.decode(prompt + response) == "user: hello\nassistant: the cat<eos>"
+
+
+def test_a_pair_loses_the_beginning_of_its_prompt_then_the_end_of_its_response(encoder: Encoder) -> None:
+    prompt, response = [5, 6, 7, 8], [9, 10, 2]
+    assert encoder.pair(prompt, response, 7) == (prompt, response)
+    assert encoder.cut == {}
+    assert encoder.pair(prompt, response, 5) == ([7, 8], response)
+    assert encoder.pair(prompt, response, 3) == ([8], [9, 10])
+    assert encoder.cut == {"pairs of prompt and response": 2}
+    encoder.max_prompt_length = 2
+    whole = encoder.tokenizer("please say hello")["input_ids"]
+    assert encoder.prompt("please say hello") == whole[-2:]
+
+
+def test_prompts_end_and_responses_begin_in_the_same_column() -> None:
+    tokens, mask = left_padded([[5], [6, 7, 8]], pad=0)
+    assert tokens.tolist() == [[0, 0, 5], [6, 7, 8]]
+    assert mask.tolist() == [[False, False, True], [True, True, True]]
+    tokens, mask = right_padded([[5], [6, 7, 8]], pad=0)
+    assert tokens.tolist() == [[5, 0, 0], [6, 7, 8]]
+    assert mask.tolist() == [[True, False, False], [True, True, True]]
+
+
+def test_the_stop_token_counts_also_where_it_is_what_rows_are_padded_with() -> None:
+    rows = recorded_rows([[5], [6, 7]], [[8, 2], [9, 10, 11]], [0, 0], stop_tokens=[2], pad=2)
+    assert rows.tokens.tolist() == [[2, 5, 8, 2, 2], [6, 7, 9, 10, 11]]
+    assert rows.mask.tolist() == [[True, True, False], [True, True, True]]
+    assert rows.prompt_mask.tolist() == [[False, True], [True, True]]
+    assert torch.equal(rows.truncated, torch.tensor([False, True]))

@@ -1,0 +1,73 @@
+"""From hidden states to log-probabilities: in chunks or at once, at a temperature, as each architecture scales its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf_lightning.models import policy as policy_module
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.policy import Policy, token_scores
+from rlhf_lightning.types import Rows
+
+Folder = Callable[[str], str]
+
+
+@pytest.fixture
+def rows() -> Rows:
+    tokens = torch.randint(3, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(5)[None] < torch.tensor([5, 3, 4])[:, None]
+    return Rows(tokens, torch.ones(3, 4, dtype=torch.bool), mask, torch.arange(3), mask[:, -1])
+
+
+def distribution(model: Any, rows: Rows, temperature: float) -> torch.distributions.Categorical:
+    """What transformers alone says before each response token."""
+    return torch.distributions.Categorical(logits=model(rows.tokens, use_cache=False).logits[:, 3:-1] / temperature)
+
+
+@pytest.mark.parametrize("tokens_at_a_time", [1, 5, 100])
+def test_a_policy_gives_logprobs_and_entropy_at_its_temperature_however_the_head_is_cut(
+    tokens_at_a_time: int, tiny_model_folder: Folder, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", tokens_at_a_time * 290)
+    model = load_causal_lm(ModelConfig(tiny_model_folder("llama")))
+    output = Policy(model, temperature=0.7)(rows, True)
+    expected = distribution(model, rows, 0.7)
+    torch.testing.assert_close(
+        output.logprobs[rows.mask], expected.log_prob(rows.tokens[:, 4:])[rows.mask], rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(output.entropy[rows.mask], expected.entropy()[rows.mask], rtol=0, atol=1e-5)
+    assert not output.logprobs[~rows.mask].any()
+    assert not output.entropy[~rows.mask].any()
+    weights = list(model.parameters())
+    found = torch.autograd.grad(output.logprobs.sum() + output.entropy.sum(), weights)
+    wanted = (expected.log_prob(rows.tokens[:, 4:]) + expected.entropy())[rows.mask].sum()
+    for one, other in zip(found, torch.autograd.grad(wanted, weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+SCALED: dict[str, dict[str, Any]] = {
+    "gemma2": {"final_logit_softcapping": 2.0, "head_dim": 8},
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@torch.no_grad()
+def test_logits_are_scaled_as_the_architecture_does(kind: str, rows: Rows) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        kind, **sizes, num_key_value_heads=4, vocab_size=50, initializer_range=0.5, bos_token_id=1, eos_token_id=2,
+        pad_token_id=0, **SCALED[kind],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    logprobs: Tensor = token_scores(model, rows, 0.7).logprobs
+    expected = distribution(model, rows, 0.7).log_prob(rows.tokens[:, 4:])
+    torch.testing.assert_close(logprobs[rows.mask], expected[rows.mask], rtol=0, atol=1e-4)

@@ -1,0 +1,60 @@
+"""Critics: zero before they learn, and reading the state before each token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.value import SeparateCritic, SharedCritic
+from rlhf_lightning.types import Rows
+
+Folder = Callable[[str], str]
+
+
+@pytest.fixture
+def rows() -> Rows:
+    """Two rows, one prompt left padded, one response shorter."""
+    tokens = torch.randint(3, 290, (2, 9), generator=torch.Generator().manual_seed(0))
+    prompt_mask, mask = torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
+    prompt_mask[0, :2], mask[1, 3:] = False, False
+    return Rows(tokens, prompt_mask, mask, torch.arange(2), mask[:, -1])
+
+
+def policy_with(kind: type[SharedCritic], folder: str) -> Policy:
+    model = load_causal_lm(ModelConfig(folder))
+    critic = SharedCritic(32) if kind is SharedCritic else SeparateCritic(load_causal_lm(ModelConfig(folder)), 32)
+    return Policy(model, critic)
+
+
+@pytest.mark.parametrize("kind", [SharedCritic, SeparateCritic])
+@torch.no_grad()
+def test_a_critic_reads_the_state_before_each_token(
+    kind: type[SharedCritic], tiny_model_folder: Folder, rows: Rows
+) -> None:
+    policy = policy_with(kind, tiny_model_folder("gpt2"))
+    assert policy.critic is not None
+    head: nn.Linear = policy.critic.head  # type: ignore[assignment]
+    assert not policy(rows).values.any()  # it expects nothing before it learned something
+    head.weight.copy_(torch.linspace(-1, 1, 32)[None])
+    head.bias.fill_(0.5)
+    values: Tensor = policy(rows).values
+    assert not values[~rows.mask].any()
+    for row in range(2):  # by transformers alone, without padding
+        prompt, length = rows.tokens[row, :4][rows.prompt_mask[row]], int(rows.mask[row].sum())
+        ids = torch.cat([prompt, rows.tokens[row, 4 : 4 + length]])[None]
+        states = policy.model(ids, output_hidden_states=True).hidden_states[-1][0]  # type: ignore[operator]
+        expected = head(states[len(prompt) - 1 : -1]).squeeze(-1)
+        torch.testing.assert_close(values[row, :length], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_separate_critic_moves_no_weight_of_the_policy(tiny_model_folder: Folder, rows: Rows) -> None:
+    policy = policy_with(SeparateCritic, tiny_model_folder("llama"))
+    nn.init.ones_(policy.critic.head.weight)  # type: ignore[union-attr, arg-type]
+    policy(rows).values.sum().backward()
+    assert all(p.grad is None for p in policy.model.parameters())
+    assert any(p.grad is not None for p in policy.critic.trunk.parameters())  # type: ignore[union-attr]

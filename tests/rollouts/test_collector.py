@@ -1,0 +1,152 @@
+"""What a rollout holds, each number against the model asked directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.encoding import Encoder
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.policy import Policy, response_logprobs
+from rlhf_lightning.models.reference import CopiedReference
+from rlhf_lightning.models.value import SharedCritic
+from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
+from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.rollouts.recorded import RecordedReference
+from rlhf_lightning.types import Completions, Rollout
+
+STOPS = list(range(2, 60))
+PROMPTS: list[dict[str, Any]] = [{"prompt": "please say hello", "worth": 3.0}, {"prompt": "cat", "worth": None}]
+PAIRS = [
+    {"prompt": "say", "chosen": "hello dog", "rejected": "no"},
+    {"prompt": "please say hello to", "chosen": "the cat", "rejected": "the little dog"},
+    {"prompt": "say", "chosen": "no", "rejected": "thank you"},
+]
+
+
+class Worth(Reward):
+    """What the column says, less the place of the response."""
+
+    def __call__(self, completions: Completions) -> Sequence[float | None]:
+        worth = completions.columns["worth"]
+        return [None if value is None else value - row for row, value in enumerate(worth)]
+
+
+@pytest.fixture
+def collector(tiny_model_folder: Callable[[str], str], tokenizer: Any) -> Collector:
+    """A policy that has moved from its reference, sampling at 0.7."""
+    config = ModelConfig(tiny_model_folder("gpt2"))
+    policy = Policy(load_causal_lm(config), SharedCritic(32), temperature=0.7)
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.mul_(1.1)  # type: ignore[operator]
+    policy.critic.head.bias.data.fill_(0.5)  # type: ignore[union-attr]
+    reference = CopiedReference(load_causal_lm(config), "full")
+    return Collector(Writer(policy, Sampler(6, 0.7), Encoder(tokenizer, STOPS)), Worth(), reference, 0.7)
+
+
+def collected(collector: Collector, values: bool = False, count: bool = True) -> Rollout:
+    return collector.online(PROMPTS, 4, values, torch.Generator().manual_seed(0), count)
+
+
+def asked(model: Any, rollout: Rollout, temperature: float = 0.7) -> Tensor:
+    with torch.no_grad():
+        return response_logprobs(model, rollout.tokens, rollout.prompt_mask, rollout.mask, temperature)
+
+
+def test_the_responses_of_a_prompt_stand_side_by_side(collector: Collector) -> None:
+    written = collector.writer.write(PROMPTS, 4, torch.Generator().manual_seed(0))
+    assert written.groups.tolist() == [0] * 4 + [1] * 4
+    assert written.prompts == ["please say hello"] * 4 + ["cat"] * 4
+    assert written.columns["worth"] == [3.0] * 4 + [None] * 4
+    width = written.prompt_mask.shape[1]
+    stopped = []
+    for row in range(8):
+        prompt = written.tokens[row, :width][written.prompt_mask[row]].tolist()
+        response = written.tokens[row, width:][written.mask[row]].tolist()
+        assert prompt == collector.writer.encoder.tokenizer(written.prompts[row])["input_ids"]
+        stopped.append(response[-1] in STOPS)
+    assert written.truncated.tolist() == [not x for x in stopped]
+    assert 0 < sum(stopped) < 8
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_log_probabilities_are_the_policys_and_the_references_at_the_sampling_temperature(
+    collector: Collector, values: bool
+) -> None:
+    rollout = collected(collector, values)
+    torch.testing.assert_close(rollout.logprobs, asked(collector.writer.policy.model, rollout), atol=1e-5, rtol=0)
+    reference = asked(collector.reference._model, rollout)  # type: ignore[attr-defined]
+    torch.testing.assert_close(rollout.reference_logprobs, reference, atol=1e-5, rtol=0)
+    assert not torch.allclose(rollout.logprobs, reference, atol=1e-3)
+    if values:
+        assert torch.equal(rollout.values, 0.5 * rollout.mask)
+    else:
+        assert rollout.values is None
+
+
+def test_a_response_without_a_score_counts_for_nothing_and_no_metric_sees_it(collector: Collector) -> None:
+    rollout = collected(collector)
+    assert rollout.rewards.tolist() == [3.0, 2.0, 1.0, 0.0] + [0.0] * 4
+    assert rollout.mask[:4, 0].all()
+    assert not rollout.mask[4:].any()
+    found, kept = collector.metrics, rollout.mask
+    assert found["reward/mean"] == 1.5
+    assert found["reward/std"] == pytest.approx((5 / 3) ** 0.5)
+    assert found["reward/unscored"] == 4
+    kl = (rollout.logprobs - rollout.reference_logprobs)[kept].mean()
+    assert found["kl/reference"] == pytest.approx(float(kl), abs=1e-6)
+    assert found["policy/entropy"] == pytest.approx(-float(rollout.logprobs[kept].mean()))
+    assert found["response/length"] == float(kept[:4].sum()) / 4
+    assert found["response/truncated"] == float(rollout.truncated[:4].sum()) / 4
+
+
+def test_rows_that_only_keep_step_count_for_nothing(collector: Collector) -> None:
+    rollout = collected(collector, count=False)
+    assert len(rollout) == 8
+    assert not rollout.mask.any()
+    pairs = collector.recorded(PAIRS, None, torch.device("cpu"), count=False)
+    assert len(pairs) == 6
+    assert not pairs.mask.any()
+
+
+def test_recorded_pairs_are_two_rows_the_chosen_one_first(collector: Collector) -> None:
+    rollout = collector.recorded(PAIRS, None, torch.device("cpu"))
+    encoder = collector.writer.encoder
+    texts = encoder.decode(rollout.tokens[:, rollout.prompt_mask.shape[1] :], rollout.mask)
+    assert [text.split("<")[0] for text in texts] == ["hello dog", "no", "the cat", "the little dog", "no", "thank you"]
+    assert rollout.rewards.tolist() == [1.0, 0.0] * 3
+    assert rollout.groups.tolist() == [0, 0, 1, 1, 2, 2]
+    torch.testing.assert_close(rollout.logprobs, asked(collector.writer.policy.model, rollout), atol=1e-5, rtol=0)
+    kl = (rollout.logprobs - rollout.reference_logprobs)[rollout.mask].mean()
+    assert collector.metrics["kl/reference"] == pytest.approx(float(kl), abs=1e-6)
+
+
+def test_recorded_references_are_found_whatever_padding_lies_around_them(collector: Collector, tmp_path: Path) -> None:
+    policy, encoder = collector.writer.policy, collector.writer.encoder
+    path = tmp_path / "run/reference_logprobs.safetensors"
+    with torch.no_grad():
+        recorded = RecordedReference(path)
+        recorded.fill(policy, [encode_pairs(encoder, PAIRS, None)])
+    for place in range(3):  # alone, so without the padding of the others
+        rows = encode_pairs(encoder, PAIRS[place : place + 1], None)
+        with torch.no_grad():
+            expected = policy(rows).logprobs
+        for known in (recorded, RecordedReference(path)):
+            found = known.logprobs(rows.tokens, rows.prompt_mask, rows.mask, 0.7)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    elsewhere = encode_pairs(encoder, [{**PAIRS[0], "prompt": "thank"}], None)
+    with pytest.raises(UserError, match="was not in it when the run began"):
+        recorded.logprobs(elsewhere.tokens, elsewhere.prompt_mask, elsewhere.mask, 0.7)
+
+
+def test_without_a_reward_nothing_is_written(collector: Collector) -> None:
+    with pytest.raises(UserError, match=r"no reward says how well: set model.reward"):
+        collected(replace(collector, reward=None))
