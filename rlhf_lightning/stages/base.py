@@ -104,10 +104,7 @@ class Stage(LightningModule):
             if not is_overridden(name, data):  # Lightning skips what the data module does not have
                 continue
             original = getattr(getattr(data, name), "original", getattr(data, name))
-            if getattr(original, "__func__", None) is not getattr(
-                LightningDataModule, name
-            ):  # else it has no such rows
-                setattr(data, name, _wrapped(original, wrap))
+            setattr(data, name, _wrapped(original, wrap))
 
     def _restored(self, loader: Any) -> Any:
         """Continue where the checkpoint says, also at the end of an epoch, where Lightning 2.6 drops a loader's state."""

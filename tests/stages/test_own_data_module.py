@@ -74,21 +74,6 @@ def test_pairs_in_batches(tmp_path: Path, tiny_model_folder: Callable[[str], str
     assert 0 <= float(trainer.callback_metrics["val/preference/accuracy"]) <= 1
 
 
-class Unmeasured(LightningDataModule):
-    """Without any rows that are held out."""
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(["say dog", "say cat"], batch_size=2, collate_fn=list)  # type: ignore[arg-type]
-
-
-def test_rows_to_validate_on_are_not_needed(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:
-    algorithm, reward = REINFORCE(responses_per_prompt=2), LengthReward(2)
-    trainer, _ = fitted(
-        tiny_model_folder("llama"), Unmeasured(), tmp_path, algorithm=algorithm, reward=reward, reference="full"
-    )
-    assert trainer.global_step == 1
-
-
 def test_no_data_module_is_said_so(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:
     with pytest.raises(UserError, match="takes its rows from a data module"):
         fitted(tiny_model_folder("llama"), None, tmp_path, algorithm=DPO(), reward=LengthReward(2))
