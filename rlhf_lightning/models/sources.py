@@ -57,6 +57,10 @@ class ModelConfig:
     """transformers' attn_implementation."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, smaller."""
+    pack: bool = True
+    """Compute a prompt once for all of its responses and lay rows end to end, where that is exact; False pads every row."""
+    max_tokens_per_batch: int | None = 16384
+    """Of a pass without gradient (log-probabilities, values, scores): more rows are taken in pieces. Null takes all at once."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     seed: int = 0
