@@ -101,8 +101,9 @@ def cheapest(sizes: Sizes, width: int, window: int, limit: int | None = None) ->
     """
     rows = [row for row, kept in enumerate(sizes.kept) if kept]
     single = [[Bundle([row], sizes.prompt[row] + sizes.fed[row])] for row in rows]
-    lengths = [int(step * line_length(single)) for step in STEPS if len(rows) > 1]
-    packed = [_filled(_bundles(rows, sizes, length), length) for length in lengths if length <= window]
+    longest = line_length(single)
+    lengths = [min(int(step * longest), window) for step in STEPS if len(rows) > 1 and longest <= window]
+    packed = [_filled(_bundles(rows, sizes, length), length) for length in dict.fromkeys(lengths)]
     return min([single, *packed], key=lambda lines: (_area(lines) > (limit or 2**62), _cost(lines, width)))
 
 
