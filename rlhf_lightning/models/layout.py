@@ -87,7 +87,7 @@ Arrangement = list[list[Bundle]]
 """The bundles of each line."""
 
 
-def cheapest(sizes: Sizes, width: int, window: int, limit: int | None = None) -> Arrangement:
+def cheapest(sizes: Sizes, width: int, window: int, limit: int = 2**62) -> Arrangement:
     """The cheapest of: a line for each row, and rows packed into lines of a few lengths.
 
     A line of S tokens costs S (1 + S / (4 H)): what grows with the tokens, and attention, which a mask does not make cheaper.
@@ -104,7 +104,7 @@ def cheapest(sizes: Sizes, width: int, window: int, limit: int | None = None) ->
     longest = line_length(single)
     lengths = [min(int(step * longest), window) for step in STEPS if len(rows) > 1 and longest <= window]
     packed = [_filled(_bundles(rows, sizes, length), length) for length in dict.fromkeys(lengths)]
-    return min([single, *packed], key=lambda lines: (_area(lines) > (limit or 2**62), _cost(lines, width)))
+    return min([single, *packed], key=lambda lines: (_area(lines) > limit, _cost(lines, width)))
 
 
 def _area(lines: Arrangement) -> int:

@@ -69,8 +69,9 @@ def _laid_out(trunk: Any, rows: Rows, fed: Tensor, kept: Tensor) -> Lines:
 
 def _arranged(trunk: Any, sizes: Sizes) -> Arrangement:
     config = trunk.config.get_text_config()
-    window = longest_line(config) if packs(trunk) else 0
-    return cheapest(sizes, config.hidden_size, window, getattr(trunk, "max_tokens_per_batch", None))
+    limit = getattr(trunk, "max_tokens_per_batch", None) or 2**62
+    window = min(longest_line(config), limit) if packs(trunk) else 0
+    return cheapest(sizes, config.hidden_size, window, limit)
 
 
 def _states(trunk: Any, lines: Lines) -> Tensor:

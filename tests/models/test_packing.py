@@ -49,8 +49,8 @@ def rows_of(prompts: list[list[int]], lengths: list[int], padding: int = 1) -> R
 
 @pytest.fixture
 def rows() -> Rows:
-    """Responses of a group that are not side by side, one without a token; a group of one; a prompt that begins another."""
-    a, b, c = [5, 6, 7, 8, 9], [11, 12, 13], [5, 6]
+    """Responses of a group that are not side by side, one without a token; a group of one; a prompt that ends another."""
+    a, b, c = [5, 6, 7, 8, 9], [11, 12, 13], [8, 9]
     return rows_of([a, b, a, c, a, a, c], [4, 6, 1, 3, 0, 7, 2])
 
 
