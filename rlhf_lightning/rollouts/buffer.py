@@ -65,7 +65,7 @@ class RolloutBuffer:
         block = torch.unique(self.batch.groups[first], return_inverse=True)[1]
         if len(block.unique()) < self.accumulate:
             block = torch.arange(len(minibatch))
-        responses = self.batch.mask[self._rows(minibatch)].view(len(minibatch), -1).sum(-1)
+        responses = self.batch.mask.sum(-1)[self._rows(minibatch)].view(-1, self.rows_per_unit).sum(-1)
         tokens = torch.zeros(len(minibatch), dtype=torch.long)
         tokens[block] = self.batch.prompt_mask[first].sum(-1)
         part = torch.tensor(balanced(tokens.index_add(0, block, responses).tolist(), self.accumulate))[block]
@@ -125,7 +125,7 @@ def balanced(sizes: list[int], parts: int) -> list[int]:
     """Which part each goes to: the largest first, each to the part that has least (Graham 1969).
 
     >>> balanced([1, 5, 3, 3], 2)
-    [1, 0, 1, 1]
+    [0, 0, 1, 1]
     """
     totals, chosen = [0] * parts, [0] * len(sizes)
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
