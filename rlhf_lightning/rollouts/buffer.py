@@ -59,16 +59,17 @@ class RolloutBuffer:
     def _parts(self, minibatch: Tensor) -> list[Tensor]:
         """Exactly `accumulate` pieces of about as many tokens each; some are empty where units are few.
 
-        The responses to a prompt stay together, as a part computes their prompt once, unless prompts are fewer than parts.
+        A part computes a prompt once, so the responses to it stay together, unless the largest part is smaller without.
         """
         first = minibatch * self.rows_per_unit
-        block = torch.unique(self.batch.groups[first], return_inverse=True)[1]
-        if len(block.unique()) < self.accumulate:
-            block = torch.arange(len(minibatch))
+        prompts = self.batch.prompt_mask[first].sum(-1)
         responses = self.batch.mask.sum(-1)[self._rows(minibatch)].view(-1, self.rows_per_unit).sum(-1)
-        tokens = torch.zeros(len(minibatch), dtype=torch.long)
-        tokens[block] = self.batch.prompt_mask[first].sum(-1)
-        part = torch.tensor(balanced(tokens.index_add(0, block, responses).tolist(), self.accumulate))[block]
+        choices = []
+        for block in (torch.unique(self.batch.groups[first], return_inverse=True)[1], torch.arange(len(minibatch))):
+            tokens = torch.zeros_like(prompts).index_copy(0, block, prompts).index_add(0, block, responses)
+            dealt, largest = balanced(tokens.tolist(), self.accumulate)
+            choices.append((largest, torch.tensor(dealt, dtype=torch.long)[block]))
+        part = min(choices, key=lambda choice: choice[0])[1]
         return [minibatch[part == index] for index in range(self.accumulate)]
 
     def _order(self, epoch: int) -> Tensor:
@@ -121,14 +122,14 @@ def trim(batch: Batch) -> Batch:
     return replace(batch, tokens=batch.tokens[:, first : width + last], prompt_mask=batch.prompt_mask[:, first:], **cut)
 
 
-def balanced(sizes: list[int], parts: int) -> list[int]:
-    """Which part each goes to: the largest first, each to the part that has least (Graham 1969).
+def balanced(sizes: list[int], parts: int) -> tuple[list[int], int]:
+    """Which part each goes to, the largest first, each to the part that has least (Graham 1969); and the largest part.
 
     >>> balanced([1, 5, 3, 3], 2)
-    [0, 0, 1, 1]
+    ([0, 0, 1, 1], 6)
     """
     totals, chosen = [0] * parts, [0] * len(sizes)
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         chosen[index] = totals.index(min(totals))
         totals[chosen[index]] += sizes[index]
-    return chosen
+    return chosen, max(totals)
