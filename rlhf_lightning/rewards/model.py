@@ -36,6 +36,8 @@ class ModelReward(Reward):
         max_length: tokens; longer texts lose the beginning of their prompt.
         chat_template: as of a policy; by default the tokenizer's.
         pad_token: for a tokenizer without one.
+        pack: compute a prompt once for all of its responses, where that is exact.
+        max_tokens_per_batch: of one pass, whatever batch_size says.
         trust_remote_code: run Python code that comes with the model.
     """
 
@@ -48,6 +50,8 @@ class ModelReward(Reward):
         max_length: int | None = None,
         chat_template: str | None = None,
         pad_token: str | None = None,
+        pack: bool = True,
+        max_tokens_per_batch: int | None = 16384,
         trust_remote_code: bool = False,
     ) -> None:
         self.config = ModelConfig(
@@ -56,6 +60,8 @@ class ModelReward(Reward):
             dtype=dtype,
             chat_template=chat_template,
             pad_token=pad_token,
+            pack=pack,
+            max_tokens_per_batch=max_tokens_per_batch,
             trust_remote_code=trust_remote_code,
         )
         self.batch_size, self.max_length = batch_size, max_length

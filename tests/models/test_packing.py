@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from written import completions
 
 import rlhf_lightning.models.policy as policy_module
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models import packing
 from rlhf_lightning.models.layout import cheapest, line_length, sizes_of
-from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model
 from rlhf_lightning.models.policy import Policy, response_logprobs
 from rlhf_lightning.models.reward import score_rows
 from rlhf_lightning.models.value import SeparateCritic, SharedCritic
+from rlhf_lightning.rewards import ModelReward
 from rlhf_lightning.types import PolicyOutput, Rows
 from tests.conftest import ARCHITECTURES
 
@@ -27,12 +31,13 @@ PAD = 2
 """The stop token is the pad token too, and stands at the end of responses."""
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 290, "pad_token_id": 0}
 SIZES |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2, "initializer_range": 0.1}
-INEXACT: dict[str, dict[str, Any]] = {
-    "bloom": {"n_layer": 2, "n_head": 4},  # alibi
-    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},  # alibi
-    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},  # recurrent beside attention
-    "rwkv": {"attention_hidden_size": 32},  # recurrent, and says nothing of its layers
+INEXACT: dict[str, tuple[dict[str, Any], str]] = {
+    "bloom": ({"n_layer": 2, "n_head": 4}, "takes no block mask"),
+    "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2}, "counts from the beginning of a line"),
+    "falcon_h1": ({"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}, "has layers of hybrid"),
+    "rwkv": ({"attention_hidden_size": 32}, "off in one line"),  # recurrent, and says nothing of its layers
 }
+"""Architectures whose rows cannot share a line, and what is said of them."""
 
 
 def rows_of(prompts: list[list[int]], lengths: list[int], padding: int = 1) -> Rows:
@@ -160,11 +165,14 @@ def test_an_architecture_that_is_not_exact_says_so_once_and_is_padded(
 ) -> None:
     packing._say.cache_clear()
     torch.manual_seed(0)
-    sizes = {**SIZES, **INEXACT[arch], "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
+    options, reason = INEXACT[arch]
+    sizes = {**SIZES, **options, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **sizes)).eval()
     whole = Policy(model)(rows).logprobs
     Policy(model)(rows)
-    assert capsys.readouterr().out.count("rows are padded and prompts computed for each response, as") == 1
+    said = capsys.readouterr().out
+    assert said.count("rows are padded and prompts computed for each response, as") == 1
+    assert reason in said
     with fed(model.base_model) as seen:
         alone = torch.cat([Policy(model)(rows.rows(torch.tensor([row]))).logprobs for row in range(len(rows))])
     assert {lines for lines, _ in seen} == {1}
@@ -261,3 +269,29 @@ def test_the_cheapest_lines_are_short_where_attention_is_dear_and_long_where_it_
     assert lengths[0] == 150  # a line each
     assert lengths[-1] == 100 + 16 * 50  # all responses behind one prompt
     assert line_length(cheapest(sizes, 10**6, 400)) <= 400
+
+
+def test_a_pass_of_no_token_is_refused() -> None:
+    with pytest.raises(UserError, match="max_tokens_per_batch is 0; it must be at least 1"):
+        ModelConfig("somewhere", max_tokens_per_batch=0)
+
+
+def test_a_reward_model_takes_the_switch_and_shares_prompts(
+    tiny_model_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_model_folder("llama")
+    load_reward_model(ModelConfig(folder)).save_pretrained(tmp_path)
+    prompts = ["say hello to the little dog"] * 3 + ["thank you"]
+    written = completions(["hello dog", "no", "hello hello cat", "please"], prompts)
+    fed_tokens, scores = [], []
+    for options in ({}, {"pack": False}, {"max_tokens_per_batch": 20}):
+        reward = ModelReward(str(tmp_path), tokenizer=folder, **options)  # type: ignore[arg-type]
+        reward.load(torch.device("cpu"))
+        packing.packs(reward.model.base_model)
+        with fed(reward.model.base_model) as seen:
+            scores.append(torch.tensor(reward(written)))
+        fed_tokens.append([lines * length for lines, length in seen])
+    torch.testing.assert_close(scores[1], scores[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores[2], scores[0], atol=1e-5, rtol=0)
+    assert sum(fed_tokens[0]) < sum(fed_tokens[1])
+    assert len(fed_tokens[0]) == 1 < len(fed_tokens[2])
