@@ -172,7 +172,9 @@ class Checkpoints(Checkpoint):
         """Write `step-N.ckpt`, point `last.ckpt` at it, and remove what is older than the last few."""
         step, folder = trainer.global_step, Path(trainer.default_root_dir) / "checkpoints"
         self.saved_step, self.saved_at = step, time.monotonic()
-        trainer.save_checkpoint(folder / f"step-{step}.ckpt")
+        trainer.save_checkpoint(
+            folder / f"step-{step}.ckpt", weights_only=False
+        )  # the default, of which Lightning tells each time
         if trainer.is_global_zero:
             link = folder / ".last.ckpt.partial"
             link.unlink(missing_ok=True)
