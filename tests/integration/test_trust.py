@@ -37,7 +37,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_runs_none(
 ) -> None:
     held = torch.load(checkpoint, weights_only=True)
     torch.save({**held, "callbacks": {"Harm": Harm()}}, "evil.ckpt")
-    words = [word for word in SFT[1:] if subcommand == "fit" or "max_steps" not in word and word != "1"]
+    words = SFT[1:]
     assert main([subcommand, *words, "--ckpt_path", "evil.ckpt", "--trainer.default_root_dir", "again", *QUIET]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "checkpoint evil.ckpt holds posix.system, and only plain tensors and numbers are read" in said.replace(
