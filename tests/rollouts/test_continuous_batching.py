@@ -1,4 +1,4 @@
-"""Rows that take each other's place: the same responses as all rows at once, for as many tokens through the model as are written."""
+"""Rows that take each other's place: the responses of all rows at once, and no more tokens through the model than are written."""
 
 from __future__ import annotations
 
