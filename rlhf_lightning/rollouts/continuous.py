@@ -110,7 +110,7 @@ class ContinuousBatch:
             return False
         self.asked = asked.stop
         lengths = self.lengths[asked.start : asked.stop]
-        columns = torch.arange(int(lengths.max()), device=lengths.device)
+        columns = torch.arange(max(1, int(lengths.max())), device=lengths.device)
         output = self.lm.base_model(  # nothing attends to the padding, which stands behind
             input_ids=self.prompts[asked.start : asked.stop, : len(columns)],
             position_ids=columns.expand(len(asked), -1),

@@ -141,6 +141,13 @@ def test_a_step_writes_into_the_cache_and_copies_nothing_of_it() -> None:
     assert keys.data_ptr() == place
 
 
+def test_prompts_without_a_token_are_continued_too(llama: Any) -> None:
+    nothing = torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 1, dtype=torch.bool)
+    written = write(llama, nothing, max_batch_size=3)
+    assert bool(written.mask[:, 0].all())
+    assert bool(written.logprobs.isfinite().all())  # type: ignore[union-attr]
+
+
 SCALED = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "a sliding window": ("mistral", {"sliding_window": 4}),
