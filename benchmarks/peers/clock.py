@@ -1,0 +1,110 @@
+"""What a measuring process notes: the end of every update, seconds by phase, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from peers.work import REAL, Job
+
+PHASES = ("generate", "score", "reference", "update")
+MIB = 2**20
+
+
+def resident() -> float:
+    """MiB that this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MIB
+
+
+def peak() -> float:
+    """MiB that it held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Clock:
+    """Seconds of every update, and what was spent inside `timed` phases of it.
+
+    Make it when the libraries are imported and nothing is loaded: what the process holds then is its base.
+    """
+
+    def __init__(self) -> None:
+        self.base = resident()
+        self.ends: list[tuple[float, float]] = []
+        self.phases: list[dict[str, float]] = []
+        self.running: dict[str, float] = defaultdict(float)
+        self.peak = 0.0
+        self.before = 0.0
+        """Seconds of an update that were spent before the first one, on all of them."""
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.running[phase] += time.perf_counter() - started
+
+    def end_update(self) -> None:
+        self.ends.append((time.perf_counter(), time.process_time()))
+        self.phases.append(dict(self.running))
+        self.running.clear()
+        self.peak = peak()
+
+    def result(self, job: Job, lengths: dict[str, float], versions: dict[str, str]) -> dict[str, Any]:
+        """Of the updates after the warm-up: the median, and the mean where lengths, and so updates, differ."""
+        measured = job.updates
+        wall, cpu = (_steps([end[i] for end in self.ends])[-measured:] for i in (0, 1))
+        middle = statistics.mean if job.work.kind in REAL else statistics.median
+        phases = {p: middle([update.get(p, 0.0) for update in self.phases[-measured:]]) for p in PHASES[:-1]}
+        phases["reference"] += self.before
+        seconds = middle(wall) + self.before
+        phases["update"] = seconds - sum(phases.values())
+        return {
+            "job": job.to_json(),
+            "seconds": round(seconds, 4),
+            "cpu_seconds": round(middle(cpu) + self.before * middle(cpu) / middle(wall), 4),
+            "fastest": round(min(wall), 4),
+            "slowest": round(max(wall), 4),
+            "tokens": round(lengths["needed"]),
+            "tokens_per_second": round(lengths["needed"] / seconds, 1),
+            "lengths": lengths,
+            "peak_mib": round(self.peak, 1),
+            "base_mib": round(self.base, 1),
+            "phases": {name: round(value, 4) for name, value in phases.items()},
+            "load": [round(x, 2) for x in os.getloadavg()],
+            "python": platform.python_version(),
+            "versions": versions,
+        }
+
+
+def _steps(ends: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(ends)]
+
+
+def lengths_of(job: Job, rows: list[dict[str, str]], tokenizer: Any) -> dict[str, float]:
+    """Tokens of an update, each response with its prompt: without padding, their squares, and the width of a padded batch."""
+    work = job.work
+    if work.length:
+        width = work.prompt + work.length
+        return {"needed": work.rows * width, "squares": work.rows * width**2, "width": width}
+    names = ("chosen", "rejected", "completion")
+    count = {name: [len(ids) for ids in tokenizer([r[name] for r in rows])["input_ids"]] for name in rows[0]}
+    whole = [p + r + 1 for name in names if name in count for p, r in zip(count["prompt"], count[name], strict=True)]
+    updates = len(rows) / work.batch
+    starts = range(0, len(rows), work.batch)
+    widths = [max(max(n[i : i + work.batch]) for k, n in count.items() if k != "prompt") for i in starts]
+    widths = [w + 1 + max(count["prompt"][i : i + work.batch]) for w, i in zip(widths, starts, strict=True)]
+    return {
+        "needed": sum(whole) / updates,
+        "squares": sum(n * n for n in whole) / updates,
+        "width": statistics.mean(widths),
+    }
