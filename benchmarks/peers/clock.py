@@ -91,20 +91,22 @@ def _steps(ends: list[float]) -> list[float]:
 
 
 def lengths_of(job: Job, rows: list[dict[str, str]], tokenizer: Any) -> dict[str, float]:
-    """Tokens of an update, each response with its prompt: without padding, their squares, and the width of a padded batch."""
+    """Tokens of an update: each response with its prompt (and the squares of that), each prompt once, a padded row's."""
     work = job.work
     if work.length:
         width = work.prompt + work.length
-        return {"needed": work.rows * width, "squares": work.rows * width**2, "width": width}
+        once = work.batch * work.prompt + work.rows * work.length
+        return {"needed": work.rows * width, "once": once, "squares": work.rows * width**2, "width": width}
     names = ("chosen", "rejected", "completion")
     count = {name: [len(ids) for ids in tokenizer([r[name] for r in rows])["input_ids"]] for name in rows[0]}
-    whole = [p + r + 1 for name in names if name in count for p, r in zip(count["prompt"], count[name], strict=True)]
-    updates = len(rows) / work.batch
+    written = [count[name] for name in names if name in count]
+    whole = [[p + r + 1 for p, r in zip(count["prompt"], responses, strict=True)] for responses in written]
     starts = range(0, len(rows), work.batch)
-    widths = [max(max(n[i : i + work.batch]) for k, n in count.items() if k != "prompt") for i in starts]
-    widths = [w + 1 + max(count["prompt"][i : i + work.batch]) for w, i in zip(widths, starts, strict=True)]
+    widths = [max(max(lengths[i : i + work.batch]) for lengths in whole) for i in starts]
+    updates = len(rows) / work.batch
     return {
-        "needed": sum(whole) / updates,
-        "squares": sum(n * n for n in whole) / updates,
+        "needed": sum(map(sum, whole)) / updates,
+        "once": (sum(map(sum, whole)) - (len(whole) - 1) * sum(count["prompt"])) / updates,
+        "squares": sum(n * n for lengths in whole for n in lengths) / updates,
         "width": statistics.mean(widths),
     }

@@ -28,9 +28,9 @@ class Tokens:
 def tokens_of(work: Work, needed: bool, lengths: dict[str, float], rows: float) -> Tokens:
     """Those of `rows` responses of an update; `lengths` are what `measure.py` noted of texts as long as they are."""
     if not work.length:
-        total, width = lengths["needed"], lengths["width"]
+        width = lengths["width"]
         mean = lengths["squares"] / lengths["needed"] if needed else width
-        count = total if needed else rows * width
+        count = lengths["once"] if needed else rows * width
         return Tokens(0, count, 0, mean / 2)
     prompts = rows / work.responses if needed and work.kind not in ("ppo", "ppo-separate") else rows
     return Tokens(prompts * work.prompt, rows * work.length, work.prompt / 2, work.prompt + work.length / 2)

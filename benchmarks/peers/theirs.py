@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from peers.clock import Clock
 from peers.letter_reward import letter_reward
-from peers.work import PEER, PPO_PEER, Job
+from peers.work import ONLINE, PEER, PPO_PEER, Job
 
 disable_progress_bars()
 if trl.__version__.startswith(PPO_PEER):
@@ -165,8 +165,16 @@ class Side:
 
 def watch_phases(trainer: Any, job: Job) -> None:
     """Count generation, the reference, the reward model and the critic's pass over a rollout to their phases."""
-    policy = trainer.model
-    policy = getattr(policy, "policy", policy)
+    if job.work.kind in ONLINE:
+        _watch_generation(getattr(trainer.model, "policy", trainer.model), job)
+    if getattr(trainer, "ref_model", None) is not None:
+        time_passes(trainer.ref_model, "reference")
+    if job.work.kind == "ppo":
+        time_passes(trainer.reward_model.base_model, "score")
+        time_passes(trainer.value_model.base_model, "reference")
+
+
+def _watch_generation(policy: Any, job: Job) -> None:
     generate = policy.generate
 
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -177,11 +185,6 @@ def watch_phases(trainer: Any, job: Job) -> None:
         return written
 
     policy.generate = checked
-    if getattr(trainer, "ref_model", None) is not None:
-        time_passes(trainer.ref_model, "reference")
-    if job.work.kind == "ppo":
-        time_passes(trainer.reward_model.base_model, "score")
-        time_passes(trainer.value_model.base_model, "reference")
 
 
 def time_passes(module: Any, phase: str) -> None:

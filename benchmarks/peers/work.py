@@ -99,7 +99,6 @@ EQUAL_WORK = (
     Work("rloo", 64, 4, 64, 8),
     Work("rloo", 256, 8, 64, 8),
     Work("grpo", 64, 4, 64, 8),
-    Work("grpo", 256, 8, 64, 8),
     Work("online-dpo", 64, 2, 64, 16),
     Work("online-dpo", 64, 4, 64, 8),
     Work("online-dpo", 256, 8, 64, 8),
@@ -162,16 +161,27 @@ class Job:
         return cls(**{**values, "work": Work(**values["work"])})
 
 
+MANY_TOKENS = 10_000
+"""Of an update; of so long ones two are enough."""
+
+
 def equal_jobs(
-    kinds: Iterable[str], sizes: Iterable[str], precisions: Iterable[str], sides: Iterable[str], **options: int
+    kinds: Iterable[str],
+    sizes: Iterable[str],
+    precisions: Iterable[str],
+    sides: Iterable[str],
+    updates: int,
+    **options: int,
 ) -> Iterator[Job]:
     """Ours and TRL's of the same work side by side, so that a drift of the machine meets both; TRL's PPO once."""
     kinds, sides, seen = list(kinds), list(sides), set()
     for size in sizes:
         for precision in precisions:
             for work in (w for w in EQUAL_WORK if w.kind in kinds):
+                long = size != "tiny" and work.rows * (work.prompt + work.length) > MANY_TOKENS
                 for side in sides:
-                    job = Job(side, work.for_trl() if side == "trl" else work, size, precision, **options)
+                    given = work.for_trl() if side == "trl" else work
+                    job = Job(side, given, size, precision, min(updates, 2) if long else updates, **options)
                     if job.name not in seen:
                         seen.add(job.name)
                         yield job
