@@ -42,8 +42,8 @@ class Clock:
         self.phases: list[dict[str, float]] = []
         self.running: dict[str, float] = defaultdict(float)
         self.peak = 0.0
-        self.before = 0.0
-        """Seconds of an update that were spent before the first one, on all of them."""
+        self.before = (0.0, 0.0)
+        """Seconds, and CPU seconds, of an update that were spent before the first one, on all of them."""
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -53,8 +53,12 @@ class Clock:
         finally:
             self.running[phase] += time.perf_counter() - started
 
+    @staticmethod
+    def now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
     def end_update(self) -> None:
-        self.ends.append((time.perf_counter(), time.process_time()))
+        self.ends.append(self.now())
         self.phases.append(dict(self.running))
         self.running.clear()
         self.peak = peak()
@@ -65,13 +69,13 @@ class Clock:
         wall, cpu = (_steps([end[i] for end in self.ends])[-measured:] for i in (0, 1))
         middle = statistics.mean if job.work.kind in REAL else statistics.median
         phases = {p: middle([update.get(p, 0.0) for update in self.phases[-measured:]]) for p in PHASES[:-1]}
-        phases["reference"] += self.before
-        seconds = middle(wall) + self.before
+        phases["reference"] += self.before[0]
+        seconds = middle(wall) + self.before[0]
         phases["update"] = seconds - sum(phases.values())
         return {
             "job": job.to_json(),
             "seconds": round(seconds, 4),
-            "cpu_seconds": round(middle(cpu) + self.before * middle(cpu) / middle(wall), 4),
+            "cpu_seconds": round(middle(cpu) + self.before[1], 4),
             "fastest": round(min(wall), 4),
             "slowest": round(max(wall), 4),
             "tokens": round(lengths["needed"]),

@@ -40,16 +40,14 @@ class Watch(Callback):
     """Ends an update on the clock, after `parts` batches of Lightning's."""
 
     def __init__(self, parts: int) -> None:
-        self.parts, self.batches, self.prepared = parts, 0, 0.0
+        self.parts, self.batches, self.started = parts, 0, CLOCK.now()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        CLOCK.running.clear()
-        self.preparing = CLOCK.timed("before")
-        self.preparing.__enter__()
+        self.started = CLOCK.now()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.preparing.__exit__(None, None, None)
-        CLOCK.before = CLOCK.running.pop("before")
+        wall, cpu = (now - then for now, then in zip(CLOCK.now(), self.started, strict=True))
+        CLOCK.before = wall, cpu
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         self.batches += 1
@@ -142,5 +140,6 @@ def measure(job: Job, folder: Path, data: Path, rows: list[dict[str, str]]) -> t
         if job.work.kind in ONLINE:
             read_phases(run, job)
     # recorded pairs are read once by the reference, before the first step; for all else what is prepared is what is loaded
-    CLOCK.before = CLOCK.before / job.total if job.work.kind == "dpo" else 0.0
+    share = job.total if job.work.kind == "dpo" else float("inf")
+    CLOCK.before = CLOCK.before[0] / share, CLOCK.before[1] / share
     return CLOCK, VERSIONS

@@ -171,8 +171,7 @@ def growth_table(sweeps: dict[str, Any], results: Results) -> str:
             result = found(results, "ours", work, size, "float32")
             if result:
                 seconds = [f"{result['seconds']:.2f}", *(f"{result['phases'][p]:.2f}" for p in PHASES)]
-                shown = f"{at / 1e6:.1f}" if at > 1e5 else str(at)
-                rows.append([name, shown, *seconds, f"{result['tokens_per_second']:.0f}", f"{above(result):.0f}"])
+                rows.append([name, str(at), *seconds, f"{result['tokens_per_second']:.0f}", f"{above(result):.0f}"])
     return table(["grows", "to", "seconds", *PHASES, "tokens / s", "MiB"], rows)
 
 
@@ -220,7 +219,7 @@ def draw_ratios(results: Results, path: Path) -> None:
     works = [work for work in EQUAL_WORK if any(pair[2] == work for pair in pairs)]
     if not pairs:
         return
-    figure = Figure(figsize=(12, 1.5 + 0.16 * len(works) * (len(groups) + 1)), layout="constrained")
+    figure = Figure(figsize=(12, 1 + 0.12 * len(works) * (len(groups) + 1)), layout="constrained")
     titles = ("time: TRL / ours, higher is better", "memory above the libraries' own: ours / TRL, lower is better")
     for place, title in enumerate(titles):
         panel = figure.add_subplot(1, 2, place + 1)
@@ -238,10 +237,10 @@ def draw_ratios(results: Results, path: Path) -> None:
         panel.axvline(1, color="black", lw=0.8)
         names = [f"{LABELS[w.kind]}\n{w.shape}" for w in works] if place == 0 else [""] * len(works)
         panel.set_yticks([i + 0.4 for i in range(len(works))], names, fontsize=8)
-        panel.invert_yaxis()
+        panel.set_ylim(len(works), -0.1)
         panel.set_title(title, fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(fontsize=8, frameon=False)
+    panel.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)
 
 
@@ -266,5 +265,5 @@ def draw_growth(results: Results, path: Path) -> None:
         if place == 0:
             upper.set_ylabel("seconds an update")
             lower.set_ylabel("MiB above the libraries")
-            upper.legend(fontsize=8, frameon=False, loc="upper left")
+            upper.legend(fontsize=8, loc="upper left")
     figure.savefig(path, dpi=120)

@@ -109,8 +109,10 @@ EQUAL_WORK = (
 )
 BASE = Work("rloo", 64, 4, 64, 8)
 """What `sweep` changes one thing of at a time."""
-SWEEPS: dict[str, tuple[tuple[int, str, Work], ...]] = {
-    "model size, M parameters": tuple((SIZES[name].parameters, name, BASE) for name in ("tiny", "small", "medium")),
+SWEEPS: dict[str, tuple[tuple[float, str, Work], ...]] = {
+    "model, M parameters": tuple(
+        (round(SIZES[name].parameters / 1e6, 1), name, BASE) for name in ("tiny", "small", "medium")
+    ),
     "prompt, tokens": tuple((n, "small", replace(BASE, prompt=n)) for n in (16, 64, 256, 512)),
     "response, tokens": tuple((n, "small", replace(BASE, length=n)) for n in (16, 64, 128, 256)),
     "responses a prompt": tuple((n, "small", replace(BASE, responses=n)) for n in (2, 4, 8, 16)),
