@@ -356,12 +356,27 @@ class Stage(LightningModule):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was measured."""
+        """Restore what was measured.
+
+        Raises:
+            UserError: an adapter run is given the checkpoint of one that trained other weights; Lightning would take what fits.
+        """
+        self._check_weights(checkpoint.get("state_dict"))
         if len(checkpoint["ranks"]) == self.trainer.world_size:
             self.load_rank_state(checkpoint["ranks"][self.global_rank])
         self.skipped_steps = checkpoint["skipped_steps"]
         loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
         self.loader_state = loaders[0]
+
+    def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
+        if saved is None or self.strict_loading:
+            return
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if other := sorted(trained.symmetric_difference(saved)):
+            raise UserError(
+                f"the checkpoint is of a run that trains other weights than this run ({len(other)} differ, {other[0]} for "
+                "one); go on with the lora, critic and share_base that it was started with"
+            )
 
     @property  # type: ignore[misc]
     def strict_loading(self) -> bool:
