@@ -28,17 +28,13 @@ from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
 from rlhf_lightning.stages.meter import Meter
+from rlhf_lightning.stages.optimizers import check_optimizer
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
 from rlhf_lightning.types import Completions, LossOutput
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 OnNonFinite = Literal["stop", "skip"]
-
-
-def adamw(params: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of a stage that is given none."""
-    return torch.optim.AdamW(params, lr=1e-5)
 
 
 class Stage(LightningModule):
@@ -314,14 +310,25 @@ class Stage(LightningModule):
         self.meter.add(LossOutput(count, maxima={"optimizer/skipped_steps": count}))
 
     def configure_optimizers(self) -> Any:
-        """The optimizer of the weights that train; the scheduler steps with it."""
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        """The optimizer of the weights that train; the scheduler steps with it.
+
+        Raises:
+            UserError: it cannot step on these weights.
+        """
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = self.make_optimizer(trained)
+        check_optimizer(optimizer, self.make_optimizer, trained)
         if self.make_lr_scheduler is None:
             return optimizer
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
         }
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Take the step and free the gradients, which Lightning keeps through the next rollout and its first forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
     def on_train_start(self) -> None:
         """Log a step that was taken when the checkpoint was written: its row comes after the checkpoint."""

@@ -29,8 +29,9 @@ from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RolloutLoader, RowSource
 from rlhf_lightning.rollouts.recorded import RecordedReference
-from rlhf_lightning.stages.base import OnNonFinite, Stage, adamw, peak_memory, say
+from rlhf_lightning.stages.base import OnNonFinite, Stage, peak_memory, say
 from rlhf_lightning.stages.meter import Meter
+from rlhf_lightning.stages.optimizers import adamw
 from rlhf_lightning.types import Batch, Completions, LossOutput
 
 
