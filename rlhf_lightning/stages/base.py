@@ -28,7 +28,7 @@ from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
 from rlhf_lightning.stages.meter import Meter
-from rlhf_lightning.stages.optimizers import check_optimizer
+from rlhf_lightning.stages.optimizers import build_optimizer
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
 from rlhf_lightning.types import Completions, LossOutput
@@ -310,14 +310,8 @@ class Stage(LightningModule):
         self.meter.add(LossOutput(count, maxima={"optimizer/skipped_steps": count}))
 
     def configure_optimizers(self) -> Any:
-        """The optimizer of the weights that train; the scheduler steps with it.
-
-        Raises:
-            UserError: it cannot step on these weights.
-        """
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = self.make_optimizer(trained)
-        check_optimizer(optimizer, self.make_optimizer, trained)
+        """The optimizer of the weights that train; the scheduler steps with it."""
+        optimizer = build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
         if self.make_lr_scheduler is None:
             return optimizer
         return {

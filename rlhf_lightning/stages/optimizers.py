@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.errors import UserError
 
+MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 QUANTISED_FROM = 4096
 """Elements from which bitsandbytes keeps the moments of a weight in 8 bits."""
 
@@ -19,19 +20,23 @@ def adamw(params: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-5)
 
 
-def check_optimizer(
-    optimizer: torch.optim.Optimizer,
-    make: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
-    trained: list[nn.Parameter],
-) -> None:
-    """Have an optimizer of bitsandbytes take a step on a weight of no consequence: some lack a kernel for a device.
+def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of the weights that train, which is known to work.
 
     Raises:
-        UserError: it cannot, or the weights are cut over processes.
+        UserError: its arguments are wrong, or it cannot step on these weights.
     """
-    name = type(optimizer).__name__
-    if not type(optimizer).__module__.startswith("bitsandbytes") or not trained:
-        return
+    try:
+        optimizer = make(trained)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"the optimizer cannot be made: {_in_short(error)}") from error
+    if type(optimizer).__module__.startswith("bitsandbytes") and trained:
+        _try_out(type(optimizer).__name__, make, trained)
+    return optimizer
+
+
+def _try_out(name: str, make: MakeOptimizer, trained: list[nn.Parameter]) -> None:
+    """A step on a weight of no consequence: bitsandbytes lacks some kernels for some devices, and says so in the first step."""
     if any(isinstance(weight, DTensor) for weight in trained):
         raise UserError(
             f"the optimizer {name} of bitsandbytes cannot step on weights that are cut over processes (fsdp2); use "
@@ -42,8 +47,11 @@ def check_optimizer(
     try:
         make([weight]).step()
     except Exception as error:  # whatever its kernels raise
-        said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the optimizer {name} of bitsandbytes cannot step on {weight.device.type} in {str(weight.dtype)[6:]} ({said}); "
-            "use another, such as bitsandbytes.optim.AdamW8bit or torch.optim.AdamW"
+            f"the optimizer {name} of bitsandbytes cannot step on {weight.device.type} in {str(weight.dtype)[6:]} "
+            f"({_in_short(error)}); use another, such as bitsandbytes.optim.AdamW8bit or torch.optim.AdamW"
         ) from error
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

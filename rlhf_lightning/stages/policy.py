@@ -123,7 +123,7 @@ class PolicyStage(Stage):
             return
         model = load_causal_lm(self.config)
         policy = Policy(model, self._critic(model), self.generation.temperature)
-        if self._shares(model):
+        if self._shares(model) and not self.trainer.predicting:
             for reward in self.rewards.values():
                 reward.share(SharedBase(model, self.config))
         self.policy = self.placed(policy)
