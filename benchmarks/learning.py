@@ -60,7 +60,7 @@ ABLATIONS = {
     ],
 }
 STUDIES = {"learning": LEARNING, "ablations": ABLATIONS}
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % point of Student's t for the mean of so many numbers."""
 
 
@@ -102,9 +102,10 @@ def collect(study: str, runs: Path) -> list[dict]:
 
 
 def interval(values: list[float]) -> str:
+    """The mean and its 95 % interval; of fewer than three numbers the mean and the numbers."""
     mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
+    if len(values) < 3:
+        return f"{mean:.3f} ({', '.join(f'{value:.3f}' for value in values)})"
     return f"{mean:.3f} ± {STUDENT[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.3f}"
 
 
