@@ -2,19 +2,21 @@
 
 usage: python benchmarks/memory.py [--hidden 768] [--layers 12] [--rows 4]
 
-Each in a process of its own, one rollout and its four optimiser steps on a Llama from a config, on the CPU in float32:
+Each in a process of its own, one rollout of two short responses to each of --rows prompts and its eight optimiser steps, on a
+Llama from a config, on the CPU in float32, activations recomputed:
 
-alone        the model is loaded and reads the rows once
+alone        the model is loaded, held, and reads as many tokens once
 policy only  the policy's adapter learns by REINFORCE from the length of its replies: no critic, no reward model
 one base     critic and reward model are adapters on the policy's base, the reference is the base
 four models  share_base false, reference full
 
 `weights` are all that the roles hold, each tensor once. `resident` and `peak` are what the process holds in the end and held at
-most (VmRSS and VmHWM of Linux), above what it held when its libraries were imported; `peak` includes loading, where file and
-weights are both in memory, gradients, moments and activations.
+most (VmRSS and VmHWM of Linux), above what it held after the same with a toy model: libraries do not count, but gradients,
+moments, activations and loading do.
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -38,20 +40,12 @@ def held(what):
     raise LookupError(what)
 
 
-def prepare(folder, options):
+def prepare(folder, hidden, layers):
     """A base, and a reward model that is an adapter of it."""
     from rlhf_lightning.models.export import export_model
 
-    sizes = {
-        "hidden_size": options.hidden,
-        "intermediate_size": options.hidden * 8 // 3,
-        "num_hidden_layers": options.layers,
-    }
-    more = {
-        "num_attention_heads": options.hidden // 64,
-        "num_key_value_heads": options.hidden // 64,
-        "vocab_size": 8192,
-    }
+    sizes = {"hidden_size": hidden, "intermediate_size": hidden * 8 // 3, "num_hidden_layers": layers}
+    more = {"num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64, "vocab_size": 8192}
     config = ModelConfig(config={"model_type": "llama", **sizes, **more}, tokenizer="playground/sft")
     export_model(load_causal_lm(config), load_tokenizer(config), folder / "base", [2])
     reward = ModelConfig(str(folder / "base"), lora=LORA)
@@ -67,8 +61,8 @@ def tensors(*modules):
 def alone(folder, rows):
     model = load_causal_lm(ModelConfig(str(folder / "base")))
     with torch.no_grad():
-        model.base_model(torch.ones(rows, 32, dtype=torch.long))
-    return tensors(model)
+        model(torch.ones(2 * rows, 32, dtype=torch.long))
+    return tensors(model), model
 
 
 def run(folder, rows, kind):
@@ -83,8 +77,8 @@ def run(folder, rows, kind):
 
     only = kind == "policy only"
     stage = PolicyStage(
-        ModelConfig(str(folder / "base"), lora=LORA),
-        (REINFORCE if only else PPO)(responses_per_prompt=2, epochs=1, minibatches=4),
+        ModelConfig(str(folder / "base"), lora=LORA, gradient_checkpointing=True),
+        (REINFORCE if only else PPO)(responses_per_prompt=2, epochs=1, minibatches=8),
         LengthReward(8) if only else ModelReward(str(folder / "reward")),
         reference="full" if kind == "four models" else "adapter",
         critic="separate",
@@ -101,21 +95,24 @@ def run(folder, rows, kind):
     }
     trainer = Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=0, default_root_dir=folder, **quiet)
     trainer.fit(stage, datamodule=PlaygroundPrompts(size=rows, validation_size=1, batch_size=rows))
-    assert trainer.global_step == 4
+    assert trainer.global_step == 8
     others = [] if only else [stage.reward.model]
-    return tensors(stage, *others, *([stage.collector.reference._model] if kind == "four models" else []))
+    others += [stage.collector.reference._model] if kind == "four models" else []
+    return tensors(stage, *others), stage
 
 
 def measure(kind, folder, rows):
-    import bitsandbytes  # noqa: F401
-    import lightning.pytorch  # noqa: F401
-    import peft
-    from transformers import LlamaForCausalLM  # noqa: F401
+    def held_by(size):
+        return alone(folder / size, rows) if kind == "alone" else run(folder / size, rows, kind)
 
-    assert peft.__version__
+    held_by("toy")
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = held("VmRSS")
-    weights = alone(folder, rows) if kind == "alone" else run(folder, rows, kind)
-    return {"weights": weights, "resident": held("VmRSS") - before, "peak": held("VmHWM") - before}
+    weights, still_there = held_by("real")
+    numbers = {"weights": weights, "resident": held("VmRSS") - before, "peak": held("VmHWM") - before}
+    del still_there
+    return numbers
 
 
 def main():
@@ -130,7 +127,8 @@ def main():
         print(json.dumps(measure(options.one, options.folder, options.rows)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), options)
+        prepare(Path(folder) / "toy", 64, 1)
+        prepare(Path(folder) / "real", options.hidden, options.layers)
         found = {}
         for kind in KINDS:
             command = [sys.executable, __file__, "--one", kind, "--folder", folder, "--rows", str(options.rows)]
