@@ -7,7 +7,7 @@ Llama from a config, on the CPU in float32, activations recomputed:
 
 alone        the model is loaded, held, and reads as many tokens once
 policy only  the policy's adapter learns by REINFORCE from the length of its replies: no critic, no reward model
-one base     critic and reward model are adapters on the policy's base, the reference is the base
+one base     critic and reward model are adapters on the policy's base, the reference is the base; also with AdamW8bit
 four models  share_base false, reference full
 
 `weights` are all that the roles hold, each tensor once. `resident` and `peak` are what the process holds in the end and held at
@@ -28,7 +28,7 @@ import torch
 
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
 
-KINDS = ("alone", "policy only", "one base", "four models")
+KINDS = ("alone", "policy only", "one base", "one base, AdamW8bit", "four models")
 LORA = LoraOptions(r=16)
 
 
@@ -66,6 +66,7 @@ def alone(folder, rows):
 
 
 def run(folder, rows, kind):
+    from bitsandbytes.optim import AdamW8bit
     from lightning.pytorch import Trainer
 
     from rlhf_lightning.algorithms.ppo import PPO
@@ -75,17 +76,17 @@ def run(folder, rows, kind):
     from rlhf_lightning.rollouts.generation import Sampler
     from rlhf_lightning.stages import PolicyStage
 
-    only = kind == "policy only"
+    only, adamw = kind == "policy only", AdamW8bit if "8bit" in kind else torch.optim.AdamW
     stage = PolicyStage(
         ModelConfig(str(folder / "base"), lora=LORA, gradient_checkpointing=True),
         (REINFORCE if only else PPO)(responses_per_prompt=2, epochs=1, minibatches=8),
         LengthReward(8) if only else ModelReward(str(folder / "reward")),
         reference="full" if kind == "four models" else "adapter",
         critic="separate",
-        share_base=kind == "one base",
+        share_base=kind != "four models",
         generation=Sampler(16),
         iterations=1,
-        optimizer=partial(torch.optim.AdamW, lr=1e-5),
+        optimizer=partial(adamw, lr=1e-5),
     )
     quiet = {
         "logger": False,
