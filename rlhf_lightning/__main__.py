@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from rlhf_lightning import __version__
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.arguments import FOLDER_OF_RUN, Arguments
 from rlhf_lightning.run.initialize import initialize
@@ -13,6 +14,7 @@ from rlhf_lightning.run.stopping import Stopped
 
 HELP = """usage: rlhf_lightning {fit,validate,test,predict} --config NAME [--config NAME ...] [--KEY VALUE ...]
        rlhf_lightning init DIR [--force]
+       rlhf_lightning --version
 
 fit        train: supervised, a reward model, or a policy, as the config says
 validate   measure on the validation data
@@ -35,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] in (["-h"], ["--help"]):
             print(HELP)
+        elif words[:1] == ["--version"]:
+            print(__version__)
         elif words[:1] == ["init"]:
             initialize(words[1:])
         else:

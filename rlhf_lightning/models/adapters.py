@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -36,9 +36,7 @@ def with_adapter(model: Any, config: ModelConfig, folder: str | None, task: str)
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
         if task == "CAUSAL_LM":
             adapted.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
-        for name, module in adapted.named_modules():
-            if "lora_dropout" in name and isinstance(module, nn.Dropout):
-                module.p = 0.0
+        without_dropout(adapted, ("default", REFERENCE))
         return adapted
 
 
@@ -58,27 +56,57 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
 
 
 @contextmanager
-def reference_view(model: nn.Module) -> Iterator[None]:
-    """Run the base alone, or with the adapter that the run began with; nothing's `requires_grad` changes.
+def adapter_view(model: nn.Module, names: list[str]) -> Iterator[None]:
+    """Run the base with the adapters `names`, or with none; nothing's `requires_grad` changes.
 
     peft's own switches (`disable_adapter`, `set_adapter`) also freeze and unfreeze weights.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    layers = _layers(model)
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
-    trained_before = REFERENCE in model.peft_config  # type: ignore[operator]
     try:
         for layer in layers:
-            if trained_before:
-                layer._active_adapter = [REFERENCE]
-            else:
-                layer._disable_adapters = True
+            layer._active_adapter = list(names) or layer._active_adapter
+            layer._disable_adapters = not names
         yield
     finally:
         for layer, (active, disabled) in zip(layers, before, strict=True):
             layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def reference_view(model: nn.Module) -> AbstractContextManager[None]:
+    """The base alone, or with the adapter that the run began with."""
+    return adapter_view(model, [REFERENCE] if REFERENCE in model.peft_config else [])  # type: ignore[operator]
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+
+@contextmanager
+def adding(model: nn.Module, trains: bool) -> Iterator[None]:
+    """What is added inside trains, or does not; what was there stays as it was, which peft decides anew with every adapter."""
+    there = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's advice on GPT-2's layers, and names of transformers that are to go
+        yield
+    for parameter in model.parameters():
+        parameter.requires_grad_(there.get(id(parameter), trains))
+
+
+def without_dropout(model: nn.Module, names: Iterable[str]) -> None:
+    """Take the dropout of these adapters off: of one that was trained before, it is no longer wanted."""
+    for path, module in model.named_modules():
+        if "lora_dropout" in path and isinstance(module, nn.Dropout) and path.rpartition(".")[-1] in names:
+            module.p = 0.0
+
+
+def view_of_now(model: nn.Module) -> AbstractContextManager[None]:
+    """The adapters that are on as this is called; for what runs later, such as a recomputation in the backward pass."""
+    layer = _layers(model)[0]
+    return adapter_view(model, [] if layer._disable_adapters else layer.active_adapters)
 
 
 def is_adapted(model: nn.Module) -> bool:

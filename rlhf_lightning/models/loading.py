@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "TEMPLATES",
     "LoraOptions",
     "ModelConfig",
+    "adopt_normalization",
     "load_causal_lm",
     "load_model_config",
     "load_reward_model",
@@ -128,7 +130,7 @@ def load_reward_model(config: ModelConfig) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     found = load_model_config(config)
-    _adopt_normalization(found, config)
+    adopt_normalization(found, config)
     classifier = any("SequenceClassification" in name for name in found.architectures or [])
     if classifier and found.num_labels != 1:
         raise UserError(
@@ -142,7 +144,7 @@ def load_reward_model(config: ModelConfig) -> Any:
     return _finished(model, config, task="SEQ_CLS")
 
 
-def _adopt_normalization(found: Any, config: ModelConfig) -> None:
+def adopt_normalization(found: Any, config: ModelConfig) -> None:
     """How scores are normalised is said beside a reward model's adapter, as its base does not know."""
     folder = resolve_path(config.name_or_path) if config.name_or_path else ""
     beside = Path(folder) / NORMALIZATION_FILE
@@ -184,14 +186,24 @@ def _finished(model: Any, config: ModelConfig, task: str) -> Any:
         model.base_model.packs = False
     if config.quantization:
         quantize_(model, config.quantization)
-    if config.gradient_checkpointing:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a new name for it, which older versions do not know
-            model.gradient_checkpointing_enable({"use_reentrant": False})
     adapter = resolve_path(config.name_or_path) if config.name_or_path else ""
     if config.lora or is_adapter(adapter):
         from rlhf_lightning.models.adapters import with_adapter
 
         model = with_adapter(model, config, adapter if is_adapter(adapter) else None, task)
+    if config.gradient_checkpointing:
+        _recompute_activations(model)
     # dropout is off anyway, and transformers recomputes activations in train mode only, which Lightning does not switch on
     return model.train(config.gradient_checkpointing)
+
+
+def _recompute_activations(model: Any) -> None:
+    """Keep the inputs of blocks only; of a base with several adapters a block runs again with those that it ran with."""
+    from rlhf_lightning.models.adapters import is_adapted, view_of_now
+
+    options: dict[str, Any] = {"use_reentrant": False}
+    if is_adapted(model):
+        options["context_fn"] = lambda: (nullcontext(), view_of_now(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a new name for it, which older versions do not know
+        (model.get_base_model() if is_adapted(model) else model).gradient_checkpointing_enable(options)

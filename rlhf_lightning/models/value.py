@@ -1,4 +1,4 @@
-"""Critics: a head on the policy's trunk, or a trunk of its own."""
+"""Critics: a head on the policy's trunk, on an adapter of its own beside the policy's, or on a trunk of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rlhf_lightning.models.export import part_of
 from rlhf_lightning.models.packing import states_before
-from rlhf_lightning.models.policy import trunk_of
+from rlhf_lightning.models.policy import Policy, trunk_of
+from rlhf_lightning.models.roles import CRITIC, AdaptedTrunk, adapter_weights
 from rlhf_lightning.types import Rows
 
 
@@ -39,6 +41,28 @@ class SeparateCritic(SharedCritic):
         return super().forward(rows, states_before(self.trunk, rows))
 
 
-def save_critic(state: dict[str, Tensor], path: Path) -> None:
-    """Write the critic's weights as safetensors."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+class AdapterCritic(SharedCritic):
+    """The same head on a second adapter of the policy's own base; see `roles.add_critic_adapter`."""
+
+    def __init__(self, model: nn.Module, hidden_size: int) -> None:
+        super().__init__(hidden_size)
+        self.trunk = AdaptedTrunk(model, CRITIC)  # no module: the policy holds these weights already
+
+    def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
+        """As `SharedCritic`; the policy's `hidden` is not read."""
+        return super().forward(rows, states_before(self.trunk, rows))
+
+
+def save_critic(policy: Policy, state: dict[str, Tensor] | None, path: Path) -> None:
+    """Write the critic's weights as safetensors: its head, and its trunk or the adapter that it has instead.
+
+    Args:
+        policy: with a critic.
+        state: the policy's weights where it is sharded; by default they are its own.
+        path: of the file.
+    """
+    assert policy.critic is not None
+    weights = part_of(state, "critic.") or policy.critic.state_dict()
+    if isinstance(policy.critic, AdapterCritic):
+        weights = {**weights, **adapter_weights(policy.model, CRITIC, part_of(state, "model."))}
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.types import Completions
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.roles import SharedBase
 
 
 class Reward(ABC):
@@ -26,6 +29,9 @@ class Reward(ABC):
         Raises:
             UserError: a path, an import or an argument is wrong.
         """
+
+    def share(self, base: SharedBase) -> None:  # noqa: B027
+        """Lie on the base of a policy with an adapter, instead of loading a model, where that can be; comes before `load`."""
 
     def load(self, device: torch.device) -> None:  # noqa: B027
         """Load what is heavy onto `device`; called on every rank before the first score, perhaps more than once."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from rlhf_lightning.models.encoding import Encoder, recorded_rows
@@ -18,6 +19,7 @@ from rlhf_lightning.models.loading import (
     stop_token_ids,
 )
 from rlhf_lightning.models.reward import normalized, score_rows
+from rlhf_lightning.models.roles import SharedBase, add_classifier, is_of, obstacle
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.types import Completions
 
@@ -31,7 +33,7 @@ class ModelReward(Reward):
     Args:
         name_or_path: hub name, folder, or playground/reward.
         tokenizer: hub name or folder; by default the model's.
-        dtype: of the weights.
+        dtype: of the weights; by default that of the policy's base where the two share it, else float32.
         batch_size: responses scored at a time.
         max_length: tokens; longer texts lose the beginning of their prompt.
         chat_template: as of a policy; by default the tokenizer's.
@@ -45,7 +47,7 @@ class ModelReward(Reward):
         self,
         name_or_path: str,
         tokenizer: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
+        dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = None,
         batch_size: int = 32,
         max_length: int | None = None,
         chat_template: str | None = None,
@@ -57,28 +59,44 @@ class ModelReward(Reward):
         self.config = ModelConfig(
             name_or_path=name_or_path,
             tokenizer=tokenizer,
-            dtype=dtype,
+            dtype=dtype or "float32",
             chat_template=chat_template,
             pad_token=pad_token,
             pack=pack,
             max_tokens_per_batch=max_tokens_per_batch,
             trust_remote_code=trust_remote_code,
         )
-        self.batch_size, self.max_length = batch_size, max_length
+        self.dtype, self.batch_size, self.max_length = dtype, batch_size, max_length
         self.model: Any = None
+        self.loaded = False
 
     def check(self) -> None:
         """The folder is there."""
         resolve_path(self.config.name_or_path or "")
 
+    def share(self, base: SharedBase) -> None:
+        """Be a frozen adapter with a head on the policy's base, where that is what this model was trained on; says so."""
+        if not is_of(base, self.config):
+            return
+        name, why_not = self.config.name_or_path, obstacle(self.config)
+        if self.dtype not in (None, base.config.dtype):
+            why_not = f"its dtype is {self.dtype}, the base's {base.config.dtype}"
+        if why_not:
+            _say(f"the reward model {name} is loaded with a base of its own: {why_not}")
+            return
+        self.model = add_classifier(base, self.config)
+        quantised = f", quantised to {base.config.quantization}" if base.config.quantization else ""
+        _say(f"the reward model {name} shares the policy's base{quantised} (model.share_base: false loads another)")
+
     def load(self, device: torch.device) -> None:
         """Load model and tokenizer."""
-        if self.model is not None:
+        if self.loaded:
             return
         tokenizer, model_config = load_tokenizer(self.config), load_model_config(self.config)
         context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
         self.encoder = Encoder(tokenizer, stop_token_ids(tokenizer, model_config, self.config), context)
-        self.model = load_reward_model(self.config).requires_grad_(False).to(device)
+        model = self.model or load_reward_model(self.config)
+        self.model, self.loaded = model.requires_grad_(False).to(device), True
 
     @torch.no_grad()
     def __call__(self, completions: Completions) -> Sequence[float]:
@@ -104,3 +122,8 @@ class ModelReward(Reward):
         rows = recorded_rows(prompts, responses, groups, self.encoder.stop_tokens, pad)
         device = next(self.model.parameters()).device
         return normalized(self.model, score_rows(self.model, rows.to(device))).cpu()
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)

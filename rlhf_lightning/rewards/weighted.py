@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.models.roles import SharedBase
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.types import Completions
 
@@ -35,6 +36,11 @@ class WeightedSum(Reward):
         """Check every part."""
         for reward in self.rewards.values():
             reward.check()
+
+    def share(self, base: SharedBase) -> None:
+        """Ask every part."""
+        for reward in self.rewards.values():
+            reward.share(base)
 
     def load(self, device: torch.device) -> None:
         """Load every part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.run.glance import check_keys, merged
 from rlhf_lightning.run.integrity import check, newest_whole
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -50,6 +52,7 @@ class Arguments:
         found, configs = _with_configs(list(words))
         if helps:
             return cls(found, None)
+        check_keys(functools.reduce(merged, map(_load, configs), {}))
         checkpoint = _value(found, "--ckpt_path") or _last(configs, "ckpt_path")
         _check_checkpoint(checkpoint)
         folder = _folder(found, configs)

@@ -29,6 +29,7 @@ from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
 from rlhf_lightning.stages.meter import Meter
+from rlhf_lightning.stages.optimizers import build_optimizer
 from rlhf_lightning.stages.precision import keep_float32
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
@@ -36,11 +37,6 @@ from rlhf_lightning.types import Completions, LossOutput
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 OnNonFinite = Literal["stop", "skip"]
-
-
-def adamw(params: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of a stage that is given none."""
-    return torch.optim.AdamW(params, lr=1e-5)
 
 
 class Stage(LightningModule):
@@ -322,13 +318,18 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the weights that train; the scheduler steps with it."""
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
         if self.make_lr_scheduler is None:
             return optimizer
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
         }
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Take the step and free the gradients, which Lightning keeps through the next rollout and its first forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
     def on_train_start(self) -> None:
         """Log a step that was taken when the checkpoint was written: its row comes after the checkpoint."""
@@ -363,12 +364,27 @@ class Stage(LightningModule):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was measured."""
+        """Restore what was measured.
+
+        Raises:
+            UserError: an adapter run is given the checkpoint of one that trained other weights; Lightning would take what fits.
+        """
+        self._check_weights(checkpoint.get("state_dict"))
         if len(checkpoint["ranks"]) == self.trainer.world_size:
             self.load_rank_state(checkpoint["ranks"][self.global_rank])
         self.skipped_steps = checkpoint["skipped_steps"]
         loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
         self.loader_state = loaders[0]
+
+    def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
+        if saved is None or self.strict_loading:
+            return
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if other := sorted(trained.symmetric_difference(saved)):
+            raise UserError(
+                f"the checkpoint is of a run that trains other weights than this run ({len(other)} differ, {other[0]} for "
+                "one); go on with the lora, critic and share_base that it was started with"
+            )
 
     @property  # type: ignore[misc]
     def strict_loading(self) -> bool:

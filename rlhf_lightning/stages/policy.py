@@ -18,19 +18,22 @@ from rlhf_lightning.functional.credit import explained_variance
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.losses import agreement
 from rlhf_lightning.functional.masked import masked_sum
+from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy, language_model
 from rlhf_lightning.models.reference import build_reference
-from rlhf_lightning.models.value import SeparateCritic, SharedCritic, save_critic
+from rlhf_lightning.models.roles import SharedBase, add_critic_adapter
+from rlhf_lightning.models.value import AdapterCritic, SeparateCritic, SharedCritic, save_critic
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
 from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RolloutLoader, RowSource
 from rlhf_lightning.rollouts.recorded import RecordedReference
-from rlhf_lightning.stages.base import OnNonFinite, Stage, adamw, peak_memory, say
+from rlhf_lightning.stages.base import OnNonFinite, Stage, peak_memory, say
 from rlhf_lightning.stages.meter import Meter
+from rlhf_lightning.stages.optimizers import adamw
 from rlhf_lightning.types import Batch, Completions, LossOutput
 
 
@@ -44,6 +47,8 @@ class PolicyStage(Stage):
         reference: what the policy is held to: a quantised copy (nf4, int8), a full copy, the base under its adapter;
             auto is adapter for a LoRA policy, else nf4.
         critic: a head on the policy's trunk, or a trunk of its own; there for algorithms that need values.
+        share_base: in a LoRA run a critic with a trunk of its own, and reward models that are adapters of the policy's base,
+            are further adapters on that one base; False loads a model for each.
         generation: how responses are written.
         evaluation_rewards: further rewards, measured in validation only, each as `val/reward/<name>`.
         iterations: rollouts in one Lightning epoch; by default one pass over the prompts.
@@ -62,6 +67,7 @@ class PolicyStage(Stage):
         reward: Reward | None = None,
         reference: Literal["auto", "nf4", "int8", "full", "adapter"] = "auto",
         critic: Literal["shared", "separate"] = "shared",
+        share_base: bool = True,
         generation: Generation = Sampler(),  # noqa: B008  (never changed)
         evaluation_rewards: dict[str, Reward] | None = None,
         iterations: int | None = None,
@@ -83,7 +89,7 @@ class PolicyStage(Stage):
         self.algorithm, self.reward, self.reference_kind, self.critic_kind = algorithm, reward, reference, critic
         self.generation, self.iterations, self.predict_temperature = generation, iterations, predict_temperature
         self.evaluation_rewards = evaluation_rewards or {}
-        self.max_prompt_length, self.max_length = max_prompt_length, max_length
+        self.max_prompt_length, self.max_length, self.share_base = max_prompt_length, max_length, share_base
         self.policy: Policy | None = None
         self.collector: Collector | None = None
         self.loader: RolloutLoader | None = None
@@ -118,13 +124,25 @@ class PolicyStage(Stage):
         if self.policy is not None:
             return
         model = load_causal_lm(self.config)
-        self.policy = self.placed(Policy(model, self._critic(model), self.generation.temperature))
+        policy = Policy(model, self._critic(model), self.generation.temperature)
+        if self._shares(model) and not self.trainer.predicting:
+            for reward in self.rewards.values():
+                reward.share(SharedBase(model, self.config))
+        self.policy = self.placed(policy)
 
-    def _critic(self, model: torch.nn.Module) -> torch.nn.Module | None:
+    def _shares(self, model: nn.Module) -> bool:
+        return self.share_base and is_adapted(model)
+
+    def _critic(self, model: nn.Module) -> nn.Module | None:
         if not self.algorithm.needs_values:
             return None
         size = language_model(model).config.get_text_config().hidden_size
-        return SharedCritic(size) if self.critic_kind == "shared" else SeparateCritic(load_causal_lm(self.config), size)
+        if self.critic_kind == "shared":
+            return SharedCritic(size)
+        if not self._shares(model):
+            return SeparateCritic(load_causal_lm(self.config), size)
+        add_critic_adapter(SharedBase(model, self.config))
+        return AdapterCritic(model, size)
 
     @property
     def network(self) -> nn.Module:
@@ -340,7 +358,6 @@ class PolicyStage(Stage):
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The policy (or its adapter), tokenizer and generation config; the critic beside it."""
         assert self.policy is not None
-        model, critic = part_of(state, "model."), part_of(state, "critic.")
-        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens, model)
+        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens, part_of(state, "model."))
         if self.policy.critic is not None:
-            save_critic(critic or self.policy.critic.state_dict(), folder / "critic.safetensors")
+            save_critic(self.policy, state, folder / "critic.safetensors")

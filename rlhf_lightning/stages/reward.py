@@ -20,7 +20,8 @@ from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
 from rlhf_lightning.models.reward import RewardModel, normalized, set_normalization
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import OnNonFinite, Stage, adamw
+from rlhf_lightning.stages.base import OnNonFinite, Stage
+from rlhf_lightning.stages.optimizers import adamw
 from rlhf_lightning.types import LossOutput, PreferenceBatch
 
 

@@ -19,7 +19,8 @@ from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Writer
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import OnNonFinite, Stage, adamw
+from rlhf_lightning.stages.base import OnNonFinite, Stage
+from rlhf_lightning.stages.optimizers import adamw
 from rlhf_lightning.types import InstructionBatch, LossOutput
 
 

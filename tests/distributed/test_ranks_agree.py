@@ -64,6 +64,17 @@ def test_a_process_without_a_row_keeps_step(run_on_two: Callable[..., Path]) -> 
         assert int(rows[-1]["step"]) == 8
 
 
+def test_an_optimizer_that_does_not_know_cut_weights_is_refused(pair: object) -> None:
+    words = ["--config", "sft.yaml", "--config", "fsdp.yaml", *SMALL, "--trainer.accelerator", "cpu"]
+    words += ["--trainer.devices", "2", "--trainer.default_root_dir", "eight-bits", "--model.lr_scheduler", "null"]
+    assert pair.run("fit", *words, "--model.optimizer", "bitsandbytes.optim.AdamW8bit") == [2, 2]  # type: ignore[attr-defined]
+    said = pair.said()  # type: ignore[attr-defined]
+    assert (
+        "AdamW8bit of bitsandbytes cannot step on weights that are cut over processes (fsdp2); use torch.optim.AdamW"
+        in said
+    )
+
+
 def test_a_reward_that_fails_on_one_process_stops_both_and_leaves_a_checkpoint(
     pair: object, run_on_two: Callable[..., Path]
 ) -> None:

@@ -70,3 +70,33 @@ def test_a_run_trains_measures_saves_resumes_and_exports(
     if name != "reward":
         assert len({row["prompt"] for row in lines(whole / "samples.jsonl")}) == 7  # those of both processes
     assert json.loads((whole / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_four_roles_on_one_base_go_on_and_leave_their_adapters(
+    strategy: str, pair: object, run_on_two: Callable[..., Path]
+) -> None:
+    lora = '{"r": 4, "alpha": 8}'
+    reward = run_on_two(
+        *(f"roles-reward-{strategy}", "fit", "--config", "reward.yaml", "--config", f"{strategy}.yaml", *DATA),
+        *("--model.model.lora", lora, "--trainer.limit_val_batches", "0"),
+    )
+    Path(pair.folder / "saving.yaml").write_text(SAVING)  # type: ignore[attr-defined]
+    words = ["fit", *RUNS["ppo"], "--config", f"{strategy}.yaml", *DATA, "--config", "saving.yaml"]
+    words += ["--model.policy.lora", lora, "--model.critic", "separate"]
+    words += ["--model.reward.name_or_path", str(reward / "export")]
+    whole = run_on_two(f"roles-{strategy}", *words)
+    said = (pair.folder / "said.0").read_text()  # type: ignore[attr-defined]
+    assert f"the reward model {reward}/export shares the policy's base" in said
+    own = run_on_two(f"roles-{strategy}-own", *words, "--model.share_base", "false")
+    columns = ("reward/mean", "loss/value", "val/reward/mean", "policy/clip_fraction")
+    compared = [[{n: float(row[n]) for n in columns if row.get(n)} for row in metrics(run)] for run in (whole, own)]
+    assert any("loss/value" in row for row in compared[0])
+    assert compared[0] == [pytest.approx(row, rel=1e-3, abs=1e-4) for row in compared[1]]
+    middle = int(metrics(whole)[-1]["step"]) // 2
+    checkpoint = str(whole / f"checkpoints/step-{middle}.ckpt")
+    resumed = run_on_two(f"roles-{strategy}-resumed", *words, "--ckpt_path", checkpoint)
+    first, second = weights(whole / "export"), weights(resumed / "export")
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
+    assert sum("critic/" in key for key in first) == 2 + sum("adapter_model/" in key for key in first)

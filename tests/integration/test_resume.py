@@ -23,6 +23,7 @@ RUNS = {
     "ppo_two_epochs": ([*PPO, "--trainer.max_epochs", "2", "--model.iterations", "1"], 4),
     "ppo_adaptive": ([*PPO, *ROLLOUTS, "--model.algorithm.kl.target", "0.05"], 4),
     "ppo_stopped": ([*PPO, *ROLLOUTS, "--model.algorithm.update_kl_limit", "0.01"], 4),
+    "eight_bits": ([*PPO, *ROLLOUTS, "--model.optimizer", "bitsandbytes.optim.AdamW8bit"], 4),
     "lora": ([*PPO, "--config", "lora.yaml", *ROLLOUTS], 4),
     "dpo": (["--config", "dpo.yaml", *ROLLOUTS, "--model.algorithm.epochs", "3"], 3),
     "dpo_offline": (["--config", "dpo_offline.yaml"], 4),
@@ -30,7 +31,7 @@ RUNS = {
     "reward": (["--config", "reward.yaml", "--trainer.max_epochs", "2", "--trainer.val_check_interval", "0.5"], 4),
 }
 """A command line, and the step at which a rollout or an epoch of it is used up."""
-SLOW = ("lora", "ppo_adaptive", "reward")
+SLOW = ("eight_bits", "lora", "ppo_adaptive", "reward")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in sorted(RUNS)])

@@ -1,0 +1,57 @@
+"""The optimizer that a stage has by default, and what is said of one that cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rlhf_lightning.errors import UserError
+
+MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+QUANTISED_FROM = 4096
+"""Elements from which bitsandbytes keeps the moments of a weight in 8 bits."""
+
+
+def adamw(params: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of a stage that is given none."""
+    return torch.optim.AdamW(params, lr=1e-5)
+
+
+def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of the weights that train, which is known to work.
+
+    Raises:
+        UserError: its arguments are wrong, or it cannot step on these weights.
+    """
+    try:
+        optimizer = make(trained)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"the optimizer cannot be made: {_in_short(error)}") from error
+    if type(optimizer).__module__.startswith("bitsandbytes") and trained:
+        _try_out(type(optimizer).__name__, make, trained)
+    return optimizer
+
+
+def _try_out(name: str, make: MakeOptimizer, trained: list[nn.Parameter]) -> None:
+    """A step on a weight of no consequence: bitsandbytes lacks some kernels for some devices, and says so in the first step."""
+    if any(isinstance(weight, DTensor) for weight in trained):
+        raise UserError(
+            f"the optimizer {name} of bitsandbytes cannot step on weights that are cut over processes (fsdp2); use "
+            "torch.optim.AdamW, or strategy ddp"
+        )
+    weight = nn.Parameter(torch.zeros(2, QUANTISED_FROM, dtype=trained[0].dtype, device=trained[0].device))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        make([weight]).step()
+    except Exception as error:  # whatever its kernels raise
+        raise UserError(
+            f"the optimizer {name} of bitsandbytes cannot step on {weight.device.type} in {str(weight.dtype)[6:]} "
+            f"({_in_short(error)}); use another, such as bitsandbytes.optim.AdamW8bit or torch.optim.AdamW"
+        ) from error
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
