@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -30,27 +31,27 @@ class SharedCritic(nn.Module):
 
 
 class SeparateCritic(SharedCritic):
-    """The same head on a language model of its own, whose output head is left out."""
+    """The same head on the trunk of a language model of its own, whose output head is left out."""
 
     def __init__(self, model: nn.Module, hidden_size: int) -> None:
         super().__init__(hidden_size)
-        self.trunk = trunk_of(model)
+        self.trunk = self.trunk_in(model)
+
+    def trunk_in(self, model: nn.Module) -> Any:
+        """What of `model` the critic reads."""
+        return trunk_of(model)
 
     def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
         """As `SharedCritic`; the policy's `hidden` is not read."""
         return super().forward(rows, states_before(self.trunk, rows))
 
 
-class AdapterCritic(SharedCritic):
+class AdapterCritic(SeparateCritic):
     """The same head on a second adapter of the policy's own base; see `roles.add_critic_adapter`."""
 
-    def __init__(self, model: nn.Module, hidden_size: int) -> None:
-        super().__init__(hidden_size)
-        self.trunk = AdaptedTrunk(model, CRITIC)  # no module: the policy holds these weights already
-
-    def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
-        """As `SharedCritic`; the policy's `hidden` is not read."""
-        return super().forward(rows, states_before(self.trunk, rows))
+    def trunk_in(self, model: nn.Module) -> Any:
+        """No module: the policy holds these weights already."""
+        return AdaptedTrunk(model, CRITIC)
 
 
 def save_critic(policy: Policy, state: dict[str, Tensor] | None, path: Path) -> None:
