@@ -72,7 +72,7 @@ def measure(side: str, slots: int, threads: int) -> dict:
 
         setattr(owner, name, wrapper)
 
-    options = {"max_batch_size": slots, "continuous_batching": side == "sampler"}
+    options = {"max_batch_size": max(slots, 1), "continuous_batching": side == "sampler"}
     if side == "generate":
         sampler = generation.TransformersGenerate(CAP)
         everyone = torch.arange(PROMPTS * COPIES)
@@ -142,6 +142,7 @@ def main() -> None:
     for _ in range(options.repeats):
         for side in sides:
             results[side].append(in_own_process(*side, options.threads))
+            print(json.dumps(results[side][-1]), file=sys.stderr, flush=True)
     base = statistics.median(one["seconds"] for one in results["generate", 0])
     base_cpu = statistics.median(one["cpu"] for one in results["generate", 0])
     print(f"{results['generate', 0][0]['tokens']:,} tokens, {options.threads} threads, median of {options.repeats}\n")

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -13,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 class SlotLayer(CacheLayerMixin):
     """One layer: keys and values [slots, heads, columns, head width]; a slot is filled from its first column on.
 
-    There are `columns` at first; whenever they are too few, twice as many, up to `limit`.
+    There are `columns` at first; whenever they are too few, twice as many, up to `limit`, of the slots that are then in use.
     """
 
     is_sliding = False
@@ -60,9 +61,7 @@ class SlotLayer(CacheLayerMixin):
         self.index, self.at, self.reach = index, at, reach
         while self.columns < reach:
             more = min(self.columns, self.limit - self.columns)
-            self.keys, self.values = (
-                torch.cat([x, x.new_zeros(*x.shape[:2], more, x.shape[3])], 2) for x in (self.keys, self.values)
-            )
+            self.keys, self.values = (F.pad(x[: len(at)], (0, 0, 0, more)) for x in (self.keys, self.values))
             self.columns += more
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -81,7 +80,8 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """A cache of `SlotLayer`s: room for `slots` rows of up to `limit` tokens.
 
-    Columns beyond a row's length hold what earlier rows left there, so every step needs a mask.
+    Columns beyond a row's length hold what earlier rows left there, so every step needs a mask. All slots are in use until no
+    row waits any more; from then on the first ones, ever fewer.
     """
 
     layers: Any  # SlotLayers

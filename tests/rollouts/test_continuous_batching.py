@@ -141,6 +141,20 @@ def test_a_step_writes_into_the_cache_and_copies_nothing_of_it() -> None:
     assert keys.data_ptr() == place
 
 
+def test_room_grows_for_the_rows_that_are_left() -> None:
+    cache, prefilled = SlotCache(1, slots=4, columns=2, limit=7), DynamicCache()
+    prompt = torch.arange(4 * 2, dtype=torch.float32).view(4, 1, 2, 1)
+    prefilled.update(prompt, -prompt, 0)
+    cache.place(torch.arange(4), prefilled, torch.arange(4), 2)
+    cache.point(torch.tensor([2, 2, 2]), 3)
+    assert cache.layers[0].keys.shape == (3, 1, 4, 1)
+    keys, values = cache.update(torch.full((3, 1, 1, 1), 9.0), torch.full((3, 1, 1, 1), -9.0), 0)
+    assert keys[:, 0, :, 0].tolist() == [[0, 1, 9], [2, 3, 9], [4, 5, 9]]
+    assert torch.equal(values, -keys)
+    cache.point(torch.tensor([6]), 7)
+    assert cache.layers[0].values.shape == (1, 1, 7, 1)
+
+
 def test_prompts_without_a_token_are_continued_too(llama: Any) -> None:
     nothing = torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 1, dtype=torch.bool)
     written = write(llama, nothing, max_batch_size=3)
