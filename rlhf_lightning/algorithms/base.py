@@ -26,7 +26,9 @@ class Algorithm(ABC):
     """The fewest responses of a prompt that give it something to compare."""
     learns_from_pairs: ClassVar[bool] = False
     """It can learn from recorded preference pairs, without a reward."""
-
+    prepare_reads_logprobs: ClassVar[bool] = True
+    """`prepare` reads `Rollout.logprobs`. Where it does not, recorded pairs that are learned from in one step pass through the
+    policy once, in that step, and not before it as well."""
     remembers: ClassVar[tuple[str, ...]] = ()
     """Attributes that change during a run and that a checkpoint must hold; dotted for those of a field."""
 

@@ -23,6 +23,7 @@ class DPO(Algorithm):
     rows_per_unit: ClassVar[int] = 2
     min_responses: ClassVar[int] = 2
     learns_from_pairs: ClassVar[bool] = True
+    prepare_reads_logprobs: ClassVar[bool] = False
 
     responses_per_prompt: int = 2
     """Responses that the policy writes to each prompt when it learns online."""

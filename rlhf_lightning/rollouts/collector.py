@@ -116,22 +116,31 @@ class Collector:
         return rollout
 
     @torch.no_grad()
-    def recorded(self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True) -> Rollout:
+    def recorded(
+        self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True, policy: bool = True
+    ) -> Rollout:
         """Preference pairs → a rollout to learn from; see `pairs`."""
-        rollout = self.pairs(rows, max_length, device, count)
-        kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs)
+        rollout = self.pairs(rows, max_length, device, count, policy)
         lengths = rollout.mask.sum(-1).float()
         self.metrics = {"response/length": float(masked_mean(lengths, rollout.mask.any(-1)))}
-        self.metrics["kl/reference"] = float(masked_mean(kl, rollout.mask))
+        if policy:
+            kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs)
+            self.metrics["kl/reference"] = float(masked_mean(kl, rollout.mask))
         return rollout
 
     @torch.no_grad()
-    def pairs(self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True) -> Rollout:
-        """Preference pairs → 2 rows a pair: the chosen response has reward 1, the rejected one 0."""
+    def pairs(
+        self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True, policy: bool = True
+    ) -> Rollout:
+        """Preference pairs → 2 rows a pair: the chosen response has reward 1, the rejected one 0.
+
+        Without `policy` its log-probabilities are left to the step that learns from the pairs, and are 0 here.
+        """
         encoded = encode_pairs(self.writer.encoder, rows, max_length).to(device)
         encoded = encoded if count else replace(encoded, mask=torch.zeros_like(encoded.mask))
         rewards = torch.tensor([1.0, 0.0], device=device).repeat(len(rows))
-        return self._measured(encoded, rewards, False, None)
+        left = None if policy else torch.zeros(encoded.mask.shape, device=device)
+        return self._measured(encoded, rewards, False, left)
 
     def _measured(self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None) -> Rollout:
         expected = None

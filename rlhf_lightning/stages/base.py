@@ -29,6 +29,7 @@ from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
 from rlhf_lightning.stages.meter import Meter
+from rlhf_lightning.stages.precision import keep_float32
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
 from rlhf_lightning.types import Completions, LossOutput
@@ -86,11 +87,12 @@ class Stage(LightningModule):
         return Encoder(tokenizer, stops, context, max_prompt_length)
 
     def wrap_loaders(self, train: Callable[[Iterable[Any]], Any]) -> None:
-        """Have the data module give Lightning `train(its train loader)`, and held-out rows by rank.
+        """Have the data module give Lightning `train(its train loader)`, and held-out rows by rank, all as they are.
 
         Raises:
             UserError: there is no data module.
         """
+        keep_float32(self.trainer.precision_plugin)
         data: LightningDataModule | None = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.credit import explained_variance
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.losses import agreement
+from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy, language_model
@@ -179,7 +181,7 @@ class PolicyStage(Stage):
         assert self.collector is not None
         with self.measuring():
             if self.reward is None:
-                rollout = self.collector.recorded(rows, self.max_length, self.device, count)
+                rollout = self.collector.recorded(rows, self.max_length, self.device, count, not self.one_pass)
             else:
                 responses, values = self.algorithm.responses_per_prompt, self.algorithm.needs_values
                 rollout = self.collector.online(rows, responses, values, generator, count)
@@ -208,7 +210,18 @@ class PolicyStage(Stage):
         if self.skipping:
             return None
         output = self.policy(batch, self.algorithm.needs_entropy)  # type: ignore[misc]
-        return self.divided(self.algorithm.loss(output, batch), batch)
+        if not self.one_pass:
+            return self.divided(self.algorithm.loss(output, batch), batch)
+        before = replace(batch, logprobs=output.logprobs.detach())
+        drift = masked_sum(kl_estimate(before.logprobs, batch.reference_logprobs), batch.mask)
+        loss = self.algorithm.loss(output, before)
+        return self.divided(replace(loss, means={**loss.means, "kl/reference": (drift, batch.mask.sum())}), before)
+
+    @property
+    def one_pass(self) -> bool:
+        """The step that learns from recorded pairs is the only one that does: its own pass is the policy before it."""
+        steps = self.algorithm.epochs * self.algorithm.minibatches
+        return self.reward is None and steps == 1 and not self.algorithm.prepare_reads_logprobs
 
     def take_in(self, loss: LossOutput) -> None:
         """Also keeps what this optimiser step measured, for `Algorithm.stop`."""
