@@ -62,7 +62,7 @@ class Sizes(NamedTuple):
     same: list[int]
     """A number that rows with the same prompt share."""
     start: list[int]
-    """The column where the prompt begins."""
+    """The column where the prompt begins; it has no holes."""
     kept: list[int]
     """0 for rows that are left out; the first row stays if all could be, as every pass is one call of the trunk."""
 

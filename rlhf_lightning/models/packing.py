@@ -35,9 +35,10 @@ def states_at_end(trunk: Any, rows: Rows) -> Tensor:
 
 
 def in_pieces(trunk: Any, rows: Rows, measure: Callable[[Rows], Measured]) -> Measured:
-    """What `measure` finds of each row, of as many rows at a time as `max_tokens_per_batch` allows; whole with gradients.
+    """What `measure` finds of each row, of as many rows at a time as `max_tokens_per_batch` allows; all with gradients.
 
-    Without gradient nothing is shared between ranks, so each may take as many pieces as it needs.
+    With gradients a pass is one call of the trunk on every rank, as ranks that share weights wait for each other. Without,
+    every rank has all weights (`Stage.measuring`) and takes as many pieces as it needs.
     """
     limit = getattr(trunk, "max_tokens_per_batch", None)
     if limit is None or torch.is_grad_enabled():
