@@ -112,6 +112,9 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Optimizer and scheduler belong to the stage; nothing is added."""
 
+    def _parse_ckpt_path(self) -> None:
+        """A run is what its config says: Lightning would read the whole checkpoint here for hyper-parameters kept in it."""
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """A trainer with our logger beside the user's, and with our callbacks unless the user has one of the kind.
 

@@ -148,5 +148,5 @@ def recorded_rows(
     """`Rows` of B prompts with a recorded response each."""
     tokens, prompt_mask = left_padded(prompts, pad)
     written, mask = right_padded(responses, pad)
-    truncated = torch.tensor([ids[-1] not in stop_tokens for ids in responses])
+    truncated = torch.tensor([not ids or ids[-1] not in stop_tokens for ids in responses])
     return Rows(torch.cat([tokens, written], 1), prompt_mask, mask, torch.tensor(groups), truncated)

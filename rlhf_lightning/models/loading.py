@@ -179,6 +179,9 @@ def _finished(model: Any, config: ModelConfig, task: str) -> Any:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    model.base_model.max_tokens_per_batch = config.max_tokens_per_batch
+    if not config.pack:
+        model.base_model.packs = False
     if config.quantization:
         quantize_(model, config.quantization)
     if config.gradient_checkpointing:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlhf_lightning.models.packing import in_pieces, states_before
 from rlhf_lightning.types import PolicyOutput, Rows
 
 CHUNK_ELEMENTS = 2**24
@@ -21,7 +21,7 @@ class TokenScores(NamedTuple):
     logprobs: Tensor
     entropy: Tensor | None
     hidden: Tensor
-    """[B, T, H]; the last hidden state before each token, from which a critic on the same trunk reads."""
+    """[N, H]; the last hidden state before each of the N tokens under the mask, from which a critic on the same trunk reads."""
 
 
 def language_model(model: nn.Module) -> Any:
@@ -30,25 +30,9 @@ def language_model(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(model, "get_base_model") else inner
 
 
-def positions(attention_mask: Tensor) -> Tensor:
-    """int64, same shape: 0 on the first token attended to, whatever padding stands before it."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def response_hidden(trunk: Callable[..., Any], rows: Rows) -> Tensor:
-    """[B, T, H]: the trunk's last hidden state at the position before each response token."""
-    attention = torch.cat([rows.prompt_mask, attended(rows.mask)], dim=1)
-    output = trunk(
-        input_ids=rows.tokens, attention_mask=attention.long(), position_ids=positions(attention), use_cache=False
-    )
-    return output.last_hidden_state[:, rows.prompt_mask.shape[1] - 1 : -1]
-
-
-def attended(mask: Tensor) -> Tensor:
-    """bool [B, T]: response positions that exist; a row that counts for nothing still attends to its first token."""
-    first = torch.zeros_like(mask)
-    first[:, :1] = True
-    return mask | first
+def trunk_of(model: nn.Module) -> Any:
+    """What is below the head of a transformers model, or of the one inside a peft model."""
+    return language_model(model).base_model
 
 
 def token_scores(model: nn.Module, rows: Rows, temperature: float = 1.0, entropy: bool = False) -> TokenScores:
@@ -58,10 +42,9 @@ def token_scores(model: nn.Module, rows: Rows, temperature: float = 1.0, entropy
     [B, T, V] never exists.
     """
     lm = language_model(model)
-    hidden = response_hidden(lm.base_model, rows)
-    targets = rows.tokens[:, rows.prompt_mask.shape[1] :]
-    head = Head(lm, temperature, entropy)
-    logprobs, entropies = head(hidden[rows.mask], targets[rows.mask])
+    hidden = states_before(lm.base_model, rows)
+    targets = rows.tokens[:, rows.prompt_mask.shape[1] :][rows.mask]
+    logprobs, entropies = Head(lm, temperature, entropy)(hidden, targets)
     empty = torch.zeros(rows.mask.shape, dtype=torch.float32, device=hidden.device)
     spread = None if entropies is None else empty.masked_scatter(rows.mask, entropies)
     return TokenScores(empty.masked_scatter(rows.mask, logprobs), spread, hidden)
@@ -72,7 +55,9 @@ def response_logprobs(
 ) -> Tensor:
     """float32 [B, T]: `token_scores` for tensors that are no rollout yet."""
     none = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    return token_scores(model, Rows(tokens, prompt_mask, mask, none, none.bool()), temperature).logprobs
+    rows = Rows(tokens, prompt_mask, mask, none, none.bool())
+    found = in_pieces(trunk_of(model), rows, lambda part: token_scores(model, part, temperature)[:1])
+    return cast(Tensor, found[0])
 
 
 class Head:
@@ -132,6 +117,15 @@ class Policy(nn.Module):
 
     def forward(self, rows: Rows, entropy: bool = False) -> PolicyOutput:
         """Log-probabilities (at the sampling temperature), entropy if asked for, and values if there is a critic."""
+        found = in_pieces(trunk_of(self.model), rows, lambda part: self._measure(part, entropy))
+        return PolicyOutput(*found)  # type: ignore[arg-type]
+
+    def _measure(self, rows: Rows, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         scores = token_scores(self.model, rows, self.temperature, entropy)
         values = None if self.critic is None else self.critic(rows, scores.hidden)
-        return PolicyOutput(scores.logprobs, scores.entropy, values)
+        return scores.logprobs, scores.entropy, values
+
+    def trunks(self) -> list[Any]:
+        """The policy's, and the critic's where it has one of its own."""
+        own = getattr(self.critic, "trunk", None)
+        return [trunk_of(self.model), *([] if own is None else [own])]

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.policy import language_model, positions
+from rlhf_lightning.models.packing import in_pieces, states_at_end
+from rlhf_lightning.models.policy import language_model, trunk_of
+from rlhf_lightning.types import Rows
 
 NORMALIZATION_FILE = "score_normalization.json"
 """Beside a reward model's adapter, which has no config of its own; a whole model keeps the numbers in its config."""
 
 
 def score_sequences(model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """float32 [B]: the score at the last token of each row under `mask` bool [B, L], whatever pads it and on whichever side.
+    """float32 [B]: the score at the last token of each row under `mask` bool [B, L], whatever pads it and on whichever side."""
+    none = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    return score_rows(model, Rows(tokens, mask, mask[:, :0], none, none.bool()))
+
+
+def score_rows(model: nn.Module, rows: Rows) -> Tensor:
+    """float32 [B]: the score at the last token of each response, or of the prompt where the response is empty.
 
     transformers looks for the last token that is not the pad token, and goes one too far where pad is the stop token.
     """
     lm: Any = language_model(model)
-    hidden = lm.base_model(
-        input_ids=tokens, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False
-    ).last_hidden_state
-    last = (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
     head = getattr(lm, "score", None) or lm.classifier
-    scores = head(hidden[torch.arange(len(tokens), device=tokens.device), last])
-    return scores.float().squeeze(-1)
+
+    def measure(part: Rows) -> tuple[Tensor]:
+        return (head(states_at_end(lm.base_model, part)).float().squeeze(-1),)
+
+    return cast(Tensor, in_pieces(lm.base_model, rows, measure)[0])
 
 
 class RewardModel(nn.Module):
-    """A sequence classifier with one output that scores token ids."""
+    """A sequence classifier with one output that scores responses."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """float32 [B]; see `score_sequences`."""
-        return score_sequences(self.model, tokens, mask)
+    def forward(self, rows: Rows) -> Tensor:
+        """float32 [B]; see `score_rows`."""
+        return score_rows(self.model, rows)
+
+    def trunks(self) -> list[Any]:
+        """What is below the head."""
+        return [trunk_of(self.model)]
 
 
 def normalization_of(model: nn.Module) -> dict[str, float]:

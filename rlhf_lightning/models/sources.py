@@ -57,6 +57,10 @@ class ModelConfig:
     """transformers' attn_implementation."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, smaller."""
+    pack: bool = True
+    """Compute a prompt once for all of its responses and lay rows end to end, where that is exact; False pads every row."""
+    max_tokens_per_batch: int | None = 16384
+    """Of a pass without gradient (log-probabilities, values, scores): more rows are taken in pieces. Null takes all at once."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     seed: int = 0
@@ -66,11 +70,16 @@ class ModelConfig:
         """Refuse what cannot be loaded.
 
         Raises:
-            UserError: neither or both of name and config; a config without a tokenizer or a quantised base that would train.
+            UserError: neither or both of name and config; a config without a tokenizer, a quantised base that would train, or
+                passes of no token.
         """
         if (self.name_or_path is None) == (self.config is None):
             given = "neither" if self.config is None else "both"
             raise UserError(f"a model needs one of name_or_path and config, and {given} is given")
+        if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
+            raise UserError(
+                f"max_tokens_per_batch is {self.max_tokens_per_batch}; it must be at least 1, or null for no limit"
+            )
         if self.config is not None and self.tokenizer is None:
             raise UserError("a model from a config needs a tokenizer: set `tokenizer` to a folder or hub name")
         if (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlhf_lightning.models.policy import language_model, response_hidden
+from rlhf_lightning.models.packing import states_before
+from rlhf_lightning.models.policy import trunk_of
 from rlhf_lightning.types import Rows
 
 
@@ -22,9 +22,9 @@ class SharedCritic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
-        """float32 [B, T]: the value of the state before each response token, 0 off the mask."""
+        """float32 [B, T]: the value of the state before each response token, of `hidden` [N, H], 0 off the mask."""
         values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
-        return torch.where(rows.mask, values, values.new_zeros(()))
+        return values.new_zeros(rows.mask.shape).masked_scatter(rows.mask, values)
 
 
 class SeparateCritic(SharedCritic):
@@ -32,11 +32,11 @@ class SeparateCritic(SharedCritic):
 
     def __init__(self, model: nn.Module, hidden_size: int) -> None:
         super().__init__(hidden_size)
-        self.trunk = language_model(model).base_model
+        self.trunk = trunk_of(model)
 
     def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
         """As `SharedCritic`; the policy's `hidden` is not read."""
-        return super().forward(rows, response_hidden(self.trunk, rows))
+        return super().forward(rows, states_before(self.trunk, rows))
 
 
 def save_critic(state: dict[str, Tensor], path: Path) -> None:

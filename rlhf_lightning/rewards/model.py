@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlhf_lightning.models.encoding import Encoder, right_padded
+from rlhf_lightning.models.encoding import Encoder, recorded_rows
 from rlhf_lightning.models.loading import (
     ModelConfig,
     load_model_config,
@@ -17,7 +17,7 @@ from rlhf_lightning.models.loading import (
     resolve_path,
     stop_token_ids,
 )
-from rlhf_lightning.models.reward import normalized, score_sequences
+from rlhf_lightning.models.reward import normalized, score_rows
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.types import Completions
 
@@ -32,10 +32,12 @@ class ModelReward(Reward):
         name_or_path: hub name, folder, or playground/reward.
         tokenizer: hub name or folder; by default the model's.
         dtype: of the weights.
-        batch_size: responses scored at a time, the longest first.
+        batch_size: responses scored at a time.
         max_length: tokens; longer texts lose the beginning of their prompt.
         chat_template: as of a policy; by default the tokenizer's.
         pad_token: for a tokenizer without one.
+        pack: compute a prompt once for all of its responses, where that is exact.
+        max_tokens_per_batch: of one pass, whatever batch_size says.
         trust_remote_code: run Python code that comes with the model.
     """
 
@@ -48,6 +50,8 @@ class ModelReward(Reward):
         max_length: int | None = None,
         chat_template: str | None = None,
         pad_token: str | None = None,
+        pack: bool = True,
+        max_tokens_per_batch: int | None = 16384,
         trust_remote_code: bool = False,
     ) -> None:
         self.config = ModelConfig(
@@ -56,6 +60,8 @@ class ModelReward(Reward):
             dtype=dtype,
             chat_template=chat_template,
             pad_token=pad_token,
+            pack=pack,
+            max_tokens_per_batch=max_tokens_per_batch,
             trust_remote_code=trust_remote_code,
         )
         self.batch_size, self.max_length = batch_size, max_length
@@ -80,19 +86,21 @@ class ModelReward(Reward):
         texts = completions.columns.get("prompt", completions.prompts)
         cut = completions.truncated.tolist()
         encoded = [self._encode(*row) for row in zip(texts, completions.responses, cut, strict=True)]
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+        # the longest prompts first, the responses to one side by side, so that they share it
+        order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i][0]), encoded[i][0], -len(encoded[i][1])))
         scores = torch.zeros(len(encoded))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             scores[chosen] = self._score([encoded[i] for i in chosen])
         return scores.tolist()
 
-    def _encode(self, prompt: Any, response: str, cut: bool) -> list[int]:
+    def _encode(self, prompt: Any, response: str, cut: bool) -> tuple[list[int], list[int]]:
         answer = self.encoder.response(prompt, response)
-        first, second = self.encoder.pair(self.encoder.prompt(prompt), answer[:-1] if cut else answer, self.max_length)
-        return first + second
+        return self.encoder.pair(self.encoder.prompt(prompt), answer[:-1] if cut else answer, self.max_length)
 
-    def _score(self, rows: list[list[int]]) -> Tensor:
+    def _score(self, encoded: list[tuple[list[int], list[int]]]) -> Tensor:
+        prompts, responses = ([pair[side] for pair in encoded] for side in (0, 1))
+        pad, groups = self.encoder.tokenizer.pad_token_id, list(range(len(encoded)))
+        rows = recorded_rows(prompts, responses, groups, self.encoder.stop_tokens, pad)
         device = next(self.model.parameters()).device
-        tokens, mask = right_padded(rows, self.encoder.tokenizer.pad_token_id, device)
-        return normalized(self.model, score_sequences(self.model, tokens, mask)).cpu()
+        return normalized(self.model, score_rows(self.model, rows.to(device))).cpu()

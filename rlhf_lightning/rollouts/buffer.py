@@ -16,8 +16,9 @@ from rlhf_lightning.types import Batch
 class RolloutBuffer:
     """Holds one `Batch`; its order, its cursor and its tensors are its whole state.
 
-    An epoch is a random order of the units, cut into `minibatches` optimiser steps, each cut into `accumulate` parts. Every
-    part knows the weight of its whole step, over all ranks, so the gradient is the same however a step is cut.
+    An epoch is a random order of the units, cut into `minibatches` optimiser steps, each cut into `accumulate` parts of about
+    as many tokens. Every part knows the weight of its whole step, over all ranks, so the gradient is the same however a step
+    is cut.
     """
 
     def __init__(
@@ -47,13 +48,29 @@ class RolloutBuffer:
             step, part = divmod(self.cursor, self.accumulate)
             minibatch = self._minibatch(step)
             weight = all_sum(self.weigh(self.batch.rows(self._rows(minibatch))).double()).float()
-            units = _cut(minibatch, self.accumulate)[part]
+            units = self._parts(minibatch)[part]
             self.cursor += 1  # before the yield: a checkpoint is written after the step
             yield replace(self._part(units), weight=weight.clamp(min=1))
 
     def _minibatch(self, step: int) -> Tensor:
         epoch, minibatch = divmod(step, self.minibatches)
-        return _cut(self._order(epoch), self.minibatches)[minibatch]
+        return list(torch.tensor_split(self._order(epoch), self.minibatches))[minibatch]
+
+    def _parts(self, minibatch: Tensor) -> list[Tensor]:
+        """Exactly `accumulate` pieces of about as many tokens each; some are empty where units are few.
+
+        A part computes a prompt once, so the responses to it stay together, unless the largest part is smaller without.
+        """
+        first = minibatch * self.rows_per_unit
+        prompts = self.batch.prompt_mask[first].sum(-1)
+        responses = self.batch.mask.sum(-1)[self._rows(minibatch)].view(-1, self.rows_per_unit).sum(-1)
+        choices = []
+        for block in (torch.unique(self.batch.groups[first], return_inverse=True)[1], torch.arange(len(minibatch))):
+            tokens = torch.zeros_like(prompts).index_copy(0, block, prompts).index_add(0, block, responses)
+            dealt, largest = balanced(tokens.tolist(), self.accumulate)
+            choices.append((largest, torch.tensor(dealt, dtype=torch.long)[block]))
+        part = min(choices, key=lambda choice: choice[0])[1]
+        return [minibatch[part == index] for index in range(self.accumulate)]
 
     def _order(self, epoch: int) -> Tensor:
         """Units that count, in the random order of an epoch; an empty unit costs time and teaches nothing."""
@@ -105,6 +122,14 @@ def trim(batch: Batch) -> Batch:
     return replace(batch, tokens=batch.tokens[:, first : width + last], prompt_mask=batch.prompt_mask[:, first:], **cut)
 
 
-def _cut(units: Tensor, parts: int) -> list[Tensor]:
-    """Exactly `parts` pieces whose lengths differ by at most one; some are empty where units are few."""
-    return list(torch.tensor_split(units, parts))
+def balanced(sizes: list[int], parts: int) -> tuple[list[int], int]:
+    """Which part each goes to, the largest first, each to the part that has least (Graham 1969); and the largest part.
+
+    >>> balanced([1, 5, 3, 3], 2)
+    ([0, 0, 1, 1], 6)
+    """
+    totals, chosen = [0] * parts, [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        chosen[index] = totals.index(min(totals))
+        totals[chosen[index]] += sizes[index]
+    return chosen, max(totals)

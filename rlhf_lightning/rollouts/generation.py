@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.policy import Head, language_model
+from rlhf_lightning.models.cache import rows_are_independent
+from rlhf_lightning.models.policy import language_model
+from rlhf_lightning.rollouts.continuous import ContinuousBatch, UnsuitableCacheError
+from rlhf_lightning.rollouts.drawing import Transcript
+from rlhf_lightning.rollouts.drawing import draw as draw
+from rlhf_lightning.rollouts.together import write_together
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,24 @@ class Generation(ABC):
 class Sampler(Generation):
     """One prefill a prompt whatever the number of responses; a key-value cache; finished rows leave the batch.
 
-    The log-probability of every token, at the temperature, is recorded from the logits that it was drawn from.
+    The log-probability of every token, at the temperature, is recorded from the logits that it was drawn from. What a row
+    writes depends on the model, its prompt and its own random numbers alone, not on which rows decode beside it.
     """
 
     max_new_tokens: int = 128
     """Longest response, in tokens."""
     temperature: float = 1.0
     """Divides the logits, here and in every log-probability; 0 is greedy (for `predict`, not for learning)."""
+    max_batch_size: int = 256
+    """Rows that decode at a time; others wait until one of them ends. Memory for keys and values grows with it."""
+    continuous_batching: bool = True
+    """False: all rows decode at a time, with the cache of transformers; so it is for models with windows or states anyway."""
+
+    def __post_init__(self) -> None:
+        """See `Generation.__post_init__`."""
+        super().__post_init__()
+        if self.max_batch_size < 1:
+            raise UserError(f"generation.max_batch_size is {self.max_batch_size}; it must be at least 1")
 
     @torch.no_grad()
     def write(
@@ -91,77 +106,19 @@ class Sampler(Generation):
         temperature: float | None = None,
     ) -> Written:
         """See `Generation.write`."""
+        lm = language_model(model)
         heat = self.temperature if temperature is None else temperature
-        count, width = len(prompts) * responses_per_prompt, self.max_new_tokens
-        uniforms = torch.rand(width, count, generator=generator, device=prompts.device)
-        tokens = torch.full((count, width), pad_token, dtype=torch.long, device=prompts.device)
-        mask = torch.zeros_like(tokens, dtype=torch.bool)
-        logprobs = torch.zeros_like(tokens, dtype=torch.float32)
-        stops = torch.tensor(stop_tokens, device=prompts.device)
-        decoder = _Decoder(model, prompts, prompt_mask, responses_per_prompt, width)
-        active = torch.arange(count, device=prompts.device)
-        for step in range(width):
-            chosen, chosen_logprobs = draw(decoder.logits, heat, uniforms[step, active])
-            tokens[active, step], mask[active, step], logprobs[active, step] = chosen, True, chosen_logprobs
-            going = ~torch.isin(chosen, stops)
-            active = active[going]
-            if not len(active) or step + 1 == width:
-                break
-            decoder.advance(chosen, going)
-        return Written(tokens, mask, logprobs)
-
-
-def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """One token a row by inverting the cumulative distribution at `uniforms` [N], and its log-probability; greedy at 0.
-
-    The draw of a row depends on its own uniform number alone, so rows that finish do not change those that go on.
-    """
-    if temperature == 0:
-        logprobs = logits.log_softmax(-1)
-        chosen = logits.argmax(-1)
-    else:
-        logprobs = (logits / temperature).log_softmax(-1)
-        cumulative = logprobs.double().exp().cumsum(-1)
-        chosen = torch.searchsorted(cumulative, (uniforms.double() * cumulative[:, -1])[:, None], right=True).squeeze(
-            -1
-        )
-        chosen = chosen.clamp(max=logits.shape[-1] - 1)
-    return chosen, logprobs.gather(-1, chosen[:, None]).squeeze(-1)
-
-
-class _Decoder:
-    """The model's state after the tokens so far: cache, positions, attention mask, and the logits of the next token."""
-
-    def __init__(self, model: nn.Module, prompts: Tensor, prompt_mask: Tensor, copies: int, width: int) -> None:
-        self.lm: Any = language_model(model)
-        self.head = Head(self.lm, 1.0, False)
-        positions = (prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
-        output = self.lm.base_model(
-            input_ids=prompts, attention_mask=prompt_mask.long(), position_ids=positions, use_cache=True
-        )
-        self.cache, self.seen = output.past_key_values, prompts.shape[1]
-        self.cache.batch_repeat_interleave(copies)
-        self.logits = self.head.logits(output.last_hidden_state[:, -1]).repeat_interleave(copies, 0)
-        self.positions = positions[:, -1:].repeat_interleave(copies, 0)
-        written = torch.ones(len(prompts), width, dtype=torch.long, device=prompts.device)
-        self.attention = torch.cat([prompt_mask.long(), written], 1).repeat_interleave(copies, 0)
-
-    def advance(self, tokens: Tensor, going: Tensor) -> None:
-        """Append `tokens` [N]; rows where `going` [N] is False leave."""
-        if not bool(going.all()):
-            index = torch.nonzero(going).flatten()
-            self.cache.batch_select_indices(index)
-            tokens, self.positions, self.attention = tokens[index], self.positions[index], self.attention[index]
-        self.seen, self.positions = self.seen + 1, self.positions + 1
-        output = self.lm.base_model(
-            input_ids=tokens[:, None],
-            attention_mask=self.attention[:, : self.seen],
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.cache = output.past_key_values
-        self.logits = self.head.logits(output.last_hidden_state[:, -1])
+        rows, width = len(prompts) * responses_per_prompt, self.max_new_tokens
+        transcript = Transcript(rows, width, heat, stop_tokens, pad_token, generator)
+        given = (lm, prompts, prompt_mask, responses_per_prompt)
+        if not (self.continuous_batching and rows_are_independent(lm, prompts.shape[1] + width)):
+            write_together(*given, transcript)
+        else:
+            try:
+                ContinuousBatch(*given, self.max_batch_size, transcript).run()
+            except UnsuitableCacheError:
+                write_together(*given, transcript)
+        return Written(transcript.tokens, transcript.mask, transcript.logprobs)
 
 
 @dataclass

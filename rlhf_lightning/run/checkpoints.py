@@ -18,12 +18,15 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.ranks import any_rank, gathered
-from rlhf_lightning.run.integrity import newest_first
+from rlhf_lightning.run.integrity import newest_first, plain_only
 from rlhf_lightning.run.stopping import Stopped, requeue
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes beside the file, to the disk, and only then under its name; a failure leaves what was there before."""
+    """Writes beside the file, to the disk, and only then under its name; a failure leaves what was there before.
+
+    Reads plain tensors and numbers alone, unless the run is told otherwise.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write it.
@@ -49,6 +52,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 f"{free.f_bavail * free.f_frsize / 2**20:.0f} MiB are free there; earlier checkpoints are whole: make room and "
                 "go on with --ckpt_path last"
             ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Read it.
+
+        Raises:
+            UserError: it holds objects that could run code.
+        """
+        with plain_only(path):
+            return super().load_checkpoint(path, map_location, weights_only is not False)
 
 
 def _cause(error: BaseException) -> str:
@@ -172,7 +184,7 @@ class Checkpoints(Checkpoint):
         """Write `step-N.ckpt`, point `last.ckpt` at it, and remove what is older than the last few."""
         step, folder = trainer.global_step, Path(trainer.default_root_dir) / "checkpoints"
         self.saved_step, self.saved_at = step, time.monotonic()
-        trainer.save_checkpoint(folder / f"step-{step}.ckpt")
+        trainer.save_checkpoint(folder / f"step-{step}.ckpt", weights_only=False)  # all of it, not the weights alone
         if trainer.is_global_zero:
             link = folder / ".last.ckpt.partial"
             link.unlink(missing_ok=True)

@@ -24,8 +24,8 @@ class Curves(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile) and trainer.is_global_zero and logger.rows:
-                draw(logger.rows, logger.folder / "curves.png")
+            if isinstance(logger, MetricsFile) and trainer.is_global_zero and logger.last is not None:
+                draw(list(logger.rows()), logger.folder / "curves.png")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_lightning.errors import UserError
@@ -40,6 +44,24 @@ def check(path: Path) -> None:
     ]
     hint = f"{whole[0]} beside it is whole" if whole else "there is no other beside it"
     raise UserError(f"checkpoint {path} is damaged: {fault}; {hint}")
+
+
+@contextmanager
+def plain_only(path: Path) -> Iterator[None]:
+    """While a checkpoint is read as plain tensors and numbers: say so where it holds anything else, which could be code.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)|global (\S+)", str(error))
+        name = next((part for part in found.groups() if part), "an object") if found else "an object"
+        raise UserError(
+            f"checkpoint {path} holds {name.rstrip('.')}, and only plain tensors and numbers are read, as anything else can run "
+            "code; if you wrote it yourself, --weights_only false reads it all the same"
+        ) from error
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:

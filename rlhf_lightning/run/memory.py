@@ -45,7 +45,10 @@ class OutOfMemory(Callback):
         size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         given = "" if size is None else f", now {size}"
         if self.batch is None:
-            return f"rows were written or measured; lower data.batch_size{given}, or generation.max_new_tokens{smaller}"
+            return (
+                f"rows were written or measured; lower data.batch_size{given}, generation.max_new_tokens, or the policy's "
+                f"max_tokens_per_batch{smaller}"
+            )
         rows = (
             f"{len(self.batch)} rows of {self.batch.tokens.shape[1]} tokens"
             if hasattr(self.batch, "tokens")

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+Row = dict[str, Any]
+
 
 class MetricsFile(Logger):
     """Appends to `<folder>/metrics.csv`; a new column rewrites the file whole, a resumed run first drops what it will repeat.
 
-    With `keep`, what the file holds stays: measuring a model again must not cost the history of its training.
+    Memory holds the last row alone, and a step that gets more numbers has that row written again and no other, so the
+    thousandth step costs what the first did. With `keep`, what the file holds stays: measuring a model again must not cost the
+    history of its training.
     """
 
     def __init__(self, folder: Path, keep: bool = False) -> None:
         super().__init__()
-        self.folder, self.path = Path(folder), Path(folder) / "metrics.csv"
+        self.folder, self.path, self.keep = Path(folder), Path(folder) / "metrics.csv", keep
         self.columns: list[str] = []
-        self.rows: list[dict[str, Any]] = self._read() if keep else []
+        self.last: Row | None = None
+        """The row that further numbers of its step go into; None before the first."""
+        self.place = 0
+        """Of that row in the file, in bytes."""
 
     name = "metrics"
     version = ""
@@ -43,44 +53,71 @@ class MetricsFile(Logger):
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         if not values:
             return
-        if self.rows and self.rows[-1]["step"] == step:
-            self.rows[-1].update(values)
-            self._rewrite()
+        if self.keep:
+            self._rewrite(self._header(), self.rows())
+        if self.last is None or not self.path.exists():
+            self._rewrite(list(values), [{"step": step, **values}])
             return
-        self.rows.append({"step": step, **values})
-        if set(values) <= set(self.columns) and self.path.exists():
-            with open(self.path, "a", newline="") as file:
-                self._writer(file).writerow(_shown(self.rows[-1]))
+        same = self.last["step"] == step
+        row = {**self.last, **values} if same else {"step": step, **values}
+        new = [name for name in values if name not in self.columns]
+        if new:
+            earlier = _without_last(self.rows()) if same else self.rows()
+            self._rewrite([*self.columns, *new], chain(earlier, [row]))
         else:
-            self._rewrite()
+            self._write(row, self.place if same else self.path.stat().st_size)
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
         """Take up the file of the run that this one continues, up to a step."""
         if self.path.is_file():
-            self.rows = [row for row in self._read() if row["step"] <= step]
-            self._rewrite()
+            self._rewrite(self._header(), (row for row in self.rows() if row["step"] <= step))
 
-    def _read(self) -> list[dict[str, Any]]:
+    def rows(self) -> Iterator[Row]:
+        """What the file holds: text, and `step` a number. A last row that was cut off, by a kill or a full disk, is left out."""
+        if self.path.is_file():
+            with open(self.path, newline="") as file:
+                for row in csv.DictReader(line for line in file if line.endswith("\n")):
+                    yield {**row, "step": int(row["step"])}
+
+    def _header(self) -> list[str]:
         if not self.path.is_file():
             return []
         with open(self.path, newline="") as file:
-            return [{**row, "step": int(row["step"])} for row in csv.DictReader(file)]
+            return [name for name in next(csv.reader(file), []) if name != "step"]
 
-    def _rewrite(self) -> None:
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        self.columns = [name for name in names if name != "step"]
+    def _rewrite(self, columns: list[str], rows: Iterable[Row]) -> None:
+        self.keep, self.columns, self.last = False, columns, None
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        with open(partial, "w", newline="") as file:
-            writer = self._writer(file)
-            writer.writeheader()
-            writer.writerows(_shown(row) for row in self.rows)
+        with open(partial, "wb") as file:
+            file.write(self._line({name: name for name in ["step", *columns]}))
+            for row in rows:
+                self.last, self.place = row, file.tell()
+                file.write(self._line(row))
         os.replace(partial, self.path)
 
-    def _writer(self, file: Any) -> Any:
-        return csv.DictWriter(file, ["step", *self.columns])
+    def _write(self, row: Row, place: int) -> None:
+        """Write a row where the file ends, or over its last one."""
+        with open(self.path, "r+b") as file:
+            file.seek(place)
+            file.truncate()
+            file.write(self._line(row))
+        self.last, self.place = row, place
+
+    def _line(self, row: Row) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, ["step", *self.columns]).writerow(_shown(row))
+        return text.getvalue().encode()
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def _without_last(rows: Iterator[Row]) -> Iterator[Row]:
+    held = next(rows, None)
+    for row in rows:
+        assert held is not None
+        yield held
+        held = row
+
+
+def _shown(row: Row) -> Row:
     return {name: value if not isinstance(value, float) or value == value else "" for name, value in row.items()}

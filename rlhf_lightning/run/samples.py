@@ -11,20 +11,35 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Samples(Callback):
-    """Appends a stage's `validation_samples` with the step they were written at."""
+    """Appends a stage's `validation_samples` with the step they were written at; a step that is measured again replaces its own.
+
+    The file is read once, when training begins, and not at every validation.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.place = 0
+        """Where the samples of `step` begin in the file, in bytes."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write them."""
         samples: list[dict[str, Any]] = getattr(pl_module, "validation_samples", [])
         if not trainer.is_global_zero or not samples:
             return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        path = Path(trainer.default_root_dir) / "samples.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if trainer.state.fn == "fit":
-            _drop_from(folder / "samples.jsonl", trainer.global_step)
-        with open(folder / "samples.jsonl", "a") as file:
-            for sample in samples:
-                file.write(json_line({"step": trainer.global_step, **sample}))
+            self._drop_from(path, trainer.global_step)
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json_line({"step": trainer.global_step, **sample}) for sample in samples)
+
+    def _drop_from(self, path: Path, step: int) -> None:
+        """Take out what this validation repeats: the same step, or what a run that was killed wrote after its checkpoint."""
+        if self.step is None:
+            _keep_before(path, step)
+        elif self.step == step and path.exists():
+            os.truncate(path, self.place)
+        self.step, self.place = step, path.stat().st_size if path.exists() else 0
 
 
 def json_line(row: dict[str, Any]) -> str:
@@ -33,11 +48,11 @@ def json_line(row: dict[str, Any]) -> str:
     return json.dumps(known, default=str) + "\n"
 
 
-def _drop_from(path: Path, step: int) -> None:
-    """Take out what a run that was killed wrote after the checkpoint that this one goes on from."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] < step]
+def _keep_before(path: Path, step: int) -> None:
+    """Take out the samples of a step and of later ones, and a line that was cut off."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
     if len(kept) < len(lines):
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
+        partial.write_text("".join(kept), encoding="utf-8")
         os.replace(partial, path)

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
+from rlhf_lightning.run.integrity import plain_only
+
 
 class FSDP2(ModelParallelStrategy):
     """`trainer.strategy: fsdp2`: weights, gradients and moments cut over all processes; checkpoints are one file.
@@ -20,6 +22,11 @@ class FSDP2(ModelParallelStrategy):
         """All processes share the weights; none of them cuts a tensor in a second direction."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read plain tensors and numbers alone, unless the run is told otherwise."""
+        with plain_only(checkpoint_path):
+            return super().load_checkpoint(checkpoint_path, weights_only is not False)
 
 
 StrategyRegistry.register("fsdp2", FSDP2, "FSDP2 over all processes, checkpoints in one file")

@@ -21,8 +21,10 @@ class Resume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what was logged of the step that has just been taken; more may follow."""
-        rows = [row for logger in trainer.loggers if isinstance(logger, MetricsFile) for row in logger.rows[-1:]]
-        checkpoint["metrics_row"] = next((dict(row) for row in rows if row["step"] == trainer.global_step), None)
+        rows = [logger.last for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+        checkpoint["metrics_row"] = next(
+            (dict(row) for row in rows if row and row["step"] == trainer.global_step), None
+        )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Drop the rows that will be written again, before anything is."""

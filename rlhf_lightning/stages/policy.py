@@ -136,16 +136,23 @@ class PolicyStage(Stage):
         """Build what is frozen: reference and rewards."""
         self._prepare()
 
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
+    on_validation_start = on_test_start = on_fit_start
+
+    def on_predict_start(self) -> None:
+        """Nothing is judged: neither a reference nor a reward is needed."""
 
     def _prepare(self) -> None:
         if self.collector is not None:
             return
-        assert self.policy is not None
         self.load_rewards(self.rewards)
-        writer = Writer(self.policy, self.generation, self.coder)
-        self.collector = Collector(writer, self.reward, self._reference(), self.generation.temperature)
+        self.collector = Collector(self.writer, self.reward, self._reference(), self.generation.temperature)
         self.collector.metrics = self.restored_metrics
+
+    @property
+    def writer(self) -> Writer:
+        """Writes with the policy as it is now."""
+        assert self.policy is not None
+        return Writer(self.policy, self.generation, self.coder)
 
     def _reference(self) -> Any:
         if self.reward is not None:
@@ -247,8 +254,7 @@ class PolicyStage(Stage):
 
     def measure_rows(self, rows: RawRows) -> None:
         """Write one response to each held-out prompt and measure it; judge recorded pairs where there are any."""
-        assert self.collector is not None
-        completions = self.collector.writer.write(rows, 1, self.sampler)
+        completions = self.writer.write(rows, 1, self.sampler)
         self.measure_completions(completions, self.rewards)
         if self.reward is not None:
             self._measure_kl(completions)
@@ -291,9 +297,8 @@ class PolicyStage(Stage):
 
     def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """One completion a prompt, greedy by default, with the columns of its row."""
-        assert self.collector is not None
         generator = torch.Generator(self.device).manual_seed(index)
-        written = self.collector.writer.write(rows, 1, generator, self.predict_temperature)
+        written = self.writer.write(rows, 1, generator, self.predict_temperature)
         return [
             {**row, "prompt": p, "response": r}
             for row, p, r in zip(rows, written.prompts, written.responses, strict=True)

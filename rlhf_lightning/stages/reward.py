@@ -18,7 +18,6 @@ from rlhf_lightning.functional.ranks import gathered, share
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
-from rlhf_lightning.models.policy import attended
 from rlhf_lightning.models.reward import RewardModel, normalized, set_normalization
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
 from rlhf_lightning.stages.base import OnNonFinite, Stage, adamw
@@ -105,7 +104,7 @@ class RewardStage(Stage):
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """float32 [B]: the score of each response."""
         assert self.scorer is not None
-        return self.scorer(batch.tokens, torch.cat([batch.prompt_mask, attended(batch.mask)], 1))
+        return self.scorer(batch)
 
     def training_step(self, batch: PreferenceBatch, index: int) -> Tensor:
         """Score every response once, compare, divide by the whole step."""

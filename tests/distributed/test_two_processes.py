@@ -17,7 +17,10 @@ pytestmark = pytest.mark.distributed
 DATA = ["--data.size", "16", "--data.validation_size", "7", "--data.batch_size", "4"]
 ROLLOUTS = ["--model.iterations", "3", "--trainer.val_check_interval", "1.0"]
 RUNS = {
-    "ppo": ["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.minibatches", "1"],
+    "ppo": [
+        *["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.minibatches", "1"],
+        *["--model.generation.max_batch_size", "3"],  # rows wait, and ranks compute prompts at different times
+    ],
     "reinforce": ["--config", "reinforce.yaml", *ROLLOUTS],
     "grpo": ["--config", "grpo.yaml", *ROLLOUTS],
     "dpo": ["--config", "dpo.yaml", *ROLLOUTS],

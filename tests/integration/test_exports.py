@@ -56,6 +56,12 @@ def plain(script: str, *words: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_predict_builds_no_reference(run: Callable[..., Path]) -> None:
+    """It would be refused: there is no adapter to take off."""
+    folder = run("predicted", "predict", "--config", "ppo.yaml", *SMALL, "--model.reference", "adapter")
+    assert len(lines(folder / "predictions.jsonl")) == 8
+
+
 @pytest.mark.parametrize("name", ["sft", "ppo", "lora"])
 def test_plain_transformers_writes_what_predict_writes(name: str, run: Callable[..., Path]) -> None:
     configs = {

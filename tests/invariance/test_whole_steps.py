@@ -71,7 +71,8 @@ def test_micro_batches_of_a_rollout(name: str) -> None:
     cuts = [
         moved(f"parts-{parts}", *POLICIES[name], "--trainer.accumulate_grad_batches", str(parts)) for parts in (1, 8)
     ]
-    assert_same_gradient(cuts)
+    # the advantages of a prompt's responses cancel, and rounding weighs more: float32 is 1.1e-6 off the same sum in float64
+    assert_same_gradient(cuts, 3e-6 if name.startswith("grpo") else 1e-6)
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -72,6 +72,27 @@ def test_units_stay_together_and_empty_ones_stay_out() -> None:
     assert sorted(rows) == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
 
 
+def test_parts_of_a_step_have_about_as_many_tokens_and_keep_responses_to_a_prompt_together() -> None:
+    lengths = torch.tensor([40, 1, 2, 3, 12, 13, 9, 1, 8, 8, 1, 1, 5, 5, 2, 2])
+    batch = full(16, 40)
+    batch.mask[:] = torch.arange(40)[None] < lengths[:, None]
+    batch.prompt_mask[:] = True
+    options: Any = {"epochs": 1, "minibatches": 1}
+    parts = list(buffer(batch, **options, accumulate=3))
+    assert sorted(row for part in parts for row in part.tokens[:, 0].tolist()) == list(range(16))
+    # eight prompts of 4 tokens with two responses each: the largest goes first, each to the part that has least
+    assert sorted(int(part.mask.sum()) + 4 * len(part.groups.unique()) for part in parts) == [45, 49, 51]
+    for part in parts:
+        assert all(int((part.groups == group).sum()) == 2 for group in part.groups.unique())
+    # with fewer prompts than parts, responses are what is dealt out
+    several = [len(part) for part in buffer(batch, **options, accumulate=12)]
+    assert len(several) == 12
+    assert min(several) == 1
+    one = replace(batch, groups=torch.zeros_like(batch.groups))
+    halves = list(buffer(one, **options, accumulate=2))
+    assert sorted(int(part.mask.sum()) + 4 * len(part) for part in halves) == [88, 89]
+
+
 def test_with_nothing_to_learn_from_the_number_of_parts_stays() -> None:
     batch = full()
     batch.mask[:] = False

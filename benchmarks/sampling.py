@@ -1,0 +1,162 @@
+"""Tokens per second of the sampler against transformers' own `generate`, where responses are of uneven lengths.
+
+usage: python benchmarks/sampling.py [--repeats 3] [--threads 2] [--slots 32 64 128 256]
+
+64 prompts of 64 tokens, 4 responses each, on a Llama of 13.8 M parameters in float32. Lengths are geometric with mean 64 and cap
+256, drawn once and forced on both sides by the same change of the logits: the stop token can come at a row's length only, and
+must. Every measurement is a process of its own; the sides take turns, so that a machine that slows down slows both.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from functools import partial
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+PROMPTS, COPIES, PROMPT_LENGTH, MEAN, CAP, VOCABULARY, STOP = 64, 4, 64, 64, 256, 4096, 2
+
+
+def measure(side: str, slots: int, threads: int) -> dict:
+    """Time one side in this process: `sampler`, `together` (its path for other caches) or `generate`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+
+    from rlhf_lightning.rollouts import generation
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=STOP,
+    )
+    model = LlamaForCausalLM(config).eval()
+    lengths = torch.empty(PROMPTS * COPIES).geometric_(1 / MEAN, generator=torch.Generator().manual_seed(0)).long()
+    lengths = lengths.clamp(max=CAP)
+    prompts = torch.randint(3, VOCABULARY, (PROMPTS, PROMPT_LENGTH), generator=torch.Generator().manual_seed(1))
+    seconds: dict[str, float] = defaultdict(float)
+
+    def schedule(logits, rows, steps):
+        last = steps + 1 == lengths[rows]
+        logits[:, STOP] = -torch.inf
+        logits[last] = -torch.inf
+        logits[last, STOP] = 0.0
+        return logits
+
+    class Scheduled(generation.Transcript):
+        def extend(self, rows, logits):
+            return super().extend(rows, schedule(logits, rows, self.written[rows]))
+
+    def timed(owner, name, phase):
+        function = getattr(owner, name)
+
+        def wrapper(*args, **kwargs):
+            begun = time.perf_counter()
+            result = function(*args, **kwargs)
+            seconds[phase(kwargs)] += time.perf_counter() - begun
+            return result
+
+        setattr(owner, name, wrapper)
+
+    options = {"max_batch_size": slots, "continuous_batching": side == "sampler"}
+    if side == "generate":
+        sampler = generation.TransformersGenerate(CAP)
+        everyone = torch.arange(PROMPTS * COPIES)
+        processor = LogitsProcessorList(
+            [lambda ids, logits: schedule(logits, everyone, torch.tensor(ids.shape[1] - PROMPT_LENGTH))]
+        )
+        model.generate = partial(model.generate, logits_processor=processor)
+    else:
+        sampler = generation.Sampler(CAP, **options)
+        generation.Transcript = Scheduled
+        timed(Scheduled, "extend", lambda _: "draw")
+        timed(model.model, "forward", lambda given: "prefill" if given["input_ids"].shape[1] > 1 else "decode")
+        timed(model.lm_head, "forward", lambda _: "head")
+
+    def write(count):
+        mask = torch.ones(count, PROMPT_LENGTH, dtype=torch.bool)
+        return sampler.write(model, prompts[:count], mask, COPIES, [STOP], 0, torch.Generator().manual_seed(2))
+
+    everything = lengths
+    lengths = torch.full_like(everything, 3)
+    if side == "generate":
+        everyone = torch.arange(COPIES)
+    write(1)  # warm-up
+    lengths = everything
+    if side == "generate":
+        everyone = torch.arange(PROMPTS * COPIES)
+    seconds.clear()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    begun = time.perf_counter()
+    written = write(PROMPTS)
+    wall = time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert torch.equal(written.mask.sum(-1), lengths), "lengths were not forced"
+    return {
+        "side": side,
+        "slots": slots,
+        "tokens": int(lengths.sum()),
+        "seconds": wall,
+        "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "MiB": (after.ru_maxrss - before.ru_maxrss) / 1024,
+        "phases": {**seconds, "rest": wall - sum(seconds.values())} if seconds else {},
+    }
+
+
+def in_own_process(side: str, slots: int, threads: int) -> dict:
+    """`measure` in a new interpreter."""
+    command = [sys.executable, __file__, "--measure", side, "--slots", str(slots), "--threads", str(threads)]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--slots", type=int, nargs="+", default=[256], help="max_batch_size of the sampler")
+    parser.add_argument("--measure", choices=["sampler", "together", "generate"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.slots[0], options.threads)))
+        return
+    sides = [("generate", 0), ("together", 0), *(("sampler", slots) for slots in options.slots)]
+    results = defaultdict(list)
+    for _ in range(options.repeats):
+        for side in sides:
+            results[side].append(in_own_process(*side, options.threads))
+    base = statistics.median(one["seconds"] for one in results["generate", 0])
+    base_cpu = statistics.median(one["cpu"] for one in results["generate", 0])
+    print(f"{results['generate', 0][0]['tokens']:,} tokens, {options.threads} threads, median of {options.repeats}\n")
+    print("| | tokens/s | × generate | × in CPU seconds | peak MiB above the model | where the time goes |")
+    print("| --- | ---: | ---: | ---: | ---: | --- |")
+    for (side, slots), runs in results.items():
+        middle = sorted(runs, key=lambda one: one["seconds"])[len(runs) // 2]
+        cpu = statistics.median(one["cpu"] for one in runs)
+        share = ", ".join(f"{name} {part / middle['seconds']:.0%}" for name, part in middle["phases"].items())
+        name = f"{side}, {slots} rows at a time" if slots else side
+        print(
+            f"| {name} | {middle['tokens'] / middle['seconds']:,.0f} | {base / middle['seconds']:.2f} | {base_cpu / cpu:.2f} "
+            f"| {middle['MiB']:,.0f} | {share} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

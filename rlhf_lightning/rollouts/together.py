@@ -1,0 +1,64 @@
+"""All rows side by side from the first token to the last, with the model's own cache: right for any that transformers has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.models.policy import Head
+from rlhf_lightning.rollouts.drawing import Transcript
+
+
+def write_together(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, transcript: Transcript) -> None:
+    """Fill the transcript; every row's next token stands in the same column, and finished rows leave the batch.
+
+    Args:
+        lm: a causal language model of transformers.
+        prompts: int64 [N, P], left padded; `prompt_mask` bool [N, P].
+        copies: responses a prompt.
+        transcript: of N × `copies` rows.
+    """
+    decoder = _Decoder(lm, prompts, prompt_mask, copies, transcript.width)
+    active = torch.arange(len(prompts) * copies, device=prompts.device)
+    while True:
+        chosen, going = transcript.extend(active, decoder.logits)
+        active = active[going]
+        if not len(active):
+            return
+        decoder.advance(chosen, going)
+
+
+class _Decoder:
+    """The model's state after the tokens so far: cache, positions, attention mask, and the logits of the next token."""
+
+    def __init__(self, lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, width: int) -> None:
+        self.lm, self.head = lm, Head(lm, 1.0, False)
+        positions = (prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
+        output = self.lm.base_model(
+            input_ids=prompts, attention_mask=prompt_mask.long(), position_ids=positions, use_cache=True
+        )
+        self.cache, self.seen = output.past_key_values, prompts.shape[1]
+        self.cache.batch_repeat_interleave(copies)
+        self.logits = self.head.logits(output.last_hidden_state[:, -1]).repeat_interleave(copies, 0)
+        self.positions = positions[:, -1:].repeat_interleave(copies, 0)
+        written = torch.ones(len(prompts), width, dtype=torch.long, device=prompts.device)
+        self.attention = torch.cat([prompt_mask.long(), written], 1).repeat_interleave(copies, 0)
+
+    def advance(self, tokens: Tensor, going: Tensor) -> None:
+        """Append `tokens` [N]; rows where `going` [N] is False leave."""
+        if not bool(going.all()):
+            index = torch.nonzero(going).flatten()
+            self.cache.batch_select_indices(index)
+            tokens, self.positions, self.attention = tokens[index], self.positions[index], self.attention[index]
+        self.seen, self.positions = self.seen + 1, self.positions + 1
+        output = self.lm.base_model(
+            input_ids=tokens[:, None],
+            attention_mask=self.attention[:, : self.seen],
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = output.past_key_values
+        self.logits = self.head.logits(output.last_hidden_state[:, -1])

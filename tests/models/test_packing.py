@@ -1,0 +1,297 @@
+"""Rows in shared lines say what each says alone, in value and in gradient, with fewer tokens; or they are not packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from written import completions
+
+import rlhf_lightning.models.policy as policy_module
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models import packing
+from rlhf_lightning.models.layout import cheapest, line_length, sizes_of
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model
+from rlhf_lightning.models.policy import Policy, response_logprobs
+from rlhf_lightning.models.reward import score_rows
+from rlhf_lightning.models.value import SeparateCritic, SharedCritic
+from rlhf_lightning.rewards import ModelReward
+from rlhf_lightning.types import PolicyOutput, Rows
+from tests.conftest import ARCHITECTURES
+
+Folder = Callable[[str], str]
+PAD = 2
+"""The stop token is the pad token too, and stands at the end of responses."""
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 290, "pad_token_id": 0}
+SIZES |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2, "initializer_range": 0.1}
+INEXACT: dict[str, tuple[dict[str, Any], str]] = {
+    "bloom": ({"n_layer": 2, "n_head": 4}, "takes no block mask"),
+    "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2}, "counts from the beginning of a line"),
+    "falcon_h1": ({"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}, "has layers of hybrid"),
+    "rwkv": ({"attention_hidden_size": 32}, "off in one line"),  # recurrent, and says nothing of its layers
+}
+"""Architectures whose rows cannot share a line, and what is said of them."""
+
+
+def rows_of(prompts: list[list[int]], lengths: list[int], padding: int = 1) -> Rows:
+    """One row a response, left and right padded by at least `padding` columns; a response ends with the pad token."""
+    width, longest = max(map(len, prompts)) + padding, max(lengths) + padding
+    tokens, generator = torch.full((len(prompts), width + longest), PAD), torch.Generator().manual_seed(0)
+    prompt_mask = torch.arange(width)[None] >= width - torch.tensor([len(prompt) for prompt in prompts])[:, None]
+    mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
+    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        tokens[row, width - len(prompt) : width] = torch.tensor(prompt)
+        tokens[row, width : width + length - 1] = torch.randint(3, 290, (max(0, length - 1),), generator=generator)
+    return Rows(tokens, prompt_mask, mask, torch.arange(len(prompts)), mask[:, -1])
+
+
+@pytest.fixture
+def rows() -> Rows:
+    """Responses of a group that are not side by side, one without a token; a group of one; a prompt that ends another."""
+    a, b, c = [5, 6, 7, 8, 9], [11, 12, 13], [8, 9]
+    return rows_of([a, b, a, c, a, a, c], [4, 6, 1, 3, 0, 7, 2])
+
+
+@pytest.fixture
+def groups() -> Rows:
+    """Four prompts of ten tokens with four responses of five each."""
+    return rows_of([list(range(10 * i + 3, 10 * i + 13)) for i in range(4) for _ in range(4)], [5] * 16)
+
+
+def loaded(folder: str, **options: Any) -> Any:
+    return load_causal_lm(ModelConfig(folder, **options))
+
+
+@contextmanager
+def fed(trunk: nn.Module) -> Iterator[list[tuple[int, int]]]:
+    """The shapes [lines, tokens] of every call of the trunk."""
+    seen: list[tuple[int, int]] = []
+
+    def note(_: nn.Module, __: Any, given: dict[str, Tensor]) -> None:
+        seen.append(tuple(given["input_ids"].shape))
+
+    handle = trunk.register_forward_pre_hook(note, with_kwargs=True)
+    yield seen
+    handle.remove()
+
+
+def learned(policy: Policy, rows: Rows) -> tuple[PolicyOutput, Tensor]:
+    """What a policy says of rows, and the gradient of a sum in which every number has another weight."""
+    policy.zero_grad()
+    output = policy(rows, entropy=True)
+    measured = torch.stack([output.logprobs, output.entropy, output.values])  # type: ignore[list-item]
+    (measured * torch.linspace(1, 2, measured.numel()).view(measured.shape)).sum().backward()
+    return output, torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]).double()
+
+
+def critic_of(kind: str, folder: str, **options: Any) -> SharedCritic:
+    critic = SharedCritic(32) if kind == "shared" else SeparateCritic(loaded(folder, **options), 32)
+    nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
+    return critic
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_packed_rows_have_the_values_and_gradients_of_padded_ones(
+    tiny_model_folder: Folder, rows: Rows, arch: str, attention: str, critic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = tiny_model_folder(arch), []
+    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", 9 * 290)  # a head in chunks
+    for options in ({"pack": True}, {"pack": False}):
+        policy = Policy(loaded(folder, attention=attention, **options), critic_of(critic, folder, **options), 0.7)
+        packing.packs(policy.trunks()[-1])
+        with fed(policy.trunks()[-1]) as seen:
+            output, gradient = learned(policy, rows)
+        found.append((output, gradient, seen[0][0] * seen[0][1]))
+    (packed, gradient, few), (padded, expected, many) = found
+    for name in ("logprobs", "entropy", "values"):
+        assert float(getattr(padded, name).detach().abs().max()) > 0.1
+        torch.testing.assert_close(getattr(packed, name), getattr(padded, name), atol=1e-5, rtol=0)
+    assert float((gradient - expected).norm() / expected.norm()) < 2e-6
+    assert few < many
+
+
+def test_a_shared_prompt_reaches_the_trunk_once(tiny_model_folder: Folder, groups: Rows) -> None:
+    model = loaded(tiny_model_folder("llama"))
+    packing.packs(model.base_model)
+    with fed(model.base_model) as seen:
+        Policy(model)(groups)
+    # four prompts of 10 tokens and sixteen responses of 5, whose last token is followed by nothing
+    assert [a * b for a, b in seen] == [4 * 10 + 16 * 4]
+    model.base_model.packs = False
+    with fed(model.base_model) as seen:
+        Policy(model)(groups)
+    assert seen == [(16, 14)]
+
+
+def test_uneven_rows_leave_little_padding(tiny_model_folder: Folder) -> None:
+    lengths = torch.randint(1, 60, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+    uneven = rows_of([[3 + i] * (1 + i % 7) for i in range(40)], lengths)
+    model = loaded(tiny_model_folder("qwen2"))
+    packing.packs(model.base_model)
+    with fed(model.base_model) as seen:
+        Policy(model)(uneven)
+    needed = int(uneven.prompt_mask.sum() + (uneven.mask.sum(-1) - 1).sum())
+    assert len(seen) == 1
+    assert needed <= seen[0][0] * seen[0][1] < 1.1 * needed
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_score_of_a_response_is_that_of_its_row_alone(rows: Rows, pack: bool) -> None:
+    config = AutoConfig.for_model("llama", **SIZES, num_labels=1)
+    model: Any = AutoModelForSequenceClassification.from_config(config).eval()
+    model.base_model.packs = pack
+    with fed(model.base_model) as seen:
+        scores = score_rows(model, rows)
+    assert seen[0][0] * seen[0][1] < (45 if pack else 100)  # 10 tokens of prompts and 23 of responses, in lines
+    width = rows.prompt_mask.shape[1]
+    for row in range(len(rows)):
+        prompt, response = rows.tokens[row, :width][rows.prompt_mask[row]], rows.tokens[row, width:][rows.mask[row]]
+        state = model.base_model(torch.cat([prompt, response])[None]).last_hidden_state[0, -1]
+        torch.testing.assert_close(scores[row], model.score(state)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("arch", INEXACT)
+def test_an_architecture_that_is_not_exact_says_so_once_and_is_padded(
+    arch: str, rows: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packing._say.cache_clear()
+    torch.manual_seed(0)
+    options, reason = INEXACT[arch]
+    sizes = {**SIZES, **options, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **sizes)).eval()
+    whole = Policy(model)(rows).logprobs
+    Policy(model)(rows)
+    said = capsys.readouterr().out
+    assert said.count("rows are padded and prompts computed for each response, as") == 1
+    assert reason in said
+    with fed(model.base_model) as seen:
+        alone = torch.cat([Policy(model)(rows.rows(torch.tensor([row]))).logprobs for row in range(len(rows))])
+    assert {lines for lines, _ in seen} == {1}
+    torch.testing.assert_close(whole, alone, atol=2e-5, rtol=0)
+
+
+def test_a_line_is_no_longer_than_a_layer_looks_back(groups: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(**options: Any) -> list[tuple[int, int]]:
+        config = AutoConfig.for_model("mistral", **SIZES, **options)
+        model: Any = AutoModelForCausalLM.from_config(config).eval()
+        packing.packs(model.base_model)
+        with fed(model.base_model) as seen:
+            Policy(model)(groups)
+        return seen
+
+    assert lines(sliding_window=None) == [(4, 26)]
+    assert lines(sliding_window=26) == [(4, 26)]
+    narrow = lines(sliding_window=20)
+    assert narrow[0][1] <= 20
+    assert lines(sliding_window=13) == [(16, 14)]
+    assert lines(sliding_window=None, max_position_embeddings=20) == narrow
+
+
+def test_other_attention_than_sdpa_and_eager_is_not_packed(tiny_model_folder: Folder) -> None:
+    trunk = loaded(tiny_model_folder("llama")).base_model
+    assert packing._refusal(trunk) is None
+    trunk.config._attn_implementation = "flash_attention_2"
+    assert packing._refusal(trunk) == "attention flash_attention_2 takes no block mask"
+
+
+def test_finding_out_changes_nothing(tiny_model_folder: Folder) -> None:
+    trunk = loaded(tiny_model_folder("gpt2"), gradient_checkpointing=True).base_model
+    trunk.h[1].eval()
+    modes, state = [module.training for module in trunk.modules()], torch.get_rng_state()
+    assert packing.packs(trunk)
+    assert [module.training for module in trunk.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in trunk.parameters())
+    with fed(trunk) as seen:
+        assert packing.packs(trunk)
+    assert not seen
+
+
+def test_the_switch_reaches_policy_critic_and_reference(tiny_model_folder: Folder, groups: Rows) -> None:
+    folder = tiny_model_folder("llama")
+    for pack, shape in ((True, (4, 26)), (False, (16, 14))):
+        policy = Policy(loaded(folder, pack=pack), critic_of("separate", folder, pack=pack))
+        for trunk in policy.trunks():
+            packing.packs(trunk)
+            with fed(trunk) as seen:
+                policy(groups)
+            assert seen == [shape]
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("limit", [1, 30, 60, 10_000])
+def test_passes_without_gradient_are_taken_in_pieces(
+    tiny_model_folder: Folder, rows: Rows, pack: bool, limit: int
+) -> None:
+    folder = tiny_model_folder("llama")
+    policy = Policy(loaded(folder, pack=pack, max_tokens_per_batch=limit), critic_of("shared", folder), 0.7)
+    whole, _ = learned(policy, rows)
+    with fed(policy.trunks()[0]) as seen, torch.no_grad():
+        output = policy(rows, entropy=True)
+        logprobs = response_logprobs(policy.model, rows.tokens, rows.prompt_mask, rows.mask, 0.7)
+    for name in ("logprobs", "entropy", "values"):
+        torch.testing.assert_close(getattr(output, name), getattr(whole, name), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logprobs, whole.logprobs, atol=1e-5, rtol=0)
+    assert all(lines * length <= limit or lines == 1 for lines, length in seen)
+    assert (len(seen) > 2) == (limit < (50 if pack else 80))
+    with fed(policy.trunks()[0]) as seen:
+        policy(rows)  # with gradients it is one call, or ranks that share weights would wait for each other
+    assert len(seen) == 1
+
+
+def test_no_row_counts_and_the_trunk_is_still_called_once(tiny_model_folder: Folder, rows: Rows) -> None:
+    policy = Policy(loaded(tiny_model_folder("llama")), SharedCritic(32))
+    packing.packs(policy.trunks()[0])
+    nothing = replace(rows, mask=torch.zeros_like(rows.mask))
+    with fed(policy.trunks()[0]) as seen:
+        output, gradient = learned(policy, nothing)
+    assert seen == [(1, 5)]
+    assert not output.logprobs.any()
+    assert not output.values.any()  # type: ignore[union-attr]
+    assert len(gradient)
+    assert not gradient.any()
+
+
+def test_the_cheapest_lines_are_short_where_attention_is_dear_and_long_where_it_is_cheap() -> None:
+    one = rows_of([list(range(3, 103))] * 16, [50] * 16, padding=0)
+    sizes = sizes_of(one, one.mask.sum(-1), one.mask.any(-1))
+    lengths = [line_length(cheapest(sizes, width, 2**62)) for width in (1, 64, 1024, 10**6)]
+    assert lengths == sorted(lengths)
+    assert lengths[0] == 150  # a line each
+    assert lengths[-1] == 100 + 16 * 50  # all responses behind one prompt
+    assert line_length(cheapest(sizes, 10**6, 400)) <= 400
+
+
+def test_a_pass_of_no_token_is_refused() -> None:
+    with pytest.raises(UserError, match="max_tokens_per_batch is 0; it must be at least 1"):
+        ModelConfig("somewhere", max_tokens_per_batch=0)
+
+
+def test_a_reward_model_takes_the_switch_and_shares_prompts(
+    tiny_model_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_model_folder("llama")
+    load_reward_model(ModelConfig(folder)).save_pretrained(tmp_path)
+    prompts = ["say hello to the little dog"] * 3 + ["thank you"]
+    written = completions(["hello dog", "no", "hello hello cat", "please"], prompts)
+    fed_tokens, scores = [], []
+    for options in ({}, {"pack": False}, {"max_tokens_per_batch": 20}):
+        reward = ModelReward(str(tmp_path), tokenizer=folder, **options)  # type: ignore[arg-type]
+        reward.load(torch.device("cpu"))
+        packing.packs(reward.model.base_model)
+        with fed(reward.model.base_model) as seen:
+            scores.append(torch.tensor(reward(written)))
+        fed_tokens.append([lines * length for lines, length in seen])
+    torch.testing.assert_close(scores[1], scores[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores[2], scores[0], atol=1e-5, rtol=0)
+    assert sum(fed_tokens[0]) < sum(fed_tokens[1])
+    assert len(fed_tokens[0]) == 1 < len(fed_tokens[2])

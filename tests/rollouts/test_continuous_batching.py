@@ -1,0 +1,235 @@
+"""Rows that take each other's place: the responses of all rows at once, and no more tokens through the model than are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.cache import SlotCache, rows_are_independent
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.rollouts.drawing import draw
+from rlhf_lightning.rollouts.generation import Sampler, TransformersGenerate, Written
+
+STOPS = [2, *range(40, 60)]
+
+
+@pytest.fixture
+def prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Five prompts of 6, 3, 5, 1 and 6 tokens, left padded."""
+    mask = torch.arange(6)[None] >= torch.tensor([0, 3, 1, 5, 0])[:, None]
+    tokens = torch.randint(3, 90, (5, 6), generator=torch.Generator().manual_seed(1))
+    return tokens.masked_fill(~mask, 0), mask
+
+
+@pytest.fixture
+def llama(tiny_model_folder: Callable[[str], str]) -> Any:
+    return load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("llama")))
+
+
+def tiny(kind: str, **options: Any) -> Any:
+    """A random model of two layers with large weights, so that a token that is not attended to is missed."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, **{**sizes, "num_key_value_heads": 4, "vocab_size": 100, **options})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.data.normal_(0, 0.3)
+    return model
+
+
+class Passes:
+    """Notes rows and columns of everything that goes through a model's trunk."""
+
+    def __init__(self, model: Any) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        model.base_model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.shapes.append(tuple((args[0] if args else kwargs["input_ids"]).shape))
+
+
+def write(model: Any, prompts: Any, copies: int = 3, stops: list[int] = STOPS, **options: Any) -> Written:
+    return Sampler(**{"max_new_tokens": 12, "temperature": 0.8, **options}).write(
+        model, *prompts, copies, stops, 2, torch.Generator().manual_seed(3)
+    )
+
+
+def assert_same(one: Written, other: Written) -> None:
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.mask, other.mask)
+    torch.testing.assert_close(one.logprobs, other.logprobs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "gpt_neox"])
+def test_any_number_of_slots_writes_what_all_rows_at_once_write(
+    arch: str, prompts: Any, tiny_model_folder: Callable[[str], str]
+) -> None:
+    model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder(arch)))
+    together = write(model, prompts, continuous_batching=False)
+    assert len(set(together.mask.sum(-1).tolist())) > 3  # uneven lengths
+    for slots in (1, 2, 4, 7, 15, 100):
+        assert_same(write(model, prompts, max_batch_size=slots), together)
+
+
+def test_prompts_go_through_the_trunk_once_and_every_written_token_but_the_last_once(llama: Any, prompts: Any) -> None:
+    prompts = (prompts[0][[0, 4, 0]], prompts[1][[0, 4, 0]])  # without padding
+    for slots in (1, 3, 5, 30):
+        passes = Passes(llama)
+        written = write(llama, prompts, 4, max_batch_size=slots)
+        expected = prompts[0].numel() + int((written.mask.sum(-1) - 1).sum())
+        assert sum(rows * columns for rows, columns in passes.shapes) == expected
+
+
+def test_a_row_that_waits_takes_the_slot_of_one_that_ended(llama: Any, prompts: Any) -> None:
+    passes = Passes(llama)
+    written = write(llama, (prompts[0][:3], prompts[1][:3]), 6, max_batch_size=4)
+    lengths = written.mask.sum(-1)
+    assert int((lengths > 1).sum()) > 8  # rows that do not end with their first token
+    prefills = [index for index, (_, columns) in enumerate(passes.shapes) if columns > 1]
+    decoded = [rows for rows, columns in passes.shapes if columns == 1]
+    full = decoded.count(4)
+    assert decoded[:full] == [4] * full  # no slot is empty while a row waits
+    assert decoded[full:] == sorted(decoded[full:], reverse=True)  # and then the batch only shrinks
+    assert len(prefills) == 3  # each prompt when nobody waits any more
+    assert 1 < prefills[1] < prefills[2] < full
+
+
+def test_without_the_switch_all_rows_decode_at_a_time(llama: Any, prompts: Any) -> None:
+    passes = Passes(llama)
+    write(llama, prompts, stops=[], max_batch_size=4, continuous_batching=False)
+    assert passes.shapes == [(5, 6)] + [(15, 1)] * 11
+
+
+def test_long_responses_outgrow_the_room_that_slots_have_at_first(llama: Any, prompts: Any) -> None:
+    options: dict[str, Any] = {"stops": [2, 3], "max_new_tokens": 90}
+    together = write(llama, prompts, 1, continuous_batching=False, **options)
+    assert int(together.mask.sum(-1).max()) == 90
+    assert_same(write(llama, prompts, 1, max_batch_size=3, **options), together)
+
+
+def test_generators_end_in_the_same_state_whatever_the_slots(llama: Any, prompts: Any) -> None:
+    states = []
+    for options in ({"max_batch_size": 2}, {"max_batch_size": 50}, {"continuous_batching": False}):
+        generator = torch.Generator().manual_seed(3)
+        Sampler(5, **options).write(llama, *prompts, 2, STOPS, 0, generator)  # type: ignore[arg-type]
+        states.append(generator.get_state())
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
+
+
+def test_a_step_writes_into_the_cache_and_copies_nothing_of_it() -> None:
+    cache, prefilled = SlotCache(1, slots=3, columns=8, limit=8), DynamicCache()
+    prompt = torch.arange(2 * 4, dtype=torch.float32).view(2, 1, 4, 1)
+    prefilled.update(prompt, -prompt, 0)
+    cache.place(torch.tensor([0, 2]), prefilled, torch.tensor([1, 0]), 3)
+    place = cache.layers[0].keys.data_ptr()
+    cache.point(torch.tensor([3, 0, 2]), 4)
+    keys, values = cache.update(torch.full((3, 1, 1, 1), 9.0), torch.full((3, 1, 1, 1), -9.0), 0)
+    assert keys[:, 0, :, 0].tolist() == [[4, 5, 6, 9], [9, 0, 0, 0], [0, 1, 9, 0]]
+    assert torch.equal(values, -keys)
+    cache.move(torch.tensor([1]), torch.tensor([2]))
+    cache.point(torch.tensor([4, 3]), 5)
+    keys, _ = cache.update(torch.full((2, 1, 1, 1), 7.0), torch.zeros(2, 1, 1, 1), 0)
+    assert keys[:, 0, :, 0].tolist() == [[4, 5, 6, 9, 7], [0, 1, 9, 7, 0]]
+    assert keys.data_ptr() == place
+
+
+def test_prompts_without_a_token_are_continued_too(llama: Any) -> None:
+    nothing = torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 1, dtype=torch.bool)
+    written = write(llama, nothing, max_batch_size=3)
+    assert bool(written.mask[:, 0].all())
+    assert bool(written.logprobs.isfinite().all())  # type: ignore[union-attr]
+
+
+SCALED = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a sliding window": ("mistral", {"sliding_window": 4}),
+    "windows in every other layer": ("gemma2", {"sliding_window": 4, "head_dim": 8}),
+    "chunks of attention": (
+        "gpt_neo",
+        {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 4},
+    ),
+    "alibi": ("bloom", {"n_head": 4, "n_layer": 2}),
+    "positions scaled by the longest row": ("llama", {"rope_parameters": SCALED, "max_position_embeddings": 15}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_more_than_keys_and_values_decodes_together(name: str, prompts: Any) -> None:
+    kind, options = OTHERS[name]
+    model = tiny(kind, **options)
+    assert not rows_are_independent(model, 16)
+    passes = Passes(model)
+    ours = Sampler(10, max_batch_size=2).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
+    assert passes.shapes[0] == (5, 6)
+    assert passes.shapes[1][0] > 2
+    theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
+    assert torch.equal(ours.tokens, theirs.tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("mistral", {"sliding_window": 16}),
+        ("gemma2", {"sliding_window": 16, "head_dim": 8}),
+        ("llama", {"rope_parameters": SCALED, "max_position_embeddings": 16}),
+    ],
+)
+def test_windows_and_scaled_positions_that_no_row_reaches_do_not_matter(
+    kind: str, options: dict[str, Any], prompts: Any
+) -> None:
+    model = tiny(kind, **options)
+    assert rows_are_independent(model, 16)
+    assert not rows_are_independent(model, 17)
+    ours = Sampler(10, max_batch_size=2).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
+    theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
+    assert torch.equal(ours.tokens, theirs.tokens)
+
+
+def test_a_model_with_a_cache_of_its_own_decodes_together(llama: Any, prompts: Any) -> None:
+    class OwnCache(DynamicCache):
+        pass
+
+    def swap(module: Any, args: Any, output: Any) -> None:
+        output.past_key_values.__class__ = OwnCache
+
+    expected = write(llama, prompts)
+    llama.base_model.register_forward_hook(swap)
+    passes = Passes(llama)
+    assert_same(write(llama, prompts, max_batch_size=2), expected)
+    assert passes.shapes[:2] == [(1, 6), (5, 6)]  # begun again, with all prompts
+
+
+def test_draws_are_those_of_a_sum_over_the_whole_vocabulary() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for vocabulary in (3, 64, 1000):
+        logits = 4 * torch.randn(500, vocabulary, generator=generator)
+        uniforms = torch.rand(500, generator=generator)
+        sums = logits.double().softmax(-1).cumsum(-1)
+        expected = (sums <= uniforms[:, None]).sum(-1)
+        chosen, logprobs = draw(logits, 1.0, uniforms)
+        assert torch.equal(chosen, expected)
+        exact = logits.double().log_softmax(-1).gather(-1, expected[:, None]).squeeze(-1)
+        torch.testing.assert_close(logprobs.double(), exact, atol=1e-5, rtol=0)
+
+
+def test_a_token_that_cannot_be_is_never_drawn() -> None:
+    for vocabulary in (70, 256):
+        logits = torch.randn(100, vocabulary, generator=torch.Generator().manual_seed(1))
+        logits[:, :2] = logits[:, 30:40] = logits[:, 60:] = -torch.inf
+        for uniform in (0.0, 0.5, 1 - 2**-24):
+            chosen, logprobs = draw(logits, 1.0, torch.full((100,), uniform))
+            assert bool(logprobs.isfinite().all())
+            assert bool(logits.gather(-1, chosen[:, None]).isfinite().all())
+
+
+def test_no_slots_are_refused() -> None:
+    with pytest.raises(UserError, match="max_batch_size is 0; it must be at least 1"):
+        Sampler(max_batch_size=0)
