@@ -31,10 +31,17 @@ def make_peers(folder: Path, existing: dict[str, Path]) -> None:
             place.symlink_to(existing[version].resolve())
         if not place.exists():
             venv.create(place, with_pip=True)
+        if not _versions(place):  # also where an earlier try was stopped
             for package in (f"torch=={TORCH}", f"trl=={version}.0"):
                 subprocess.run([_python(place), "-m", "pip", "install", "-q", package], check=True)
-        found = "import torch, trl; print('torch', torch.__version__, 'trl', trl.__version__)"
-        print(place, subprocess.check_output([_python(place), "-c", found], text=True).strip(), flush=True)
+        print(place, _versions(place), flush=True)
+
+
+def _versions(environment: Path) -> str:
+    """Of torch and TRL; nothing where they cannot be imported."""
+    asked = "import torch, trl; print('torch', torch.__version__, 'trl', trl.__version__)"
+    found = subprocess.run([_python(environment), "-c", asked], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def _python(environment: Path) -> str:
