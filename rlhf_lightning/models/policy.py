@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_lightning.models.packing import in_pieces, states_before
+from rlhf_lightning.models.packing import in_pieces, packs, states_before
 from rlhf_lightning.types import PolicyOutput, Rows
 
 CHUNK_ELEMENTS = 2**24
@@ -124,6 +124,11 @@ class Policy(nn.Module):
         scores = token_scores(self.model, rows, self.temperature, entropy)
         values = None if self.critic is None else self.critic(rows, scores.hidden)
         return scores.logprobs, scores.entropy, values
+
+    def settle(self) -> None:
+        """Find out whether rows may share lines in each trunk; a method of the policy so that sharding can hook it."""
+        for trunk in self.trunks():
+            packs(trunk)
 
     def trunks(self) -> list[Any]:
         """The policy's, and the critic's where it has one of its own."""

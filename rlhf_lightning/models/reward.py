@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.packing import in_pieces, states_at_end
+from rlhf_lightning.models.packing import in_pieces, packs, states_at_end
 from rlhf_lightning.models.policy import language_model, trunk_of
 from rlhf_lightning.types import Rows
 
@@ -46,9 +46,9 @@ class RewardModel(nn.Module):
         """float32 [B]; see `score_rows`."""
         return score_rows(self.model, rows)
 
-    def trunks(self) -> list[Any]:
-        """What is below the head."""
-        return [trunk_of(self.model)]
+    def settle(self) -> None:
+        """Find out whether rows may share lines; a method of the model so that sharding can hook it."""
+        packs(trunk_of(self.model))
 
 
 def normalization_of(model: nn.Module) -> dict[str, float]:

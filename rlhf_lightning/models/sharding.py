@@ -20,8 +20,9 @@ def shard_(module: nn.Module, mesh: Any) -> nn.Module:
     for block in blocks(module):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(module, mesh=mesh, ignored_params=whole)
-    if hasattr(module, "write"):
-        register_fsdp_forward_method(module, "write")
+    for name in ("write", "settle"):
+        if hasattr(module, name):
+            register_fsdp_forward_method(module, name)
     return module
 
 

@@ -24,7 +24,6 @@ from rlhf_lightning.functional.ranks import any_rank, gathered, interleaved, tog
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_tokenizer, stop_token_ids
-from rlhf_lightning.models.packing import packs
 from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
@@ -136,7 +135,7 @@ class Stage(LightningModule):
 
     @property
     def network(self) -> Any:
-        """All weights of the stage, a module that knows its `trunks`; there from `configure_model` on."""
+        """All weights of the stage, a module that can `settle`; there from `configure_model` on."""
         raise NotImplementedError
 
     def placed(self, network: NetworkT) -> NetworkT:
@@ -152,10 +151,7 @@ class Stage(LightningModule):
         training = self.training
         self.eval()
         with unsharded(self.network), torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for trunk in self.network.trunks():
-                packs(
-                    trunk
-                )  # a rank without rows to measure would else find out later, alone, with weights that are cut
+            self.network.settle()  # a rank without rows to measure would else do so later, alone, with weights that are cut
             yield
         self.train(training)
 
