@@ -36,6 +36,8 @@ class FunctionReward(Reward):
         backoff: seconds before the first retry, doubled before each further one, up to a minute.
     """
 
+    beside_writing = True
+
     def __init__(
         self,
         function: str,

@@ -38,6 +38,8 @@ class ServerReward(Reward):
         backoff: seconds before the first retry, doubled before each further one, up to a minute.
     """
 
+    beside_writing = True
+
     def __init__(
         self,
         url: str,

@@ -15,8 +15,9 @@ from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.functional.ranks import all_sum, together
 from rlhf_lightning.models.encoding import Encoder, left_padded, recorded_rows
 from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.generation import Generation
+from rlhf_lightning.rollouts.overlap import written_and_scored
 from rlhf_lightning.types import Completions, Rollout, Rows
 
 RawRows = list[dict[str, Any]]
@@ -87,6 +88,8 @@ class Collector:
     reward: Reward | None
     reference: ReferenceLogprobs
     temperature: float
+    overlap: int = 1
+    """Parts of a rollout, each scored while the next is written."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was measured on the last rollout, over all ranks."""
 
@@ -103,14 +106,16 @@ class Collector:
                 "these rows have no recorded pairs, so the policy writes, and no reward says how well: set model.reward"
             )
         started = time.perf_counter()
-        completions = self.writer.write(rows, responses_per_prompt, generator)
+        completions, scores = written_and_scored(
+            lambda part: self.writer.write(part, responses_per_prompt, generator), rows, self.reward, self.overlap
+        )
         written = time.perf_counter()
-        rewards = together(score, self.reward, completions).to(generator.device)
-        scored = time.perf_counter()
+        found, parts = together(scores)
+        rewards, scored = found.to(generator.device), time.perf_counter()
         counted = completions.mask & ~rewards.isnan()[:, None] & count
         kept = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}
         rollout = self._measured(Rows(**kept), rewards.nan_to_num(0.0), values, completions.logprobs)
-        self.metrics = self._rollout_metrics(rollout, rewards)
+        self.metrics = self._rollout_metrics(rollout, rewards, parts)
         self.metrics |= {"time/generate": written - started, "time/score": scored - written}
         self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (written - started)
         return rollout
@@ -153,8 +158,10 @@ class Collector:
             **kept, logprobs=logprobs * rows.mask, reference_logprobs=reference, rewards=rewards, values=expected
         )
 
-    def _rollout_metrics(self, rollout: Rollout, rewards: Tensor) -> dict[str, float]:
-        valid, assert_reward = rollout.mask.any(-1), self.reward
+    def _rollout_metrics(
+        self, rollout: Rollout, rewards: Tensor, parts: dict[str, list[float | None]]
+    ) -> dict[str, float]:
+        valid = rollout.mask.any(-1)
         mean, variance = masked_moments(rollout.rewards, valid)
         lengths, truncated = rollout.mask.sum(-1).float(), rollout.truncated.float()
         metrics = {
@@ -166,7 +173,7 @@ class Collector:
             "response/truncated": masked_mean(truncated, valid),
             "reward/unscored": all_sum(rewards.isnan().sum().float()),
         }
-        for name, part in (assert_reward.parts() if assert_reward else {}).items():
+        for name, part in parts.items():
             metrics[f"reward/{name}"] = mean_score(part, rewards.device)
         return {name: float(value) for name, value in metrics.items()}
 

@@ -51,6 +51,7 @@ class PolicyStage(Stage):
             are further adapters on that one base; False loads a model for each.
         generation: how responses are written.
         evaluation_rewards: further rewards, measured in validation only, each as `val/reward/<name>`.
+        overlap: parts of a rollout, each scored while the next is written; for a reward that is a function or a server.
         iterations: rollouts in one Lightning epoch; by default one pass over the prompts.
         max_prompt_length: tokens; longer prompts lose their beginning.
         max_length: tokens of prompt and recorded response together; longer pairs are cut.
@@ -70,6 +71,7 @@ class PolicyStage(Stage):
         share_base: bool = True,
         generation: Generation = Sampler(),  # noqa: B008  (never changed)
         evaluation_rewards: dict[str, Reward] | None = None,
+        overlap: int = 1,
         iterations: int | None = None,
         max_prompt_length: int | None = None,
         max_length: int | None = None,
@@ -86,6 +88,12 @@ class PolicyStage(Stage):
             )
         if generation.temperature == 0:
             raise UserError("generation.temperature is 0: a policy that is always greedy explores nothing; use 1.0")
+        if overlap < 1 or (overlap > 1 and not (reward and reward.beside_writing)):
+            raise UserError(
+                f"overlap is {overlap}: it must be at least 1, and more than 1 is for rewards that can be asked while the policy "
+                "writes, FunctionReward and ServerReward or a WeightedSum of them"
+            )
+        self.overlap = overlap
         self.algorithm, self.reward, self.reference_kind, self.critic_kind = algorithm, reward, reference, critic
         self.generation, self.iterations, self.predict_temperature = generation, iterations, predict_temperature
         self.evaluation_rewards = evaluation_rewards or {}
@@ -163,7 +171,9 @@ class PolicyStage(Stage):
         if self.collector is not None:
             return
         self.load_rewards(self.rewards)
-        self.collector = Collector(self.writer, self.reward, self._reference(), self.generation.temperature)
+        self.collector = Collector(
+            self.writer, self.reward, self._reference(), self.generation.temperature, self.overlap
+        )
         self.collector.metrics = self.restored_metrics
 
     @property
