@@ -125,11 +125,13 @@ def load_reward_model(config: ModelConfig) -> Any:
     """A sequence classifier with one output; its head starts at random where the folder is that of a language model.
 
     Raises:
-        UserError: it cannot be loaded, lacks weights other than the head's, or is a classifier with more outputs.
+        UserError: it cannot be loaded, lacks weights other than the head's, is a classifier with more outputs, or the
+            adapter of a language model.
     """
     from transformers import AutoModelForSequenceClassification
 
     found = load_model_config(config)
+    _refuse_language_adapter(config)
     adopt_normalization(found, config)
     classifier = any("SequenceClassification" in name for name in found.architectures or [])
     if classifier and found.num_labels != 1:
@@ -142,6 +144,21 @@ def load_reward_model(config: ModelConfig) -> Any:
         found.pad_token_id = load_tokenizer(config).pad_token_id
     model = _weights(AutoModelForSequenceClassification, config, found, may_lack=HEADS)
     return _finished(model, config, task="SEQ_CLS")
+
+
+def _refuse_language_adapter(config: ModelConfig) -> None:
+    folder = resolve_path(config.name_or_path) if config.name_or_path else ""
+    if not is_adapter(folder):
+        return
+    from peft import PeftConfig
+
+    if PeftConfig.from_pretrained(folder).task_type == "CAUSAL_LM":
+        raise UserError(
+            f"{config.name_or_path} is the adapter of a language model, which a reward model cannot go on from; merge it into its "
+            f'base: python -c "from peft import AutoPeftModelForCausalLM as M; '
+            f"M.from_pretrained({folder!r}).merge_and_unload().save_pretrained('merged')\", then give merged as name_or_path "
+            f"and {folder} as tokenizer"
+        )
 
 
 def adopt_normalization(found: Any, config: ModelConfig) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.export import export_model
-from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_reward_model, load_tokenizer
+from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
 from rlhf_lightning.models.reward import normalized, score_sequences, set_normalization
 from tests.conftest import ARCHITECTURES
 
@@ -60,3 +63,16 @@ def test_head_and_normalisation_are_saved(tiny_model_folder: Folder, tmp_path: P
         assert torch.equal(score_sequences(again, tokens, mask), score_sequences(model, tokens, mask))
     fresh = load_reward_model(dataclasses.replace(config, seed=5))
     assert not torch.equal(score_sequences(fresh, tokens, mask), score_sequences(model, tokens, mask))
+
+
+def test_a_reward_model_from_the_adapter_of_a_language_model_is_told_to_merge_it(
+    tiny_model_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = ModelConfig(tiny_model_folder("llama"), lora=LoraOptions(r=2))
+    export_model(load_causal_lm(config), load_tokenizer(config), tmp_path / "sft", [2])
+    with pytest.raises(UserError, match="adapter of a language model") as refused:
+        load_reward_model(ModelConfig("sft"))
+    command = str(refused.value).split('python -c "')[1].split('"')[0]
+    subprocess.run([sys.executable, "-c", command], check=True, capture_output=True)
+    assert load_reward_model(ModelConfig("merged", tokenizer="sft")).config.num_labels == 1

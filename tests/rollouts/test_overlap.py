@@ -23,7 +23,9 @@ from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Completions
 
-PROMPTS: list[dict[str, Any]] = [{"prompt": text} for text in ("say", "please say hello", "cat", "the little dog", "no")]
+PROMPTS: list[dict[str, Any]] = [
+    {"prompt": text} for text in ("say", "please say hello", "cat", "the little dog", "no")
+]
 
 
 class Judge(Reward):
@@ -110,7 +112,7 @@ def test_a_reward_with_weights_of_its_own_is_not_asked_beside_the_writing() -> N
     function = FunctionReward("math.sqrt")
     assert PolicyStage(**given, reward=WeightedSum({"f": function}), overlap=2).overlap == 2
     for reward in (ModelReward("none"), WeightedSum({"f": function, "m": ModelReward("none")})):
-        with pytest.raises(UserError, match="overlap is 2: .* FunctionReward and ServerReward"):
+        with pytest.raises(UserError, match=r"overlap is 2: .* FunctionReward and ServerReward"):
             PolicyStage(**given, reward=reward, overlap=2)
     with pytest.raises(UserError, match="overlap is 0"):
         PolicyStage(**given, reward=function, overlap=0)
