@@ -154,8 +154,8 @@ def _refuse_language_adapter(config: ModelConfig) -> None:
 
     if PeftConfig.from_pretrained(folder).task_type == "CAUSAL_LM":
         raise UserError(
-            f"{config.name_or_path} is the adapter of a language model, which a reward model cannot go on from; merge it into its "
-            f'base: python -c "from peft import AutoPeftModelForCausalLM as M; '
+            f"{config.name_or_path} is the adapter of a language model, and a reward model cannot go on from it; merge it into "
+            f'its base: python -c "from peft import AutoPeftModelForCausalLM as M; '
             f"M.from_pretrained({folder!r}).merge_and_unload().save_pretrained('merged')\", then give merged as name_or_path "
             f"and {folder} as tokenizer"
         )
