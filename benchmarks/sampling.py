@@ -58,8 +58,8 @@ def measure(side: str, slots: int, threads: int) -> dict:
         return logits
 
     class Scheduled(generation.Transcript):
-        def extend(self, rows, logits):
-            return super().extend(rows, schedule(logits, rows, self.written[rows]))
+        def extend(self, rows, hidden, logits):
+            return super().extend(rows, hidden, schedule(logits, rows, self.written[rows]))
 
     def timed(owner, name, phase):
         function = getattr(owner, name)

@@ -63,6 +63,8 @@ class Completions(Rows):
     """What the data set said besides: column name to B values."""
     logprobs: Tensor | None = None
     """float32 [B, T]; recorded while sampling. None where the text was not sampled or the sampler records none."""
+    values: Tensor | None = None
+    """float32 [B, T]; recorded as well, where the critic reads the trunk that writes."""
 
 
 @dataclass(frozen=True)

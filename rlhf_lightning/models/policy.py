@@ -113,7 +113,8 @@ class Policy(nn.Module):
 
     def write(self, generation: Any, *args: Any) -> Any:
         """What `generation` writes with the language model; a method of the policy so that sharding can hook it."""
-        return generation.write(self.model, *args)
+        critic = self.critic.values if self.critic is not None and self.critic.on_policy_trunk else None
+        return generation.write(self.model, *args, critic=critic)
 
     def forward(self, rows: Rows, entropy: bool = False) -> PolicyOutput:
         """Log-probabilities (at the sampling temperature), entropy if asked for, and values if there is a critic."""

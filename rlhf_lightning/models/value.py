@@ -18,6 +18,8 @@ from rlhf_lightning.types import Rows
 class SharedCritic(nn.Module):
     """A linear head, started at zero, on the hidden states that the policy computes anyway."""
 
+    on_policy_trunk = True
+
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.head = nn.Linear(hidden_size, 1)
@@ -26,12 +28,18 @@ class SharedCritic(nn.Module):
 
     def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
         """float32 [B, T]: the value of the state before each response token, of `hidden` [N, H], 0 off the mask."""
-        values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+        values = self.values(hidden)
         return values.new_zeros(rows.mask.shape).masked_scatter(rows.mask, values)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """float32 [N]: what is expected in the state before a token, of its `hidden` [N, H]."""
+        return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()  # type: ignore[no-any-return]
 
 
 class SeparateCritic(SharedCritic):
     """The same head on the trunk of a language model of its own, whose output head is left out."""
+
+    on_policy_trunk = False
 
     def __init__(self, model: nn.Module, hidden_size: int) -> None:
         super().__init__(hidden_size)

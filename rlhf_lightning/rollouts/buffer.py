@@ -16,9 +16,9 @@ from rlhf_lightning.types import Batch
 class RolloutBuffer:
     """Holds one `Batch`; its order, its cursor and its tensors are its whole state.
 
-    An epoch is a random order of the units, cut into `minibatches` optimiser steps, each cut into `accumulate` parts of about
-    as many tokens. Every part knows the weight of its whole step, over all ranks, so the gradient is the same however a step
-    is cut.
+    An epoch is a random order of the prompts, and of the units of each, cut into `minibatches` optimiser steps of as many units:
+    a step computes a prompt once, so its responses stand together. Each step is cut into `accumulate` parts of about as many
+    tokens. Every part knows the weight of its whole step, over all ranks, so the gradient is the same however a step is cut.
     """
 
     def __init__(
@@ -73,11 +73,13 @@ class RolloutBuffer:
         return [minibatch[part == index] for index in range(self.accumulate)]
 
     def _order(self, epoch: int) -> Tensor:
-        """Units that count, in the random order of an epoch; an empty unit costs time and teaches nothing."""
+        """Units that count, those of a prompt side by side; an empty unit costs time and teaches nothing."""
         units = len(self.batch) // self.rows_per_unit
         counts = self.batch.mask[: units * self.rows_per_unit].view(units, -1).any(-1)
         generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
         order = torch.randperm(units, generator=generator)
+        prompts, prompt = torch.unique(self.batch.groups[order * self.rows_per_unit], return_inverse=True)
+        order = order[torch.randperm(len(prompts), generator=generator)[prompt].argsort(stable=True)]
         return order[counts[order]]
 
     def _rows(self, units: Tensor) -> Tensor:

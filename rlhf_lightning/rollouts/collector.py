@@ -67,6 +67,7 @@ class Writer:
             responses=encoder.decode(written.tokens, written.mask),
             columns=columns_of(repeated),
             logprobs=written.logprobs,
+            values=written.values,
         )
 
     @property
@@ -114,7 +115,9 @@ class Collector:
         rewards, scored = found.to(generator.device), time.perf_counter()
         counted = completions.mask & ~rewards.isnan()[:, None] & count
         kept = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}
-        rollout = self._measured(Rows(**kept), rewards.nan_to_num(0.0), values, completions.logprobs)
+        rollout = self._measured(
+            Rows(**kept), rewards.nan_to_num(0.0), values, completions.logprobs, completions.values
+        )
         self.metrics = self._rollout_metrics(rollout, rewards, parts)
         self.metrics |= {"time/generate": written - started, "time/score": scored - written}
         self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (written - started)
@@ -147,15 +150,21 @@ class Collector:
         left = None if policy else torch.zeros(encoded.mask.shape, device=device)
         return self._measured(encoded, rewards, False, left)
 
-    def _measured(self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None) -> Rollout:
-        expected = None
-        if values or logprobs is None:
+    def _measured(
+        self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None, expected: Tensor | None = None
+    ) -> Rollout:
+        """The policy reads the rows where it did not say all of this while it wrote them."""
+        if logprobs is None or (values and expected is None):
             output = self.writer.policy(rows)
-            logprobs, expected = output.logprobs, output.values if values else None
+            logprobs, expected = output.logprobs, output.values
         reference = self.reference.logprobs(rows.tokens, rows.prompt_mask, rows.mask, self.temperature)
         kept = {item.name: getattr(rows, item.name) for item in fields(Rows)}
         return Rollout(
-            **kept, logprobs=logprobs * rows.mask, reference_logprobs=reference, rewards=rewards, values=expected
+            **kept,
+            logprobs=logprobs * rows.mask,
+            reference_logprobs=reference,
+            rewards=rewards,
+            values=expected * rows.mask if values and expected is not None else None,
         )
 
     def _rollout_metrics(

@@ -84,7 +84,8 @@ class ContinuousBatch:
             use_cache=True,
         )
         lengths += 1
-        chosen, going = self.transcript.extend(rows, self.head.logits(output.last_hidden_state[:, -1]))
+        hidden = output.last_hidden_state[:, -1]
+        chosen, going = self.transcript.extend(rows, hidden, self.head.logits(hidden))
         tokens.copy_(chosen)
         ended: list[int] = torch.nonzero(~going).flatten().tolist()
         return ended
@@ -121,8 +122,8 @@ class ContinuousBatch:
             raise UnsuitableCacheError
         last = output.last_hidden_state[torch.arange(len(asked), device=lengths.device), (lengths - 1).clamp(min=0)]
         rows = torch.arange(asked.start * self.copies, asked.stop * self.copies, device=lengths.device)
-        logits = self.head.logits(last).repeat_interleave(self.copies, 0)
-        tokens, going = (x.tolist() for x in self.transcript.extend(rows, logits))
+        hidden, logits = (x.repeat_interleave(self.copies, 0) for x in (last, self.head.logits(last)))
+        tokens, going = (x.tolist() for x in self.transcript.extend(rows, hidden, logits))
         for index in (i for i in range(len(rows)) if going[i]):
             prompt = index // self.copies
             self.waiting.append(Waiting(int(rows[index]), prompt, int(lengths[prompt]), tokens[index]))

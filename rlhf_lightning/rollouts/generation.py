@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,8 @@ class Written:
     """bool [B, T]; True on what was written, the stop token included."""
     logprobs: Tensor | None
     """float32 [B, T]; None where the sampler records none."""
+    values: Tensor | None = None
+    """float32 [B, T]; V of the state before each token, where there is a `critic` and the sampler asks it."""
 
 
 class Generation(ABC):
@@ -57,6 +60,7 @@ class Generation(ABC):
         pad_token: int,
         generator: torch.Generator,
         temperature: float | None = None,
+        critic: Callable[[Tensor], Tensor] | None = None,
     ) -> Written:
         """Sample up to `max_new_tokens` tokens a response.
 
@@ -67,6 +71,8 @@ class Generation(ABC):
             pad_token: fills what is not written; may be a stop token.
             generator: the only source of randomness (of the device of `prompts`).
             temperature: instead of the field; 0 is greedy.
+            critic: of a critic on the model's own trunk: hidden states [n, H] → float32 [n]. A sampler that records what it
+                says need not be followed by a pass for values; one may ignore it.
         """
 
 
@@ -74,7 +80,8 @@ class Generation(ABC):
 class Sampler(Generation):
     """One prefill a prompt whatever the number of responses; a key-value cache; finished rows leave the batch.
 
-    The log-probability of every token, at the temperature, is recorded from the logits that it was drawn from. What a row
+    The log-probability of every token, at the temperature, is recorded from the logits that it was drawn from, and the value of
+    a critic on the same trunk from the hidden state. What a row
     writes depends on the model, its prompt and its own random numbers alone, not on which rows decode beside it.
     """
 
@@ -104,12 +111,13 @@ class Sampler(Generation):
         pad_token: int,
         generator: torch.Generator,
         temperature: float | None = None,
+        critic: Callable[[Tensor], Tensor] | None = None,
     ) -> Written:
         """See `Generation.write`."""
         lm = language_model(model)
         heat = self.temperature if temperature is None else temperature
         rows, width = len(prompts) * responses_per_prompt, self.max_new_tokens
-        transcript = Transcript(rows, width, heat, stop_tokens, pad_token, generator)
+        transcript = Transcript(rows, width, heat, stop_tokens, pad_token, generator, critic)
         given = (lm, prompts, prompt_mask, responses_per_prompt)
         if not (self.continuous_batching and rows_are_independent(lm, prompts.shape[1] + width)):
             write_together(*given, transcript)
@@ -118,7 +126,7 @@ class Sampler(Generation):
                 ContinuousBatch(*given, self.max_batch_size, transcript).run()
             except UnsuitableCacheError:
                 write_together(*given, transcript)
-        return Written(transcript.tokens, transcript.mask, transcript.logprobs)
+        return Written(transcript.tokens, transcript.mask, transcript.logprobs, transcript.values)
 
 
 @dataclass
@@ -141,6 +149,7 @@ class TransformersGenerate(Generation):
         pad_token: int,
         generator: torch.Generator,
         temperature: float | None = None,
+        critic: Callable[[Tensor], Tensor] | None = None,
     ) -> Written:
         """See `Generation.write`; `generate` reads the global random state, which is seeded from `generator` and put back."""
         heat = self.temperature if temperature is None else temperature

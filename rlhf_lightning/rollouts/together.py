@@ -23,7 +23,7 @@ def write_together(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, t
     decoder = _Decoder(lm, prompts, prompt_mask, copies, transcript.width)
     active = torch.arange(len(prompts) * copies, device=prompts.device)
     while True:
-        chosen, going = transcript.extend(active, decoder.logits)
+        chosen, going = transcript.extend(active, decoder.hidden, decoder.head.logits(decoder.hidden))
         active = active[going]
         if not len(active):
             return
@@ -31,7 +31,7 @@ def write_together(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, t
 
 
 class _Decoder:
-    """The model's state after the tokens so far: cache, positions, attention mask, and the logits of the next token."""
+    """The model's state after the tokens so far: cache, positions, attention mask, and the last hidden states [n, H]."""
 
     def __init__(self, lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, width: int) -> None:
         self.lm, self.head = lm, Head(lm, 1.0, False)
@@ -41,7 +41,7 @@ class _Decoder:
         )
         self.cache, self.seen = output.past_key_values, prompts.shape[1]
         self.cache.batch_repeat_interleave(copies)
-        self.logits = self.head.logits(output.last_hidden_state[:, -1]).repeat_interleave(copies, 0)
+        self.hidden = output.last_hidden_state[:, -1].repeat_interleave(copies, 0)
         self.positions = positions[:, -1:].repeat_interleave(copies, 0)
         written = torch.ones(len(prompts), width, dtype=torch.long, device=prompts.device)
         self.attention = torch.cat([prompt_mask.long(), written], 1).repeat_interleave(copies, 0)
@@ -61,4 +61,4 @@ class _Decoder:
             use_cache=True,
         )
         self.cache = output.past_key_values
-        self.logits = self.head.logits(output.last_hidden_state[:, -1])
+        self.hidden = output.last_hidden_state[:, -1]

@@ -63,6 +63,18 @@ def test_every_row_comes_once_an_epoch_in_another_order() -> None:
     assert first != second
 
 
+def test_responses_to_a_prompt_are_learned_from_in_one_step_each_epoch_in_another_order() -> None:
+    batch = replace(full(24), groups=torch.arange(24) // 4)
+    parts = list(buffer(batch))
+    assert [len(part) for part in parts] == [8] * 6
+    for part in parts:
+        assert part.groups.unique(return_counts=True)[1].tolist() == [4, 4]
+    first, second = (torch.cat([part.groups for part in half]).tolist() for half in (parts[:3], parts[3:]))
+    assert first != second
+    within = [torch.cat([part.tokens[:, 0] for part in half]).view(6, 4) % 4 for half in (parts[:3], parts[3:])]
+    assert all(len({tuple(row) for row in rows.tolist()}) > 1 for rows in within)
+
+
 def test_units_stay_together_and_empty_ones_stay_out() -> None:
     batch = full()
     batch.mask[4:6] = False

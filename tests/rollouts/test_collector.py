@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy, response_logprobs
 from rlhf_lightning.models.reference import CopiedReference
-from rlhf_lightning.models.value import SharedCritic
+from rlhf_lightning.models.value import SeparateCritic, SharedCritic
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
-from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.rollouts.generation import Generation, Sampler, TransformersGenerate
 from rlhf_lightning.rollouts.recorded import RecordedReference
 from rlhf_lightning.types import Completions, Rollout
 
@@ -90,6 +91,35 @@ def test_log_probabilities_are_the_policys_and_the_references_at_the_sampling_te
         assert torch.equal(rollout.values, 0.5 * rollout.mask)
     else:
         assert rollout.values is None
+
+
+@pytest.mark.parametrize("sampler", [Sampler(6, 0.7), Sampler(6, 0.7, 3), Sampler(6, 0.7, continuous_batching=False)])
+def test_a_critic_on_the_trunk_that_writes_needs_no_pass_of_its_own(collector: Collector, sampler: Sampler) -> None:
+    policy = collector.writer.policy
+    torch.nn.init.normal_(policy.critic.head.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr]
+    collector.writer.generation = sampler
+    with patch.object(policy, "forward", side_effect=AssertionError("a pass")):
+        rollout = collected(collector, values=True)
+    with torch.no_grad():
+        expected = policy(rollout).values
+    assert expected.std() > 0.1
+    torch.testing.assert_close(rollout.values, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("generation", [Sampler(6, 0.7), TransformersGenerate(6, 0.7)])
+def test_other_critics_and_samplers_read_what_was_written(
+    collector: Collector, generation: Generation, tiny_model_folder: Callable[[str], str]
+) -> None:
+    policy = collector.writer.policy
+    if isinstance(generation, Sampler):
+        policy.critic = SeparateCritic(load_causal_lm(ModelConfig(tiny_model_folder("gpt2"))), 32)
+    torch.nn.init.normal_(policy.critic.head.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr]
+    collector.writer.generation = generation
+    rollout = collected(collector, values=True)
+    with torch.no_grad():
+        torch.testing.assert_close(rollout.values, policy(rollout).values, atol=1e-5, rtol=0)
+    assert rollout.values is not None
+    assert rollout.values[rollout.mask].std() > 0.1
 
 
 def test_a_response_without_a_score_counts_for_nothing_and_no_metric_sees_it(collector: Collector) -> None:
