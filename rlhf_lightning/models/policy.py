@@ -121,6 +121,13 @@ class Policy(nn.Module):
         found = in_pieces(trunk_of(self.model), rows, lambda part: self._measure(part, entropy))
         return PolicyOutput(*found)  # type: ignore[arg-type]
 
+    def values(self, rows: Rows) -> Tensor:
+        """float32 [B, T]: what the critic says; the language model is left out where the critic does not read its trunk."""
+        critic = self.critic
+        if critic is None or critic.on_policy_trunk:
+            return cast(Tensor, self.forward(rows).values)
+        return cast(Tensor, in_pieces(critic.trunk, rows, lambda part: (critic(part, None),))[0])
+
     def _measure(self, rows: Rows, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         scores = token_scores(self.model, rows, self.temperature, entropy)
         values = None if self.critic is None else self.critic(rows, scores.hidden)

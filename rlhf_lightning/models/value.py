@@ -49,7 +49,7 @@ class SeparateCritic(SharedCritic):
         """What of `model` the critic reads."""
         return trunk_of(model)
 
-    def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
+    def forward(self, rows: Rows, hidden: Tensor | None) -> Tensor:
         """As `SharedCritic`; the policy's `hidden` is not read."""
         return super().forward(rows, states_before(self.trunk, rows))
 

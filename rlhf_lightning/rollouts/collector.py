@@ -153,10 +153,12 @@ class Collector:
     def _measured(
         self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None, expected: Tensor | None = None
     ) -> Rollout:
-        """The policy reads the rows where it did not say all of this while it wrote them."""
-        if logprobs is None or (values and expected is None):
+        """Policy and critic read the rows where they did not say all of this while the rows were written."""
+        if logprobs is None:
             output = self.writer.policy(rows)
             logprobs, expected = output.logprobs, output.values
+        elif values and expected is None:
+            expected = self.writer.policy.values(rows)
         reference = self.reference.logprobs(rows.tokens, rows.prompt_mask, rows.mask, self.temperature)
         kept = {item.name: getattr(rows, item.name) for item in fields(Rows)}
         return Rollout(

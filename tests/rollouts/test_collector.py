@@ -115,7 +115,9 @@ def test_other_critics_and_samplers_read_what_was_written(
         policy.critic = SeparateCritic(load_causal_lm(ModelConfig(tiny_model_folder("gpt2"))), 32)
     torch.nn.init.normal_(policy.critic.head.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr]
     collector.writer.generation = generation
-    rollout = collected(collector, values=True)
+    with patch.object(policy, "_measure", wraps=policy._measure) as measured:
+        rollout = collected(collector, values=True)
+    assert measured.called != isinstance(generation, Sampler)  # the policy itself need not read what it recorded
     with torch.no_grad():
         torch.testing.assert_close(rollout.values, policy(rollout).values, atol=1e-5, rtol=0)
     assert rollout.values is not None
