@@ -32,7 +32,20 @@ def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.o
         raise UserError(f"the optimizer cannot be made: {_in_short(error)}") from error
     if type(optimizer).__module__.startswith("bitsandbytes") and trained:
         _try_out(type(optimizer).__name__, make, trained)
+    _fuse_(optimizer)
     return optimizer
+
+
+def _fuse_(optimizer: torch.optim.Optimizer) -> None:
+    """Have Adam step in one kernel that makes no temporaries, unless `fused` or `foreach` says how it shall.
+
+    Set on the groups and not by the constructor, which would also take gradient scaling, and so clipping, from Lightning.
+    """
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        for group in optimizer.param_groups:
+            chosen = group["fused"] is not None or group["foreach"] is not None
+            if not (chosen or group["capturable"] or group["differentiable"]):
+                group["fused"] = True
 
 
 def _try_out(name: str, make: MakeOptimizer, trained: list[nn.Parameter]) -> None:
