@@ -117,6 +117,20 @@ class Stage(LightningModule):
         named = [("train", getattr(data, "train_rows", None)), ("validation", getattr(data, "validation_rows", None))]
         return [(f"{name} data", rows) for name, rows in named if rows is not None]
 
+    def check_rows(self, reads: Callable[[Any], object], wanted: str) -> None:
+        """Find rows of another kind before weights are loaded.
+
+        Raises:
+            UserError: `reads` misses a column of the first row.
+        """
+        for name, rows in self.rows_to_check():
+            try:
+                reads(rows[0]) if len(rows) else None
+            except KeyError as error:
+                raise UserError(
+                    f"{type(self).__name__} learns from {wanted}; the {name} has: {', '.join(rows[0])}"
+                ) from error
+
     def all_rows(self, size: int = 16) -> Iterator[RawRows]:
         """Every row of training and validation once, `size` at a time; from the loaders of a data module that hides its rows."""
         shown = self.rows_to_check()
