@@ -101,3 +101,28 @@ def test_init_overwrites_only_when_told_to() -> None:
     assert not Path("callbacks").exists()
     assert initialize([".", "--force"]) == 0
     assert Path("configs/ppo.yaml").read_text() != "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["fit"], "fit wants a config: fit --config ppo.yaml, for instance"),
+        (["fit", "ppo.yaml"], "ppo.yaml stands alone; did you mean 'fit --config ppo.yaml'?"),
+    ],
+)
+def test_a_command_without_a_flag(words: list[str], expected: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Arguments.of(words)
+    assert str(raised.value) == expected
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["fit", "--config", "ppo", "--trainer.default_root_dir"]
+    Path("file").touch()
+    with pytest.raises(UserError, match=r"folder file/run cannot be made: .*file is a file"):
+        Arguments.of([*words, "file/run"])
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")
+    Path("locked").mkdir()
+    with pytest.raises(UserError, match="folder locked/a/b cannot be written to"):
+        Arguments.of([*words, "locked/a/b"])
+    assert Arguments.of([*words, "free/a/b"]).folder == Path("free/a/b")
