@@ -377,7 +377,7 @@ class Stage(LightningModule):
         """Restore what was measured.
 
         Raises:
-            UserError: an adapter run is given the checkpoint of one that trained other weights; Lightning would take what fits.
+            UserError: it is of a run that trained other weights; into an adapter run Lightning would take what fits.
         """
         self._check_weights(checkpoint.get("state_dict"))
         if len(checkpoint["ranks"]) == self.trainer.world_size:
@@ -387,13 +387,15 @@ class Stage(LightningModule):
         self.loader_state = loaders[0]
 
     def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
-        if saved is None or self.strict_loading:
+        if saved is None:
             return
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if other := sorted(trained.symmetric_difference(saved)):
+        named = self.state_dict() if self.strict_loading else dict(self.named_parameters())
+        own = {name: x.shape for name, x in named.items() if self.strict_loading or x.requires_grad}
+        theirs = {name: x.shape for name, x in saved.items()}
+        if other := sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)):
             raise UserError(
                 f"the checkpoint is of a run that trains other weights than this run ({len(other)} differ, {other[0]} for "
-                "one); go on with the lora, critic and share_base that it was started with"
+                "one); go on with the model, algorithm, lora, critic and share_base that it was started with"
             )
 
     @property  # type: ignore[misc]
