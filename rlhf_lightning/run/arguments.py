@@ -60,6 +60,8 @@ class Arguments:
         folder = _folder(found, configs)
         given = any(word.split("=")[0] == "--trainer.default_root_dir" for word in found)
         _check_folder(folder)
+        if words[0] == "fit" and checkpoint in (None, "null"):
+            _tell_of_earlier(folder)
         words = found if given else [*found, f"--trainer.default_root_dir={folder}"]
         return cls(_resolved(words, folder) if checkpoint == "last" else words, folder)
 
@@ -80,6 +82,13 @@ def _check_folder(folder: Path) -> None:
         )
     if not os.access(there, os.W_OK):
         raise UserError(f"the run's folder {folder} cannot be written to; choose another trainer.default_root_dir")
+
+
+def _tell_of_earlier(folder: Path) -> None:
+    if (folder / "metrics.csv").exists() and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(
+            f"beginning anew in {folder}: what an earlier run left there is replaced (--ckpt_path last goes on with it)"
+        )
 
 
 def _with_configs(words: list[str]) -> tuple[list[str], list[Path]]:
@@ -144,8 +153,10 @@ def _last(configs: list[Path], *keys: str) -> str | None:
 
 
 def _resolved(words: list[str], folder: Path) -> list[str]:
-    """With the newest whole checkpoint of the run instead of `last`; without one a run begins at the beginning."""
+    """With the newest whole checkpoint of the run instead of `last`; without one training begins at the beginning."""
     path, said = newest_whole(folder / "checkpoints")
+    if path is None and words[0] != "fit":
+        raise UserError(f"--ckpt_path last: no whole checkpoint in {folder}")
     if os.environ.get("LOCAL_RANK", "0") == "0":
         for line in [*said, *([] if path else [f"no checkpoint in {folder} yet: beginning at the beginning"])]:
             print(line, flush=True)
@@ -177,7 +188,7 @@ def _folder(words: list[str], configs: list[Path]) -> Path:
         return Path(given)
     runs = Path("runs") / (configs[0].stem if configs else words[0])
     checkpoint = _value(words, "--ckpt_path")
-    if words[0] == "fit" and checkpoint == "last":
+    if checkpoint == "last":
         earlier = sorted(runs.glob("*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
         if not earlier:
             raise UserError(f"--ckpt_path last: no run under {runs} has a checkpoint")
