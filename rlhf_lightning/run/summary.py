@@ -48,11 +48,17 @@ class Summary(Callback):
         """Where the last validation was."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take what was measured."""
-        metrics, samples = validation_metrics(trainer), list(getattr(pl_module, "validation_samples", []))
+        """Take what was measured; `validate` prints it."""
+        if trainer.state.fn == "validate":
+            self._print_measured(trainer, "val/")
+        metrics, samples = measured(trainer, "val/"), list(getattr(pl_module, "validation_samples", []))
         if not self.before:
             self.before, self.first = metrics, samples[:SHOWN_REPLIES]
         self.after, self.last, self.step = metrics, samples[:SHOWN_REPLIES], trainer.global_step
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what was measured."""
+        self._print_measured(trainer, "test/")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print."""
@@ -83,6 +89,14 @@ class Summary(Callback):
             console.print(f"[bold]{escape(_said(first['prompt']))}[/bold]")
             console.print(f"  before: {escape(first['response'])}\n  after:  {escape(last['response'])}")
 
+    def _print_measured(self, trainer: Trainer, prefix: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        table = Table("held-out", "measured")
+        for name, value in measured(trainer, prefix).items():
+            table.add_row(name, _number(value))
+        Console(highlight=False).print(table)
+
     def state_dict(self) -> dict[str, Any]:
         """What was measured before the first step."""
         return {"before": self.before, "first": self.first}
@@ -92,9 +106,9 @@ class Summary(Callback):
         self.before, self.first = state_dict["before"], state_dict["first"]
 
 
-def validation_metrics(trainer: Trainer) -> dict[str, float]:
-    """The numbers of the validation that has just ended."""
-    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("val/")}
+def measured(trainer: Trainer, prefix: str) -> dict[str, float]:
+    """The numbers of the validation (`val/`) or the test (`test/`) that has just ended."""
+    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith(prefix)}
 
 
 def _known(value: float | None) -> float | None:
