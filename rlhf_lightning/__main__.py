@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -53,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         cause = _user_error(error)
         if cause is not None:
             return _fault(f"error: {' '.join(str(cause).split())}", 2)
-        text = " ".join(str(error).split())[:500]
+        text = " ".join(str(error).split())
+        if found := re.search(r"Problem with given class_path '([^']+)': (.+?)(?: Requirement '| - |$)", text):
+            return _fault(f"error: {found[1]} cannot be made: {found[2]}", 2)
+        text = text[:500]
         return _fault(f"error: {type(error).__name__}: {text} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
     return 0
 

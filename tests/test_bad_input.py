@@ -85,7 +85,9 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model.reward", "null"], ["PPO learns from rewards and there is none", "model.reward"]),
         (["--model.algorithm", "DPO", "--model.reward", "null"], ["no reward", "no pairs", "PreferenceData"]),
         (["--model.policy.name_or_path", "playground/sftt"], ["playground/sftt", "playground/sft"]),
-        (["--model.generation.max_new_tokens", "400"], ["prompt of row 0", "context of 128", "max_new_tokens 400"]),
+        (["--model.generation.max_new_tokens", "120"], ["prompt of row 0", "context of 128", "max_prompt_length: 8"]),
+        (["--model.generation.max_new_tokens", "128"], ["128 leaves no room for a prompt", "context of 128; lower it"]),
+        (["--model.policy.lora.target_modules", "[nope]"], ["lora.target_modules ['nope']", "not found"]),
         (["--model.policy.stop_tokens", "[nope]"], ["'nope'", "vocabulary"]),
         (["--model.reference", "adapter"], ["adapter", "policy.lora"]),
     ],
@@ -115,10 +117,13 @@ def prompts_config(path: str, **init_args: Any) -> list[str]:
 
 @pytest.mark.usefixtures("no_weights")
 def test_data_that_cannot_be_used(fails: Callable[..., str]) -> None:
-    assert "data file absent.jsonl is not there" in fails(*prompts_config("absent.jsonl"))
+    line = fails(*prompts_config("absent.jsonl"))
+    assert line.endswith("data file absent.jsonl is not there; there is no data file in .")
+    Path("folder.jsonl").mkdir()
+    assert "folder.jsonl is a folder; give a file of it" in fails(*prompts_config("folder.jsonl"))
     Path("rows.jsonl").write_text('{"prompt": "name one fruit ."}\n{"prompt": "name \n')
     line = fails(*prompts_config("rows.jsonl"))
-    assert "rows.jsonl:2: not JSON" in line
+    assert "rows.jsonl:2: not JSON: Unterminated string starting at column 12" in line
     assert "on_bad_row: skip" in line
     Path("rows.jsonl").write_text('{"prompt": "name one fruit ."}\n{"prompt": ""}\n')
     assert "rows.jsonl:2: column 'prompt' is empty" in fails(*prompts_config("rows.jsonl"))
@@ -126,6 +131,8 @@ def test_data_that_cannot_be_used(fails: Callable[..., str]) -> None:
     assert "rows.jsonl:1: column 'prompt' must be text or a list of messages, found int" in fails(
         *prompts_config("rows.jsonl")
     )
+    Path("rows.jsonl").write_text('{"prompt": "name one fruit ."}\n')
+    assert "rows.jsonl: rows 1, held out 1, left to learn from 0" in fails(*prompts_config("rows.jsonl"))
     Path("rows.jsonl").write_text("")
     assert "empty" in fails(*prompts_config("rows.jsonl"))
     Path("rows.jsonl").write_text('{"promt": "name one fruit .", "answer": 1}\n')
@@ -139,6 +146,19 @@ def test_data_that_cannot_be_used(fails: Callable[..., str]) -> None:
     line = fails(*prompts_config("rows.jsonl", validation_fraction=0))
     assert "prompt of row 0 has 240 tokens" in line
     assert "context of 128" in line
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_rows_of_another_stage(fails: Callable[..., str]) -> None:
+    small = ["--data.size", "8", "--data.validation_size", "4"]
+    line = fails("fit", "--config", "sft.yaml", "--data", "PlaygroundPreferences", *small)
+    assert "SupervisedStage learns from columns prompt and completion" in line
+    assert "the train data has: prompt, chosen, rejected" in line
+    line = fails("fit", "--config", "reward.yaml", "--data", "PlaygroundPrompts", *small)
+    assert "RewardStage learns from pairs, rankings or ratings" in line
+    Path("rows.jsonl").write_text('{"question": "2+2?", "completion": "4"}\n')
+    line = fails("fit", "--config", "sft.yaml", "--data", "InstructionData", "--data.train", "rows.jsonl")
+    assert "no column 'prompt' and no 'messages' among completion, question; say which it is with data.columns" in line
 
 
 REWARDS = """

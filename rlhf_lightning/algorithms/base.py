@@ -155,6 +155,20 @@ class PolicyGradient(Algorithm):
 
     kl: KLPenalty
 
+    def __post_init__(self) -> None:
+        """Check the hyper-parameters of the algorithms that clip a ratio or discount.
+
+        Raises:
+            UserError: a range that is not positive, or a discount outside [0, 1].
+        """
+        super().__post_init__()
+        for field in ("clip_range", "clip_range_high", "value_clip_range"):
+            if (value := getattr(self, field, None)) is not None and value <= 0:
+                raise UserError(f"{type(self).__name__}.{field} is {value}; it must be positive")
+        for field in ("gamma", "gae_lambda"):
+            if not 0 <= (value := getattr(self, field, 1.0)) <= 1:
+                raise UserError(f"{type(self).__name__}.{field} is {value}; it must be from 0 to 1")
+
     @property
     def kl_target(self) -> float | None:
         """That of an adaptive coefficient."""

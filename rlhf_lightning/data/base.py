@@ -140,6 +140,11 @@ class FileData(RowData):
             if rows is None:
                 raise UserError("data.train is not set; give a file, a glob or a hub name")
             held = max(1, round(self.validation_fraction * len(rows))) if self.validation_fraction else 0
+            if split == "train" and held == len(rows):
+                raise UserError(
+                    f"data set {self.sources['train']}: rows {len(rows)}, held out {held}, left to learn from 0; "
+                    "give more rows, a data.validation file, or data.validation_fraction: 0"
+                )
             order = random.Random(self.seed).sample(range(len(rows)), len(rows))
             return [rows[i] for i in order[held:]] if split == "train" else [rows[i] for i in order[:held]] or None
         found = self._read(split)
@@ -175,9 +180,10 @@ class FileData(RowData):
         for ours in dict.fromkeys((*self.columns, *self.required)):
             theirs = self.columns.get(ours, ours)
             if theirs not in have:
+                hint = nearest(theirs, have)
                 raise UserError(
                     f"data set {source.name} has no column {theirs!r}; it has: {', '.join(sorted(have))}; "
-                    f"{nearest(theirs, have)} Say which it is with data.columns: {{{ours}: …}}"
+                    f"{hint + ' Say' if hint.startswith('did') else 'say'} which it is with data.columns: {{{ours}: …}}"
                 )
 
     def _tell(self, faults: list[str], good: int) -> None:

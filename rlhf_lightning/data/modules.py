@@ -49,7 +49,11 @@ class InstructionData(FileData):
             return {**row, "messages": messages}
         missing = [name for name in ("prompt", "completion") if name not in row]
         if missing:
-            raise BadRow(f"no column {missing[0]!r} and no 'messages'; there are: {', '.join(sorted(row))}")
+            there = ", ".join(sorted(row))
+            raise BadRow(
+                f"no column {missing[0]!r} and no 'messages' among {there}; say which it is with "
+                f"data.columns: {{{missing[0]}: …}}"
+            )
         prompt, completion = (text_or_messages(row[name], name) for name in ("prompt", "completion"))
         return {**row, "prompt": prompt, "completion": completion}
 

@@ -46,10 +46,13 @@ def _expanded(name: str) -> list[str]:
             raise UserError(f"no file matches {name!r}")
         return found
     path = Path(name)
+    if path.is_dir():
+        raise UserError(f"data file {name} is a folder; give a file of it, or a glob such as {path / '*.jsonl'}")
     if _suffix(path) or name.startswith((".", "/", "~")):
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = f"; {nearest(path.name, names)}" if names else f", nor is the folder {path.parent}"
-        raise UserError(f"data file {name} is not there{hint}")
+        names = [p.name for p in path.parent.glob("*") if _suffix(p)]
+        nothing = "no data file in" if path.parent.is_dir() else "no folder"
+        hint = nearest(path.name, names) if names else f"there is {nothing} {path.parent}"
+        raise UserError(f"data file {name} is not there; {hint}")
     return [name]
 
 
@@ -78,9 +81,9 @@ def _json_lines(path: Path) -> Source:
     for number, line in _lines(path):
         place = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip("\r\n"))
         except json.JSONDecodeError as error:
-            source.faults.append(f"{place}: not JSON: {error.msg} at column {error.colno}")
+            source.faults.append(f"{place}: not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
             continue
         if isinstance(row, dict):
             source.rows.append(row)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.seeding import seeded
 
 if TYPE_CHECKING:
@@ -52,7 +53,12 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
         use_rslora=config.lora.rslora,
         task_type=task,
     )
-    return get_peft_model(model, options)
+    try:
+        return get_peft_model(model, options)
+    except ValueError as error:
+        raise UserError(
+            f"no adapter goes on the model with lora.target_modules {config.lora.target_modules}: {error}"
+        ) from error
 
 
 @contextmanager

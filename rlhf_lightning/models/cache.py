@@ -50,10 +50,9 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the token of each of the first n slots into its column of `at`; return what attention may read."""
         n = len(key_states)
-        self.keys[self.index, :, self.at], self.values[self.index, :, self.at] = (
-            key_states[:, :, 0],
-            value_states[:, :, 0],
-        )
+        # under autocast a prompt's cache is float32 (its concatenation promotes), while a token's values may be half
+        self.keys[self.index, :, self.at] = key_states[:, :, 0].to(self.keys.dtype)
+        self.values[self.index, :, self.at] = value_states[:, :, 0].to(self.values.dtype)
         return self.keys[:n, :, : self.reach], self.values[:n, :, : self.reach]
 
     def point(self, index: Tensor, at: Tensor, reach: int) -> None:

@@ -97,11 +97,15 @@ class Encoder:
         """Refuse prompts that leave no room for a response.
 
         Raises:
-            UserError: naming the first such row and how many there are.
+            UserError: naming the first such row and how many there are, or there is no room for any prompt.
         """
         if self.context is None:
             return
         limit = self.context - max_new_tokens
+        if limit < 1:
+            raise UserError(
+                f"max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of {self.context}; lower it"
+            )
         lengths = [len(self.prompt(row["prompt"])) for row in rows]
         self.cut.clear()
         long = [row for row, length in enumerate(lengths) if length > limit]
@@ -109,7 +113,7 @@ class Encoder:
             raise UserError(
                 f"{where}: prompt of row {long[0]} has {lengths[long[0]]} tokens, and the model's context of {self.context} "
                 f"leaves {limit} beside max_new_tokens {max_new_tokens} ({len(long)} such rows); set max_prompt_length: "
-                f"{max(limit, 1)} to cut their beginning, or lower max_new_tokens"
+                f"{limit} to cut their beginning, or lower max_new_tokens"
             )
 
     def decode(self, tokens: Tensor, mask: Tensor, special: bool = False) -> list[str]:

@@ -114,11 +114,16 @@ def load_causal_lm(config: ModelConfig) -> Any:
     """The language model: a transformers model, or a peft model around a frozen (perhaps quantised) one.
 
     Raises:
-        UserError: it cannot be loaded, or the folder lacks some of its weights.
+        UserError: it cannot be loaded, the folder lacks some of its weights, or is that of a classifier.
     """
     from transformers import AutoModelForCausalLM
 
-    return _finished(_weights(AutoModelForCausalLM, config, load_model_config(config)), config, task="CAUSAL_LM")
+    found = load_model_config(config)
+    if any("SequenceClassification" in name for name in found.architectures or []):
+        raise UserError(
+            f"{config.name_or_path} is a classifier ({found.architectures[0]}), such as a reward model, and no language model"
+        )
+    return _finished(_weights(AutoModelForCausalLM, config, found), config, task="CAUSAL_LM")
 
 
 def load_reward_model(config: ModelConfig) -> Any:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.encoding import Encoder, recorded_rows
 from rlhf_lightning.models.loading import (
     ModelConfig,
@@ -20,6 +21,7 @@ from rlhf_lightning.models.loading import (
 )
 from rlhf_lightning.models.reward import normalized, score_rows
 from rlhf_lightning.models.roles import SharedBase, add_classifier, is_of, obstacle
+from rlhf_lightning.models.sources import is_adapter
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.types import Completions
 
@@ -71,8 +73,19 @@ class ModelReward(Reward):
         self.loaded = False
 
     def check(self) -> None:
-        """The folder is there."""
-        resolve_path(self.config.name_or_path or "")
+        """The folder is there, and that of a model with a score head.
+
+        Raises:
+            UserError: it is a language model, whose head would be a random one.
+        """
+        if is_adapter(resolve_path(self.config.name_or_path or "")):
+            return
+        kinds = load_model_config(self.config).architectures or []
+        if any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
+            raise UserError(
+                f"{self.config.name_or_path} is a language model ({kinds[0]}) and has no head that gives scores; train one on "
+                "it with reward.yaml and give its export"
+            )
 
     def share(self, base: SharedBase) -> None:
         """Be a frozen adapter with a head on the policy's base, where that is what this model was trained on; says so."""

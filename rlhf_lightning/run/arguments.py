@@ -42,7 +42,8 @@ class Arguments:
         """Find the configs and the folder of a command line.
 
         Raises:
-            UserError: an unknown subcommand, a config that is missing or no YAML, or a checkpoint that is missing.
+            UserError: an unknown subcommand, a config that is missing or no YAML, a checkpoint that is missing, or a folder
+                that cannot be written to.
         """
         helps = not words or any(word in ("-h", "--help") or word.startswith("--print_config") for word in words)
         first = words[0] if words else ""
@@ -52,13 +53,42 @@ class Arguments:
         found, configs = _with_configs(list(words))
         if helps:
             return cls(found, None)
+        _check_begins(words)
         check_keys(functools.reduce(merged, map(_load, configs), {}))
         checkpoint = _value(found, "--ckpt_path") or _last(configs, "ckpt_path")
         _check_checkpoint(checkpoint)
         folder = _folder(found, configs)
         given = any(word.split("=")[0] == "--trainer.default_root_dir" for word in found)
+        _check_folder(folder)
+        if words[0] == "fit" and checkpoint in (None, "null"):
+            _tell_of_earlier(folder)
         words = found if given else [*found, f"--trainer.default_root_dir={folder}"]
         return cls(_resolved(words, folder) if checkpoint == "last" else words, folder)
+
+
+def _check_begins(words: Sequence[str]) -> None:
+    first = words[1] if len(words) > 1 else ""
+    if not first:
+        raise UserError(f"{words[0]} wants a config: {words[0]} --config ppo.yaml, for instance")
+    if not first.startswith("-"):
+        raise UserError(f"{first} stands alone; did you mean '{words[0]} --config {first}'?")
+
+
+def _check_folder(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(
+            f"the run's folder {folder} cannot be made: {there} is a file; choose another trainer.default_root_dir"
+        )
+    if not os.access(there, os.W_OK):
+        raise UserError(f"the run's folder {folder} cannot be written to; choose another trainer.default_root_dir")
+
+
+def _tell_of_earlier(folder: Path) -> None:
+    if (folder / "metrics.csv").exists() and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(
+            f"beginning anew in {folder}: what an earlier run left there is replaced (--ckpt_path last goes on with it)"
+        )
 
 
 def _with_configs(words: list[str]) -> tuple[list[str], list[Path]]:
@@ -123,8 +153,10 @@ def _last(configs: list[Path], *keys: str) -> str | None:
 
 
 def _resolved(words: list[str], folder: Path) -> list[str]:
-    """With the newest whole checkpoint of the run instead of `last`; without one a run begins at the beginning."""
+    """With the newest whole checkpoint of the run instead of `last`; without one training begins at the beginning."""
     path, said = newest_whole(folder / "checkpoints")
+    if path is None and words[0] != "fit":
+        raise UserError(f"--ckpt_path last: no whole checkpoint in {folder}")
     if os.environ.get("LOCAL_RANK", "0") == "0":
         for line in [*said, *([] if path else [f"no checkpoint in {folder} yet: beginning at the beginning"])]:
             print(line, flush=True)
@@ -156,7 +188,7 @@ def _folder(words: list[str], configs: list[Path]) -> Path:
         return Path(given)
     runs = Path("runs") / (configs[0].stem if configs else words[0])
     checkpoint = _value(words, "--ckpt_path")
-    if words[0] == "fit" and checkpoint == "last":
+    if checkpoint == "last":
         earlier = sorted(runs.glob("*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
         if not earlier:
             raise UserError(f"--ckpt_path last: no run under {runs} has a checkpoint")

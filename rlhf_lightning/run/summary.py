@@ -44,38 +44,58 @@ class Summary(Callback):
         self.after: dict[str, float] = {}
         self.first: list[dict[str, Any]] = []
         self.last: list[dict[str, Any]] = []
+        self.step = 0
+        """Where the last validation was."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take what was measured."""
-        metrics, samples = validation_metrics(trainer), list(getattr(pl_module, "validation_samples", []))
+        """Take what was measured; `validate` prints it."""
+        if trainer.state.fn == "validate":
+            self._print_measured(trainer, "val/")
+        metrics, samples = measured(trainer, "val/"), list(getattr(pl_module, "validation_samples", []))
         if not self.before:
             self.before, self.first = metrics, samples[:SHOWN_REPLIES]
-        self.after, self.last = metrics, samples[:SHOWN_REPLIES]
+        self.after, self.last, self.step = metrics, samples[:SHOWN_REPLIES], trainer.global_step
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what was measured."""
+        self._print_measured(trainer, "test/")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print."""
         if not trainer.is_global_zero or not self.after:
             return
         best = getattr(pl_module, "best", {})
+        untold = self.step == 0 < trainer.global_step
+        after = {} if untold else self.after
         summary = {
-            name: {"before": _known(self.before.get(name)), "after": _known(value)}
+            name: {"before": _known(self.before.get(name)), "after": _known(after.get(name))}
             | ({"best": best[name]} if name in best else {})
-            for name, value in self.after.items()
+            for name in self.after
         }
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        self._print(summary)
+        self._print(summary, [] if untold else self.last)
+        if self.step < trainer.global_step:
+            print(f"the last validation was at step {self.step} of {trainer.global_step} (trainer.val_check_interval)")
 
-    def _print(self, summary: dict[str, dict[str, Any]]) -> None:
+    def _print(self, summary: dict[str, dict[str, Any]], replies: list[dict[str, Any]]) -> None:
         console = Console(highlight=False)
         table = Table("held-out", "before", "after", "best", title="before and after", title_justify="left")
         for name, row in summary.items():
             table.add_row(name, *(_number(row.get(key)) for key in ("before", "after", "best")))
         console.print(table)
-        for first, last in zip(self.first, self.last, strict=False):
+        for first, last in zip(self.first, replies, strict=False):
             console.print(f"[bold]{escape(_said(first['prompt']))}[/bold]")
             console.print(f"  before: {escape(first['response'])}\n  after:  {escape(last['response'])}")
+
+    def _print_measured(self, trainer: Trainer, prefix: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        table = Table("held-out", "measured")
+        for name, value in measured(trainer, prefix).items():
+            table.add_row(name, _number(value))
+        Console(highlight=False).print(table)
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured before the first step."""
@@ -86,9 +106,9 @@ class Summary(Callback):
         self.before, self.first = state_dict["before"], state_dict["first"]
 
 
-def validation_metrics(trainer: Trainer) -> dict[str, float]:
-    """The numbers of the validation that has just ended."""
-    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("val/")}
+def measured(trainer: Trainer, prefix: str) -> dict[str, float]:
+    """The numbers of the validation (`val/`) or the test (`test/`) that has just ended."""
+    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith(prefix)}
 
 
 def _known(value: float | None) -> float | None:

@@ -117,6 +117,20 @@ class Stage(LightningModule):
         named = [("train", getattr(data, "train_rows", None)), ("validation", getattr(data, "validation_rows", None))]
         return [(f"{name} data", rows) for name, rows in named if rows is not None]
 
+    def check_rows(self, reads: Callable[[Any], object], wanted: str) -> None:
+        """Find rows of another kind before weights are loaded.
+
+        Raises:
+            UserError: `reads` misses a column of the first row.
+        """
+        for name, rows in self.rows_to_check():
+            try:
+                reads(rows[0]) if len(rows) else None
+            except KeyError as error:
+                raise UserError(
+                    f"{type(self).__name__} learns from {wanted}; the {name} has: {', '.join(rows[0])}"
+                ) from error
+
     def all_rows(self, size: int = 16) -> Iterator[RawRows]:
         """Every row of training and validation once, `size` at a time; from the loaders of a data module that hides its rows."""
         shown = self.rows_to_check()
@@ -363,7 +377,7 @@ class Stage(LightningModule):
         """Restore what was measured.
 
         Raises:
-            UserError: an adapter run is given the checkpoint of one that trained other weights; Lightning would take what fits.
+            UserError: it is of a run that trained other weights; into an adapter run Lightning would take what fits.
         """
         self._check_weights(checkpoint.get("state_dict"))
         if len(checkpoint["ranks"]) == self.trainer.world_size:
@@ -373,13 +387,15 @@ class Stage(LightningModule):
         self.loader_state = loaders[0]
 
     def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
-        if saved is None or self.strict_loading:
+        if saved is None:
             return
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if other := sorted(trained.symmetric_difference(saved)):
+        named = self.state_dict() if self.strict_loading else dict(self.named_parameters())
+        own = {name: x.shape for name, x in named.items() if self.strict_loading or x.requires_grad}
+        theirs = {name: x.shape for name, x in saved.items()}
+        if other := sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)):
             raise UserError(
                 f"the checkpoint is of a run that trains other weights than this run ({len(other)} differ, {other[0]} for "
-                "one); go on with the lora, critic and share_base that it was started with"
+                "one); go on with the model, algorithm, lora, critic and share_base that it was started with"
             )
 
     @property  # type: ignore[misc]

@@ -61,6 +61,9 @@ class RewardStage(Stage):
 
     def setup(self, stage: str) -> None:
         """Tokenizer, checks, loaders."""
+        self.check_rows(
+            responses_of, "pairs, rankings or ratings, as PreferenceData, RankingData and RatingData give them"
+        )
         self.encoder = self.load_encoder()
         self.wrap_loaders(self._train_loader)
 

@@ -58,6 +58,7 @@ class SupervisedStage(Stage):
 
     def setup(self, stage: str) -> None:
         """Tokenizer, checks, loaders."""
+        self.check_rows(turns, "columns prompt and completion, or messages, as InstructionData gives them")
         self.encoder = self.load_encoder()
         self.check_rewards(self.evaluation_rewards)
         self.wrap_loaders(self._train_loader)

@@ -120,6 +120,11 @@ def test_the_two_options_with_tests_of_their_own() -> None:
     ("kind", "option", "expected"),
     [
         (PPO, {"epochs": 0}, "PPO.epochs is 0"),
+        (PPO, {"clip_range": -1.0}, "PPO.clip_range is -1.0; it must be positive"),
+        (PPO, {"value_clip_range": 0.0}, "value_clip_range is 0.0"),
+        (PPO, {"gamma": 1.5}, "PPO.gamma is 1.5; it must be from 0 to 1"),
+        (PPO, {"gae_lambda": -0.1}, "gae_lambda is -0.1"),
+        (GRPO, {"clip_range_high": -0.2}, "GRPO.clip_range_high is -0.2"),
         (GRPO, {"responses_per_prompt": 1}, "needs at least 2"),
         (GRPO, {"aggregation": "dr_grpo"}, "max_response_length"),
         (DPO, {"beta": 0.0}, "DPO.beta is 0.0"),

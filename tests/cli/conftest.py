@@ -63,9 +63,10 @@ class OwnStage(LightningModule):
 
     def validation_step(self, batch, index):
         now = float(self.weight.detach())
-        self.tell({"val/reward/mean": now, "val/unknown": float("nan")})
-        self.log("val/reward/mean", now, logger=False)
-        self.log("val/unknown", float("nan"), logger=False)
+        kind = "test" if self.trainer.testing else "val"
+        self.tell({f"{kind}/reward/mean": now, f"{kind}/unknown": float("nan")})
+        self.log(f"{kind}/reward/mean", now, logger=False)
+        self.log(f"{kind}/unknown", float("nan"), logger=False)
         self.validation_samples = [{"prompt": f"q{i} [b]", "response": f"{now:.2f}", "reward": float("nan")} for i in range(4)]
 
     test_step = validation_step

@@ -108,6 +108,17 @@ def test_a_command_that_is_none(fails: Fails, words: list[str], expected: str) -
     assert expected in fails(*words)
 
 
+def test_a_logger_whose_package_is_not_installed(fails: Fails) -> None:
+    Path("lame.py").write_text(
+        "from lightning.pytorch.loggers import CSVLogger\n"
+        "class Lame(CSVLogger):\n"
+        "    def __init__(self, save_dir: str = 'x'):\n"
+        "        raise ModuleNotFoundError('Neither `a` nor `b` is available')\n"
+    )
+    said = fails("fit", "--config", "own.yaml", "--trainer.logger", "lame.Lame")
+    assert said == "lame.Lame cannot be made: Neither `a` nor `b` is available"
+
+
 def test_faults_of_a_run_that_has_begun(fails: Fails) -> None:
     own = ["fit", "--config", "own.yaml", "--trainer.default_root_dir", "out", "--model.fault"]
     assert fails(*own, "user") == "this cannot work"

@@ -60,6 +60,18 @@ def test_the_summary_has_before_after_and_best(fit: Fit, capsys: pytest.CaptureF
     assert "q3" not in said
 
 
+def test_what_was_not_measured_is_not_called_after(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = strict((fit("out", "--trainer.max_steps", "3") / "summary.json").read_text())
+    assert summary["val/reward/mean"] == {"before": 0.0, "after": None, "best": 1.0}
+    said = capsys.readouterr().out
+    assert "the last validation was at step 0 of 3 (trainer.val_check_interval)" in said
+    assert "after: " not in said
+    fit("later", "--trainer.max_steps", "3", "--trainer.val_check_interval", "2")
+    said = capsys.readouterr().out
+    assert "the last validation was at step 2 of 3" in said
+    assert "after:  0.36" in said
+
+
 def test_samples_are_of_every_validation(fit: Fit) -> None:
     folder = fit("out", "--trainer.val_check_interval", "0.5")
     samples = [strict(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
@@ -93,6 +105,12 @@ def test_a_later_validation_keeps_the_history(fit: Fit) -> None:
     assert main(["validate", "--config", "own.yaml", "--model.lr", "9", "--trainer.default_root_dir", "out"]) == 0
     assert rows(folder)[: len(before)] == before
     assert (folder / "config.yaml").read_text() == config
+
+
+@pytest.mark.parametrize(("subcommand", "name"), [("validate", "val/reward/mean"), ("test", "test/reward/mean")])
+def test_what_is_measured_is_printed(capsys: pytest.CaptureFixture[str], subcommand: str, name: str) -> None:
+    assert main([subcommand, "--config", "own.yaml", "--trainer.default_root_dir", "out"]) == 0
+    assert any(name in line and "0.0000" in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_a_fault_of_the_set_up_leaves_an_earlier_run_alone(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from leavings import ROLLOUTS, SMALL, equal, lines, metrics, weights
 
+from rlhf_lightning.__main__ import main
+
 CHECKPOINTS = """
 trainer:
   callbacks:
@@ -63,6 +65,24 @@ def _goes_on(whole: Path, step: int, words: list[str], run: Callable[..., Path])
     assert _rows(resumed, step) == _rows(whole, step), step
     before = {name: row["before"] for name, row in json.loads((whole / "summary.json").read_text()).items()}
     assert {n: row["before"] for n, row in json.loads((resumed / "summary.json").read_text()).items()} == before
+
+
+def test_a_run_does_not_go_on_with_an_algorithm_of_other_weights(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("out", "fit", *RUNS["ppo"][0], *SMALL, "--trainer.max_steps", "1")
+    words = [
+        "fit",
+        "--config",
+        "ppo.yaml",
+        *SMALL,
+        "--model.algorithm",
+        "REINFORCE",
+        "--trainer.default_root_dir",
+        "out",
+    ]
+    assert main([*words, "--ckpt_path", "last"]) == 2
+    assert "trains other weights than this run (2 differ, policy.critic.head.bias for one)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["dpo", "ppo", "sft"])

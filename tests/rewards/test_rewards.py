@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from written import completions
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.loading import ModelConfig, load_reward_model
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model
 from rlhf_lightning.models.reward import set_normalization
 from rlhf_lightning.rewards import (
     FunctionReward,
@@ -214,3 +214,11 @@ def test_a_reward_model_scores_as_transformers_does(
         assert value == pytest.approx(expected, abs=1e-5)
     with pytest.raises(UserError, match="is not there"):
         ModelReward("./nowhere").check()
+
+
+def test_a_language_model_is_no_reward_and_a_reward_model_no_policy() -> None:
+    ModelReward("playground/reward").check()
+    with pytest.raises(UserError, match=r"playground/sft is a language model \(LlamaForCausalLM\) .*reward.yaml"):
+        ModelReward("playground/sft").check()
+    with pytest.raises(UserError, match=r"playground/reward is a classifier \(LlamaForSequenceClassification\)"):
+        load_causal_lm(ModelConfig("playground/reward"))

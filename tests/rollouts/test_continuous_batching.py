@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.cache import SlotCache, rows_are_independent
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.policy import response_logprobs
 from rlhf_lightning.rollouts.drawing import draw
 from rlhf_lightning.rollouts.generation import Sampler, TransformersGenerate, Written
 
@@ -76,6 +77,20 @@ def test_any_number_of_slots_writes_what_all_rows_at_once_write(
     assert len(set(together.mask.sum(-1).tolist())) > 3  # uneven lengths
     for slots in (1, 2, 4, 7, 15, 100):
         assert_same(write(model, prompts, max_batch_size=slots), together)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "gpt_neox"])
+def test_mixed_precision_writes_what_a_pass_over_the_rows_says(
+    arch: str, prompts: Any, tiny_model_folder: Callable[[str], str]
+) -> None:
+    model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder(arch)))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        written = write(model, prompts, max_batch_size=4)
+        tokens, mask = (x.repeat_interleave(3, 0) for x in prompts)
+        whole = torch.cat([tokens, written.tokens], 1)
+        found = response_logprobs(model, whole, mask, written.mask, temperature=0.8)
+    assert written.mask.sum() > 30
+    torch.testing.assert_close(found, written.logprobs * written.mask, atol=0.05, rtol=0)
 
 
 def test_prompts_go_through_the_trunk_once_and_every_written_token_but_the_last_once(llama: Any, prompts: Any) -> None:

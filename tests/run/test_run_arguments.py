@@ -101,3 +101,52 @@ def test_init_overwrites_only_when_told_to() -> None:
     assert not Path("callbacks").exists()
     assert initialize([".", "--force"]) == 0
     assert Path("configs/ppo.yaml").read_text() != "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["fit"], "fit wants a config: fit --config ppo.yaml, for instance"),
+        (["fit", "ppo.yaml"], "ppo.yaml stands alone; did you mean 'fit --config ppo.yaml'?"),
+    ],
+)
+def test_a_command_without_a_flag(words: list[str], expected: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Arguments.of(words)
+    assert str(raised.value) == expected
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["fit", "--config", "ppo", "--trainer.default_root_dir"]
+    Path("file").touch()
+    with pytest.raises(UserError, match=r"folder file/run cannot be made: .*file is a file"):
+        Arguments.of([*words, "file/run"])
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")
+    Path("locked").mkdir()
+    with pytest.raises(UserError, match="folder locked/a/b cannot be written to"):
+        Arguments.of([*words, "locked/a/b"])
+    assert Arguments.of([*words, "free/a/b"]).folder == Path("free/a/b")
+
+
+def test_measuring_wants_the_checkpoint_that_it_is_told_of() -> None:
+    for subcommand in ("validate", "test", "predict"):
+        with pytest.raises(UserError, match="--ckpt_path last: no run under runs/ppo has a checkpoint"):
+            Arguments.of([subcommand, "--config", "ppo", "--ckpt_path", "last"])
+        with pytest.raises(UserError, match="--ckpt_path last: no whole checkpoint in out"):
+            Arguments.of([subcommand, "--config", "ppo", "--ckpt_path", "last", "--trainer.default_root_dir", "out"])
+    whole = Path("runs/ppo/first/checkpoints/step-1.ckpt")
+    whole.parent.mkdir(parents=True)
+    zipfile.ZipFile(whole, "w").close()
+    assert Arguments.of(["predict", "--config", "ppo", "--ckpt_path", "last"]).words[-1] == f"--ckpt_path={whole}"
+
+
+def test_a_run_over_an_earlier_one_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "--config", "ppo", "--trainer.default_root_dir", "out"]
+    Arguments.of(words)
+    assert capsys.readouterr().out == ""
+    Path("out").mkdir()
+    Path("out/metrics.csv").touch()
+    Arguments.of(words)
+    assert "beginning anew in out: what an earlier run left there is replaced" in capsys.readouterr().out
+    Arguments.of([*words, "--ckpt_path", "last"])
+    assert "anew" not in capsys.readouterr().out
