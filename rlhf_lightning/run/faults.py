@@ -57,7 +57,9 @@ def _no_class(where: str, text: str) -> str | None:
     """The fault of a value for which a class was tried, where that is what the key wants."""
     if found := re.search(IMPORT_FAULT, text):
         path, fault, module = found.groups()
-        if "cannot import" in fault or (module and not f"{path}.".startswith(f"{module}.")):
+        of_another = module and not f"{path}.".startswith(f"{module}.")
+        unlike_any = module and "did you mean" not in _unknown_class(where, path)
+        if "cannot import" in fault or of_another or unlike_any:
             return f"class_path {path!r} of {where or 'this key'} cannot be imported: {fault}"
         return _unknown_class(where, path)
     if _base_of(where) is None and (found := re.search(WRONG_UNION, text)):

@@ -61,6 +61,10 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
             ["--model.algorithm", "lame.Thing"],
             "class_path 'lame.Thing' of algorithm cannot be imported: No module named 'crutch'",
         ),
+        (
+            ["--model.algorithm", "lamee.Imitation"],
+            "class_path 'lamee.Imitation' of algorithm cannot be imported: No module named 'lamee' (in model)",
+        ),
         (["--trainer.accelerator", "gpuu"], "trainer: You selected an invalid accelerator name"),
         (["--ckpt_path", "absent.ckpt"], "checkpoint absent.ckpt is not there; give the path of a .ckpt file"),
         (["--ckpt_path", "last"], "--ckpt_path last: no run under runs/ppo has a checkpoint"),

@@ -232,6 +232,8 @@ def test_folders_that_hold_no_model(tiny_model_folder: Folder, tmp_path: Path) -
 
 def test_weights_that_are_missing_are_not_made_up(tiny_model_folder: Folder, tmp_path: Path) -> None:
     load_reward_model(ModelConfig(tiny_model_folder("llama"))).save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace("ForSequenceClassification", "ForCausalLM"))
     with pytest.raises(UserError, match=r"lack 1 tensors of LlamaForCausalLM, lm_head.weight for one"):
         load_causal_lm(ModelConfig(str(tmp_path)))
 

@@ -16,7 +16,7 @@ from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
-from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.models.loading import ModelConfig, load_reward_model
 from rlhf_lightning.rewards.model import ModelReward
 from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.stages import PolicyStage, RewardStage, SupervisedStage
@@ -66,10 +66,10 @@ def folder(tiny_model_folder: Callable[[str], str]) -> str:
     ids=lambda a: type(a).__name__,
 )
 def test_a_rollout_keeps_its_numbers_in_float32(algorithm: Algorithm, folder: str, tmp_path: Path) -> None:
-    config = ModelConfig(folder, dtype="bfloat16")
-    stage = PolicyStage(
-        config, algorithm, ModelReward(folder), "full", generation=Sampler(8), iterations=1, optimizer=OPTIMIZER
-    )
+    config, scores = ModelConfig(folder, dtype="bfloat16"), str(tmp_path / "scores")
+    load_reward_model(ModelConfig(folder)).save_pretrained(scores)
+    reward = ModelReward(scores, tokenizer=folder)
+    stage = PolicyStage(config, algorithm, reward, "full", generation=Sampler(8), iterations=1, optimizer=OPTIMIZER)
     (batch,) = fitted(stage, tmp_path)
     floats = [value for value in batch.tensors().values() if value.is_floating_point()]
     assert len(floats) > 3
