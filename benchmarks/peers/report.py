@@ -183,8 +183,7 @@ def memory_table(results: Results) -> str:
             result = found(results, "ours", work, size, "float32", "function")
             if result:
                 weights = 2 * SIZES[size].vocabulary * SIZES[size].hidden * 4 / 2**20
-                # policy, gradient, two moments, reference; and the optimizer's two temporaries of its largest tensor
-                own = 5 * weights + 2 * weights / 2
+                own = 5 * weights  # policy, gradient, two moments, reference
                 numbers = (above(result), own, above(result) - own)
                 rows.append([name, str(at), str(round(result["tokens"])), *(f"{x:.0f}" for x in numbers)])
     return table(["grows", "to", "tokens", "MiB", "of which for embedding and head", "the rest"], rows)
