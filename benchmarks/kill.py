@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 import rlhf_lightning.cli
 from rlhf_lightning.__main__ import main as command
-from rlhf_lightning.rollouts import collector
+from rlhf_lightning.rollouts import collector, overlap
 from rlhf_lightning.stages import base
 
 PHASES = ("elsewhere", "writing", "scoring", "updating", "saving")
@@ -92,7 +92,7 @@ def start(words: list[str], watched: Watched, log: Path) -> int:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     watched.mark(collector.Writer, "write", "writing")
-    watched.mark(collector, "score", "scoring")
+    watched.mark(overlap, "scored", "scoring")
     watched.mark(base, "score", "scoring")
     watched.mark(LightningModule, "optimizer_step", "updating")
     watched.mark(torch, "save", "saving")
