@@ -3,6 +3,7 @@
 usage: python benchmarks/speed.py peers --folder DIR      TRL 1.12 (PPO) and 1.16 (all else) in environments of their own
        python benchmarks/speed.py all --peers DIR         everything below, and tables and plots in benchmarks/README.md
        python benchmarks/speed.py equal --peers DIR       ours and TRL's, the same work on the same weights
+       python benchmarks/speed.py pieces --peers DIR      ours and TRL's with the optimiser step in several passes
        python benchmarks/speed.py sweep                   ours: how cost grows
        python benchmarks/speed.py memory                  ours: memory against vocabulary and responses a prompt
        python benchmarks/speed.py roofline                what the machine can do, and the part of it that is reached
@@ -23,9 +24,9 @@ from pathlib import Path
 from peers import report
 from peers.roofline import measure_machine
 from peers.running import Laboratory, make_peers
-from peers.work import KINDS, MEMORY, PRECISIONS, SIDES, SIZES, SWEEPS, Job, equal_jobs
+from peers.work import CUT_WORK, KINDS, MEMORY, PIECES, PRECISIONS, SIDES, SIZES, SWEEPS, Job, equal_jobs
 
-COMMANDS = ("peers", "all", "equal", "sweep", "memory", "roofline", "report")
+COMMANDS = ("peers", "all", "equal", "pieces", "sweep", "memory", "roofline", "report")
 
 
 def arguments() -> argparse.Namespace:
@@ -64,6 +65,19 @@ def equal(options: argparse.Namespace) -> Iterator[Job]:
     return equal_jobs(options.kinds, options.sizes, options.precision, options.sides, **counts)
 
 
+def pieces(options: argparse.Namespace) -> Iterator[Job]:
+    seen = set()
+    for work in CUT_WORK:
+        for count in PIECES:
+            for side in options.sides:
+                given = work.for_trl() if side == "trl" else work
+                counts = (options.updates, options.warmup, options.threads)
+                job = Job(side, given, "small", "float32", *counts, pieces=count)
+                if job.name not in seen:
+                    seen.add(job.name)
+                    yield job
+
+
 def sweep(options: argparse.Namespace) -> Iterator[Job]:
     for points in SWEEPS.values():
         for _, size, work in points:
@@ -82,7 +96,7 @@ def main() -> int:
         make_peers(options.folder, {name: Path(path) for name, path in (x.split("=", 1) for x in options.existing)})
         return 0
     laboratory = Laboratory(options.out, options.peers, options.pairs)
-    studies = {"equal": equal, "sweep": sweep, "memory": memory}
+    studies = {"equal": equal, "pieces": pieces, "sweep": sweep, "memory": memory}
     chosen = [name for name in studies if options.command in (name, "all")]
     if options.command in ("roofline", "all"):
         measure_machine(laboratory.out, options.threads)

@@ -73,7 +73,9 @@ def model(job: Job, folder: Path) -> dict[str, Any]:
     """The stage."""
     policy = folder / job.size
     dtype = "bfloat16" if job.precision == "bf16-true" else "float32"
-    weights = {"name_or_path": str(policy), "dtype": dtype}
+    weights: dict[str, Any] = {"name_or_path": str(policy), "dtype": dtype}
+    if job.work.length:  # an update is one pass, or as many as are asked for
+        weights["max_tokens_per_batch"] = job.work.tokens // job.pieces
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-5, "weight_decay": 0.0}}
     if job.work.kind in REAL:
         stage = {"sft": "SupervisedStage", "reward": "RewardStage"}[job.work.kind]

@@ -9,7 +9,7 @@ from typing import Any
 
 from peers import flops
 from peers.clock import PHASES
-from peers.work import EQUAL_WORK, MEMORY, PRECISIONS, SIZES, SWEEPS, Job, Work
+from peers.work import CUT_WORK, EQUAL_WORK, MEMORY, PIECES, PRECISIONS, SIZES, SWEEPS, Job, Work
 
 HERE = Path(__file__).parent.parent
 Result = dict[str, Any]
@@ -49,6 +49,7 @@ def write(studies: dict[str, Results], out: Path) -> None:
     tables = {
         "equal work": equal_table(studies["equal"]),
         "phases": phase_table(studies["equal"], machine),
+        "pieces": pieces_table(studies["pieces"]),
         "growth": growth_table(SWEEPS, studies["sweep"]),
         "memory": memory_table(studies["memory"]),
     }
@@ -65,10 +66,10 @@ def write(studies: dict[str, Results], out: Path) -> None:
 
 
 def found(
-    results: Results, side: str, work: Work, size: str, precision: str, scored_by: str = "model"
+    results: Results, side: str, work: Work, size: str, precision: str, scored_by: str = "model", pieces: int = 1
 ) -> Result | None:
     chosen = work.for_trl() if side == "trl" else work
-    return results.get(Job(side, chosen, size, precision, 0, 0, 0, scored_by).name)
+    return results.get(Job(side, chosen, size, precision, 0, 0, 0, scored_by, pieces).name)
 
 
 def above(result: Result) -> float:
@@ -109,6 +110,27 @@ def equal_table(results: Results) -> str:
                 f"{memory[0] / memory[1]:.0%}",
             ]
         )
+    return table(header, rows)
+
+
+def pieces_table(results: Results) -> str:
+    """The same optimiser steps in one pass and in several; memory against that of TRL's in one pass, and in as many."""
+    header = ["work", "tokens", "passes", "ours, s", "TRL, s", "TRL / ours", "ours, MiB", "TRL, MiB", "ours / TRL"]
+    header += ["ours / TRL in one"]
+    rows = []
+    for work in CUT_WORK:
+        whole = found(results, "trl", work, "small", "float32")
+        for count in PIECES:
+            ours, theirs = (found(results, side, work, "small", "float32", pieces=count) for side in ("ours", "trl"))
+            if ours and theirs and whole:
+                seconds, memory = [ours["seconds"], theirs["seconds"]], [above(ours), above(theirs)]
+                rows.append(
+                    [
+                        *(LABELS[work.kind], work.shape, str(count), *(f"{x:.2f}" for x in seconds)),
+                        *(f"{seconds[1] / seconds[0]:.2f}", *(f"{x:.0f}" for x in memory)),
+                        *(f"{memory[0] / memory[1]:.0%}", f"{memory[0] / above(whole):.0%}"),
+                    ]
+                )
     return table(header, rows)
 
 

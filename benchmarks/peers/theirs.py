@@ -77,6 +77,7 @@ class Side:
             "disable_tqdm": True,
             "seed": 0,
             "max_grad_norm": 1.0,
+            "gradient_accumulation_steps": job.pieces,
         }
         self.loading = {"model_init_kwargs": {"dtype": str(self.dtype).removeprefix("torch.")}}
         self.given = {
@@ -94,7 +95,7 @@ class Side:
     def ppo(self) -> Any:
         work = self.job.work
         config = PPOConfig(
-            per_device_train_batch_size=work.batch,
+            per_device_train_batch_size=work.batch // self.job.pieces,
             num_mini_batches=1,
             total_episodes=work.batch * self.job.total,
             response_length=work.length,
@@ -113,7 +114,7 @@ class Side:
     def groups(self, config: Any, trainer: Any) -> Any:
         work = self.job.work
         options = config(
-            per_device_train_batch_size=work.rows,
+            per_device_train_batch_size=work.rows // self.job.pieces,
             num_generations=work.responses,
             max_completion_length=work.length,
             max_steps=self.job.total,
@@ -127,7 +128,7 @@ class Side:
     def online_dpo(self) -> Any:
         work = self.job.work
         options = OnlineDPOConfig(
-            per_device_train_batch_size=work.batch,
+            per_device_train_batch_size=work.batch // self.job.pieces,
             max_new_tokens=work.length,
             max_length=work.prompt + work.length,
             max_steps=self.job.total,
@@ -141,7 +142,7 @@ class Side:
     def recorded(self, config: Any, trainer: Any, model: str) -> Any:
         """DPO, the reward model, SFT."""
         options = config(
-            per_device_train_batch_size=self.job.work.batch,
+            per_device_train_batch_size=self.job.work.batch // self.job.pieces,
             max_steps=self.job.total,
             max_length=None,
             **self.loading,

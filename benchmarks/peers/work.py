@@ -86,6 +86,11 @@ class Work:
         """Responses of an update."""
         return self.batch * self.responses
 
+    @property
+    def tokens(self) -> int:
+        """Of an optimiser step, each prompt counted once."""
+        return self.batch * (self.prompt + self.responses * self.length)
+
     def for_trl(self) -> Work:
         """TRL's PPO has a separate critic whatever is asked; its online DPO writes two responses, so it gets more prompts."""
         if self.kind == "online-dpo" and self.responses != 2:
@@ -124,6 +129,9 @@ MEMORY = {
     ),
     "responses a prompt": tuple((n, "small", replace(EQUAL_WORK[0], responses=n, batch=8)) for n in (1, 2, 4, 8)),
 }
+PIECES = (1, 2, 4)
+CUT_WORK = tuple(work for work in EQUAL_WORK if work.kind in ("ppo", "ppo-separate", "dpo") or work.name == BASE.name)
+"""What `pieces` takes in so many passes."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +147,14 @@ class Job:
     threads: int
     scored_by: str = "model"
     """Who scores the responses of PPO: a reward `model` as large as the policy, or a `function`, as in all other work."""
+    pieces: int = 1
+    """Passes with gradient that an optimiser step is taken in."""
 
     @property
     def name(self) -> str:
         scored = "" if self.scored_by == "model" else f"-by-{self.scored_by}"
-        return f"{self.side}-{self.work.name}{scored}-{self.size}-{self.precision}"
+        cut = f"-in-{self.pieces}" if self.pieces > 1 else ""
+        return f"{self.side}-{self.work.name}{scored}-{self.size}-{self.precision}{cut}"
 
     @property
     def total(self) -> int:

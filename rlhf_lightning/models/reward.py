@@ -48,7 +48,12 @@ class RewardModel(nn.Module):
 
     def settle(self) -> None:
         """Find out whether rows may share lines; a method of the model so that sharding can hook it."""
-        packs(trunk_of(self.model))
+        for trunk in self.trunks():
+            packs(trunk)
+
+    def trunks(self) -> list[Any]:
+        """The classifier's, as the only one."""
+        return [trunk_of(self.model)]
 
 
 def normalization_of(model: nn.Module) -> dict[str, float]:

@@ -59,8 +59,8 @@ class ModelConfig:
     """Recompute activations in the backward pass: slower, smaller."""
     pack: bool = True
     """Compute a prompt once for all of its responses and lay rows end to end, where that is exact; False pads every row."""
-    max_tokens_per_batch: int | None = 16384
-    """Of a pass without gradient (log-probabilities, values, scores): more rows are taken in pieces. Null takes all at once."""
+    max_tokens_per_batch: int | None = 4096
+    """Of one pass, with gradient or without: more rows are taken in pieces, with the same result. Null takes all at once."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     seed: int = 0

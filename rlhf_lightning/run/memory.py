@@ -36,11 +36,12 @@ class OutOfMemory(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what to change."""
         if is_out_of_memory(exception):
+            limit = getattr(getattr(pl_module, "config", None), "max_tokens_per_batch", None)
             found = ASKED.search(str(exception))
             asked = f" (asked for {found.group(1)})" if found else ""
-            exception.args = (f"out of memory{asked}, {_there_is(pl_module.device)}: {self._advice(trainer)}",)
+            exception.args = (f"out of memory{asked}, {_there_is(pl_module.device)}: {self._advice(trainer, limit)}",)
 
-    def _advice(self, trainer: Trainer) -> str:
+    def _advice(self, trainer: Trainer, limit: int | None) -> str:
         smaller = "; a smaller base: --config qlora.yaml (4 bits, an adapter trains), or gradient_checkpointing: true"
         size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         given = "" if size is None else f", now {size}"
@@ -49,15 +50,14 @@ class OutOfMemory(Callback):
                 f"rows were written or measured; lower data.batch_size{given}, generation.max_new_tokens, or the policy's "
                 f"max_tokens_per_batch{smaller}"
             )
-        rows = (
-            f"{len(self.batch)} rows of {self.batch.tokens.shape[1]} tokens"
-            if hasattr(self.batch, "tokens")
-            else "rows"
-        )
-        parts = int(trainer.accumulate_grad_batches)
+        rows, held = "rows", limit
+        if hasattr(self.batch, "tokens"):
+            rows = f"{len(self.batch)} rows of up to {self.batch.tokens.shape[1]} tokens"
+            held = min(limit or 2**62, self.batch.tokens.numel())
+        fewer = "" if held is None else f": {held // 2}"
         return (
-            f"an optimiser step worked on {rows} at once; trainer.accumulate_grad_batches: {2 * parts} (now {parts}) halves "
-            f"that and changes no gradient in policy optimisation; or lower data.batch_size{given}{smaller}"
+            f"an optimiser step worked on {rows}; max_tokens_per_batch{fewer} (now {limit or 'null'}) beside the model's name "
+            f"takes them in smaller pieces and changes no gradient; or lower data.batch_size{given}{smaller}"
         )
 
 

@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,15 +25,17 @@ from rlhf_lightning.functional.ranks import any_rank, gathered, interleaved, tog
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_tokenizer, stop_token_ids
+from rlhf_lightning.models.packing import packs
 from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rollouts.cutting import pieces
 from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
 from rlhf_lightning.stages.meter import Meter
 from rlhf_lightning.stages.optimizers import build_optimizer
 from rlhf_lightning.stages.precision import keep_float32
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
-from rlhf_lightning.types import Completions, LossOutput
+from rlhf_lightning.types import Completions, LossOutput, RowsT
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 OnNonFinite = Literal["stop", "skip"]
@@ -169,9 +172,27 @@ class Stage(LightningModule):
             yield
         self.train(training)
 
-    def divided(self, loss: LossOutput, batch: Any) -> Tensor:
-        """The part's share of the step's loss: Lightning divides by the accumulation and averages over ranks, so undo both."""
-        self.parts.append(Part(batch, loss))
+    def learn(self, batch: RowsT, loss: Callable[[RowsT], LossOutput]) -> Tensor:
+        """What `training_step` returns: the `loss` of `batch`, divided by the weight of the step.
+
+        A batch of more than `max_tokens_per_batch` tokens is taken in pieces. The gradient of each but the last is taken here, so
+        that the activations of one piece exist at a time.
+        """
+        shares = all(packs(trunk) for trunk in self.network.trunks())
+        *others, last = pieces(batch, self.units(batch), self.config.max_tokens_per_batch, shares)
+        for piece in others:
+            share = self._divided(loss(piece), piece) / self.accumulate
+            with torch.autocast(self.device.type, enabled=False):
+                self.trainer.strategy.backward(share, None)
+        return self._divided(loss(last), last)
+
+    def units(self, batch: Any) -> Tensor:
+        """int64 [B]: rows with the same number have a loss together, and are never separated."""
+        return torch.arange(len(batch))
+
+    def _divided(self, loss: LossOutput, batch: Any) -> Tensor:
+        """A piece's share of the step's loss: Lightning divides by the accumulation and averages over ranks, so undo both."""
+        self.parts.append(Part(batch, replace(loss, loss=loss.loss.detach())))
         return loss.loss.float() * (self.accumulate * self.trainer.world_size) / batch.weight
 
     def report(self, values: dict[str, float], shown: Iterable[str] = ()) -> None:
@@ -336,6 +357,9 @@ class Stage(LightningModule):
             "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
         }
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing: `optimizer_step` has freed those of the step before, and `learn` has taken some of this one's already."""
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Take the step and free the gradients, which Lightning keeps through the next rollout and its first forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -343,6 +367,7 @@ class Stage(LightningModule):
 
     def on_train_start(self) -> None:
         """Log a step that was taken when the checkpoint was written: its row comes after the checkpoint."""
+        self.network.settle()
         self._restore_random_states()
         if "optimizer/grad_norm" in self.meter.sums:
             self.tell_loggers(self._step_metrics())

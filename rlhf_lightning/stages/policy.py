@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from rlhf_lightning.algorithms.base import Algorithm
@@ -153,7 +155,7 @@ class PolicyStage(Stage):
         return AdapterCritic(model, size)
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Policy:
         """The policy with its critic."""
         assert self.policy is not None
         return self.policy
@@ -233,17 +235,36 @@ class PolicyStage(Stage):
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, index: int) -> Tensor | None:
+    def training_step(self, batch: Batch, index: int) -> Tensor:
         """Run the policy, ask the algorithm, divide; nothing while the rest of a rollout is skipped."""
-        if self.skipping:
-            return None
+        return torch.zeros((), device=self.device) if self.skipping else self.learn(batch, self._loss)
+
+    def _loss(self, batch: Batch) -> LossOutput:
         output = self.policy(batch, self.algorithm.needs_entropy)  # type: ignore[misc]
         if not self.one_pass:
-            return self.divided(self.algorithm.loss(output, batch), batch)
+            return self.algorithm.loss(output, batch)
         before = replace(batch, logprobs=output.logprobs.detach())
         drift = masked_sum(kl_estimate(before.logprobs, batch.reference_logprobs), batch.mask)
         loss = self.algorithm.loss(output, before)
-        return self.divided(replace(loss, means={**loss.means, "kl/reference": (drift, batch.mask.sum())}), before)
+        return replace(loss, means={**loss.means, "kl/reference": (drift, batch.mask.sum())})
+
+    def units(self, batch: Batch) -> Tensor:
+        """Rows that the algorithm never separates."""
+        return super().units(batch) // self.algorithm.rows_per_unit
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Nothing while the rest of a rollout is skipped: on several processes Lightning wants a loss all the same."""
+        if not self.skipping:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Take the step, unless the rest of a rollout is skipped: ranks then have no gradients to wait for either."""
+        if not self.skipping:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        strategy = self.trainer.strategy
+        with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
+            optimizer_closure()
 
     @property
     def one_pass(self) -> bool:
@@ -361,6 +382,7 @@ class PolicyStage(Stage):
 
     def on_train_start(self) -> None:
         """Do what ends a step, if one was taken when the checkpoint was written and it came before that."""
+        self.network.settle()
         self._restore_random_states()
         if self.step_meter.sums or (self.loader is not None and self.loader.last_part):
             self.tell_loggers(self._end_step())

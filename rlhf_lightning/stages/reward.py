@@ -79,7 +79,7 @@ class RewardStage(Stage):
         return self.scorer.model
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> RewardModel:
         """The model with its head."""
         assert self.scorer is not None
         return self.scorer
@@ -112,8 +112,11 @@ class RewardStage(Stage):
 
     def training_step(self, batch: PreferenceBatch, index: int) -> Tensor:
         """Score every response once, compare, divide by the whole step."""
-        loss = self.loss(self(batch), batch)
-        return self.divided(loss, batch)
+        return self.learn(batch, lambda piece: self.loss(self(piece), piece))
+
+    def units(self, batch: PreferenceBatch) -> Tensor:
+        """Responses that are compared; each for itself where none is."""
+        return super().units(batch) if self.objective == "regression" else batch.groups
 
     def loss(self, scores: Tensor, batch: PreferenceBatch) -> LossOutput:
         """A sum over groups of the mean over their pairs, or over responses of the squared error."""

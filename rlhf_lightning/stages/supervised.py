@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.models.encoding import recorded_rows
@@ -69,7 +69,7 @@ class SupervisedStage(Stage):
             self.policy = self.placed(Policy(load_causal_lm(self.config)))
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Policy:
         """The model."""
         assert self.policy is not None
         return self.policy
@@ -95,7 +95,7 @@ class SupervisedStage(Stage):
 
     def training_step(self, batch: InstructionBatch, index: int) -> Tensor:
         """Minus the log-probability of every completion token, divided by those of the whole step."""
-        return self.divided(self._loss(batch), batch)
+        return self.learn(batch, self._loss)
 
     def _loss(self, batch: InstructionBatch) -> LossOutput:
         nats = -masked_sum(self.policy(batch).logprobs, batch.mask)  # type: ignore[misc]

@@ -100,3 +100,29 @@ def test_four_roles_on_one_base_go_on_and_leave_their_adapters(
     assert first.keys() == second.keys()
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
     assert sum("critic/" in key for key in first) == 2 + sum("adapter_model/" in key for key in first)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["ppo", "dpo_offline", "sft", "reward"])
+def test_pieces_of_a_pass_change_nothing(name: str, strategy: str, run_on_two: Callable[..., Path]) -> None:
+    kind = "model" if name in ("sft", "reward") else "policy"
+    words = ["fit", *RUNS[name], "--config", f"{strategy}.yaml", *DATA, "--trainer.limit_val_batches", "0"]
+    words += ["--trainer.accumulate_grad_batches", "2"] if name == "ppo" else []
+    limit = f"--model.{kind}.max_tokens_per_batch"
+    whole, cut = [run_on_two(f"{name}-{strategy}-{tokens}", *words, limit, tokens) for tokens in ("9999", "60")]
+    first, second = weights(whole / "export"), weights(cut / "export")
+    assert all((first[key] - second[key]).norm() <= 1e-4 * first[key].norm() for key in first)
+    norms = [[float(row["optimizer/grad_norm"]) for row in metrics(run)[:-1]] for run in (whole, cut)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_rest_of_a_rollout_is_skipped_on_both(strategy: str, run_on_two: Callable[..., Path]) -> None:
+    words = ["fit", *RUNS["ppo"], "--config", f"{strategy}.yaml", *DATA, "--trainer.limit_val_batches", "0"]
+    words += ["--model.policy.max_tokens_per_batch", "60"]
+    limit = ["--model.algorithm.update_kl_limit", "-1.0", "--model.algorithm.epochs", "3"]
+    stopped = run_on_two(f"stopped-{strategy}", *words, *limit)
+    once = run_on_two(f"once-{strategy}", *words, "--model.algorithm.epochs", "1")
+    first, second = weights(stopped / "export"), weights(once / "export")
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
+    assert [int(row["step"]) for row in metrics(stopped)] == [3 * int(row["step"]) for row in metrics(once)]

@@ -22,6 +22,7 @@ PPO = ["--config", "ppo.yaml", "--model.algorithm.epochs", "2", "--model.algorit
 RUNS = {
     "ppo": ([*PPO, *ROLLOUTS], 4),
     "ppo_accumulated": ([*PPO, *ROLLOUTS, "--trainer.accumulate_grad_batches", "2"], 4),
+    "ppo_in_pieces": ([*PPO, *ROLLOUTS, "--model.policy.max_tokens_per_batch", "60"], 4),
     "ppo_two_epochs": ([*PPO, "--trainer.max_epochs", "2", "--model.iterations", "1"], 4),
     "ppo_adaptive": ([*PPO, *ROLLOUTS, "--model.algorithm.kl.target", "0.05"], 4),
     "ppo_stopped": ([*PPO, *ROLLOUTS, "--model.algorithm.update_kl_limit", "0.01"], 4),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,16 @@ class Listed(LightningDataModule):
 class Gradient(Callback):
     """Moves the weights once the data are there, so that no ratio is 1 and no critic 0, and keeps the step's gradient."""
 
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             move(pl_module)
+            pl_module.config = replace(pl_module.config, max_tokens_per_batch=self.limit)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.found = gradient(pl_module)
+        self.found, self.pieces = gradient(pl_module), len(pl_module.parts)
 
 
 def move(stage: Stage) -> None:
@@ -71,21 +75,51 @@ def standing_still(params: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.0)
 
 
-@pytest.fixture
-def step(tmp_path: Path) -> Step:
-    """`step(stage, rows, batch_size, accumulate)`: the gradient of the first optimiser step of a real run."""
+@dataclass
+class Taken:
+    """What an optimiser step was."""
 
-    def run(stage: Stage, rows: list[Any], batch_size: int, accumulate: int = 1) -> Tensor:
+    gradient: Tensor
+    pieces: int
+    """Passes with gradient."""
+    logged: dict[str, float]
+    """Of what was learned; not seconds and bytes."""
+
+
+@pytest.fixture
+def step(taken: Callable[..., Taken]) -> Step:
+    """`step(stage, rows, batch_size, accumulate)`: the gradient of the first optimiser step of a real run."""
+    return lambda *args: taken(*args).gradient
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Callable[..., Taken]:
+    """`taken(stage, rows, batch_size, accumulate, limit, precision)`: the first optimiser step of a real run.
+
+    The rollout is whole; what is learned from it comes in pieces of at most `limit` tokens.
+    """
+
+    def run(
+        stage: Stage,
+        rows: list[Any],
+        batch_size: int,
+        accumulate: int = 1,
+        limit: int | None = None,
+        precision: Any = "32-true",
+    ) -> Taken:
         torch.manual_seed(0)
-        kept = Gradient()
+        kept = Gradient(limit)
         trainer = Trainer(
+            precision=precision,
             accelerator="cpu", max_steps=1, accumulate_grad_batches=accumulate, callbacks=[kept], logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=tmp_path / str(accumulate),
         )  # fmt: skip
         trainer.fit(stage, datamodule=Listed(rows, batch_size))
         assert trainer.global_step == 1
-        return kept.found
+        named = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        measured = ("time/", "memory/", "throughput/")
+        return Taken(kept.found, kept.pieces, {n: v for n, v in named.items() if not n.startswith(measured)})
 
     return run
 

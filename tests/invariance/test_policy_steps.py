@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,17 @@ from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Batch, Rollout
-from tests.invariance.conftest import ROWS, Step, WeighedTokens, apart, gradient_of_parts, move, padded, standing_still
+from tests.invariance.conftest import (
+    ROWS,
+    Step,
+    Taken,
+    WeighedTokens,
+    apart,
+    gradient_of_parts,
+    move,
+    padded,
+    standing_still,
+)
 
 KINDS = ["", "", "tied", "", "unscored", "", "", ""]
 PROMPTS = [{"prompt": "please " * (i % 4) + "say", "kind": kind} for i, kind in enumerate(KINDS)]
@@ -93,6 +104,28 @@ def test_lightning_gathers_the_same_gradient_from_any_number_of_parts(
 ) -> None:
     whole, cut = [step(*stage_of(name, model), ROWS, parts) for parts in (1, 4)]
     assert apart(whole, cut) < 1e-6
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("pack", [True, False])
+def test_pieces_of_a_pass_change_neither_gradient_nor_metrics(
+    name: str, pack: bool, model: ModelConfig, taken: Callable[..., Taken]
+) -> None:
+    given = replace(model, pack=pack)
+    whole, cut = taken(*stage_of(name, given), ROWS), taken(*stage_of(name, given), ROWS, 2, 20)
+    assert whole.pieces == 1
+    assert cut.pieces > 2
+    assert apart(whole.gradient, cut.gradient) < 1e-6
+    assert cut.logged == pytest.approx(whole.logged, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ppo, separate critic", "offline dpo"])
+def test_pieces_under_autocast_change_no_more_than_its_rounding(
+    name: str, model: ModelConfig, taken: Callable[..., Taken]
+) -> None:
+    whole, cut = [taken(*stage_of(name, model), ROWS, 1, limit, "bf16-mixed") for limit in (None, 20)]
+    assert cut.pieces > whole.pieces == 1
+    assert apart(whole.gradient, cut.gradient) < 0.02
 
 
 @pytest.mark.parametrize("name", STAGES)

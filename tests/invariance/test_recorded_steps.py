@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.stages import RewardStage, SupervisedStage
-from tests.invariance.conftest import ROWS, Listed, Step, apart, gradient_of_parts, padded, standing_still
+from tests.invariance.conftest import ROWS, Listed, Step, Taken, apart, gradient_of_parts, padded, standing_still
 
 WORDS = ["hello", "no", "the little dog", "thank you", "cat"]
 PROMPTS = ["please " * (i % 3) + f"say {i}" for i in range(ROWS)]
@@ -46,6 +48,19 @@ def test_lightning_gathers_the_same_gradient_from_any_number_of_parts(
     whole, *cuts = [step(*stage_of(name, model), ROWS // parts, parts) for parts in (1, 2, 8)]
     for cut in cuts:
         assert apart(whole, cut) < 1e-6
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("pack", [True, False])
+def test_pieces_of_a_pass_change_neither_gradient_nor_metrics(
+    name: str, pack: bool, model: ModelConfig, taken: Callable[..., Taken]
+) -> None:
+    given = replace(model, pack=pack)
+    whole, cut = taken(*stage_of(name, given), ROWS), taken(*stage_of(name, given), ROWS // 2, 2, 25)
+    assert whole.pieces == 1
+    assert cut.pieces > 2
+    assert apart(whole.gradient, cut.gradient) < 1e-6
+    assert cut.logged == pytest.approx(whole.logged, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", STAGES)

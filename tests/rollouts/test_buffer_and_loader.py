@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of, trim
+from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
+from rlhf_lightning.rollouts.cutting import trim
 from rlhf_lightning.rollouts.loader import RolloutLoader, RowSource, StepLoader
 from rlhf_lightning.types import Batch, InstructionBatch
 
