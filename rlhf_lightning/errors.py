@@ -15,9 +15,17 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
     >>> nearest("tempreature", ["temperature", "epochs"])
     "did you mean 'temperature'?"
+    >>> nearest("name", ["name_or_path", "lame"])
+    "did you mean 'name_or_path'?"
+    >>> nearest("laro", ["lora", "dtype"])
+    "did you mean 'lora'?"
     >>> nearest("zzz", ["b", "a"])
     'expected one of: a, b'
     """
     known = sorted(options)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    begun = [
+        other for other in known if len(name) > 1 and other.startswith(name)
+    ]  # cut short: the shortest that goes on
+    close = [min(begun, key=len)] if begun else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = close or [other for other in known if sorted(other) == sorted(name)]  # letters that changed places
     return f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"

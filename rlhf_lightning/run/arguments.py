@@ -15,19 +15,14 @@ import yaml
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.glance import check_keys, merged
 from rlhf_lightning.run.integrity import check, newest_whole
+from rlhf_lightning.run.places import shipped
+from rlhf_lightning.run.words import as_config
 
-PACKAGE = Path(__file__).resolve().parent.parent
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 NO_FILES = ("last", "best", "hpc", "registry")
 """What Lightning takes for a checkpoint besides a path."""
 FOLDER_OF_RUN = "RLHF_LIGHTNING_RUN_FOLDER"
 """How the first process of a run tells those that it starts where the run writes: their clocks would say something else."""
-
-
-def shipped(name: str) -> Path:
-    """The package's folder of configs or callbacks, installed or in a checkout."""
-    installed = PACKAGE / name
-    return installed if installed.is_dir() else PACKAGE.parent / name
 
 
 @dataclass
@@ -55,6 +50,7 @@ class Arguments:
             return cls(found, None)
         _check_begins(words)
         check_keys(functools.reduce(merged, map(_load, configs), {}))
+        check_keys(as_config(found[1:], _load), typed=True)
         checkpoint = _value(found, "--ckpt_path") or _last(configs, "ckpt_path")
         _check_checkpoint(checkpoint)
         folder = _folder(found, configs)

@@ -23,11 +23,13 @@ IMPORT_FAULT = (
     r"Problem with given class_path '([^']+)': (No module named '([^']+)'|module '\S+' has no attribute '\w+'|"
     r"cannot import name '\w+' from '[\w.]+')"
 )
+NO_SUBCLASS = r"Import path (?:\S+ )?does not correspond to a subclass of (\w+).*?Given value: (\S+)"
 WRONG_UNION = r"Subtypes: \[(.*?)\] Errors: .*?Given value: (.+?)(?: - |$)"
 WRONG_VALUE = r"Expected (?:a |an )?(.+?)\.? Got value: (.+?)(?: - |$)"
 TRANSLATED = (
     r"(?:unknown key|there is no class) .+?; (?:did you mean '[^']+'\?|expected one of: [\w.]+(?:, [\w.]+)*)",
     r"class_path '[^']+' of \S+ cannot be imported: (?:No module named '[^']+'|cannot import name '\w+' from '[\w.]+')",
+    r"\S+ wants a class of \w+, and \S+ is none(?:; a function is given as .+?\}\})?",
     r"\S+ must be .+?, found ('[^']*'|\"[^\"]*\")",
     r"\S+ is required and not given",
 )
@@ -62,6 +64,12 @@ def _no_class(where: str, text: str) -> str | None:
         if "cannot import" in fault or of_another or unlike_any:
             return f"class_path {path!r} of {where or 'this key'} cannot be imported: {fault}"
         return _unknown_class(where, path)
+    if found := re.search(NO_SUBCLASS, text):
+        base, path = found.groups()
+        function = f"; a function is given as {{class_path: FunctionReward, init_args: {{function: {path}}}}}"
+        return (
+            f"{where or 'this key'} wants a class of {base}, and {path} is none{function if base == 'Reward' else ''}"
+        )
     if _base_of(where) is None and (found := re.search(WRONG_UNION, text)):
         kinds = re.sub(r", (?![^\[]*\])", " or ", _type(found.group(1))).replace("NoneType", "null")
         return f"{where or 'an option'} must be {kinds}, found {found.group(2)!r}"
@@ -78,18 +86,12 @@ def _unknown_class(where: str, name: str) -> str:
 def _unknown_key(parser: Any, where: str, name: str) -> str:
     full, leaf = f"{where}.{name}" if where else name, name.split(".")[-1]
     if where or name.startswith(("model.", "data.")):
-        return f"unknown key {full!r}; {_nearest_key(leaf, _parameters(full))}"
+        return f"unknown key {full!r}; {nearest(leaf, _parameters(full))}"
     known = _options(parser)
     tops = {option.split(".")[0] for option in known}
     if name.split(".")[0] not in tops:
-        return f"unknown key {full!r}; {_nearest_key(name.split('.')[0], tops)}"
-    return f"unknown key {full!r}; {_nearest_key(name, known)}"
-
-
-def _nearest_key(name: str, known: set[str]) -> str:
-    """A key that is cut short is nearest to the shortest that it begins."""
-    begun = [key for key in known if key.startswith(name)]
-    return f"did you mean '{min(begun, key=len)}'?" if begun else nearest(name, known)
+        return f"unknown key {full!r}; {nearest(name.split('.')[0], tops)}"
+    return f"unknown key {full!r}; {nearest(name, known)}"
 
 
 def _options(parser: Any) -> set[str]:

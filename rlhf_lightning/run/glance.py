@@ -7,31 +7,71 @@ checks those, and all of this again, a few seconds later.
 from __future__ import annotations
 
 import ast
+import os
+import re
 from collections.abc import Iterable, Iterator
-from functools import cached_property
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.run.functions import is_plain_function
+from rlhf_lightning.run.places import PACKAGE, foreign_classes, shipped
 
-PACKAGE = Path(__file__).resolve().parent.parent
-READ = ("stages", "algorithms", "rewards", "data", "playground", "rollouts", "models")
+READ = ("stages", "algorithms", "rewards", "data", "playground", "rollouts", "models", "run")
+CALLABLES = ("OptimizerCallable", "LRSchedulerCallable")
+"""What the annotation of a key says whose class is called later."""
+LIGHTNING = ("LightningModule", "LightningDataModule", "Callback", "Logger", *CALLABLES)
+"""Bases whose classes are ours, Lightning's or torch's, or are named by their import path."""
 PLUGINS = ("Algorithm", "Reward", "Generation")
 """Bases whose classes are ours, or are named by their import path."""
+INNER = {
+    "Resume",
+    "Samples",
+    "Summary",
+    "Curves",
+    "Export",
+    "Predictions",
+    "OutOfMemory",
+    "PlainProgress",
+    "MetricsFile",
+}
+INNER |= {"RunConfig", "Stage", "RowData", "FileData"}
+"""What every run has or what others derive from: never meant by a name that is a little wrong."""
+PLACES = {
+    "LightningModule": "model",
+    "LightningDataModule": "data",
+    "Algorithm": "model.algorithm",
+    "Generation": "model.generation",
+}
+"""Where there is one of a kind in a config."""
+OF_OPTIMIZERS = ("lr", "weight_decay", "betas", "momentum", "fused")
+FAMILIES = {*PLUGINS, *LIGHTNING}
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 OTHERS = ("rlhf_lightning", "torch", "lightning", "bitsandbytes")
 """Packages that bring no plug-in of these kinds along."""
+KINDS = {
+    "model": {"LightningModule"},
+    "data": {"LightningDataModule"},
+    "trainer.callbacks": {"Callback"},
+    "trainer.logger": {"Logger"},
+}
 
 
-def check_keys(config: dict[str, Any]) -> None:
+def check_keys(config: dict[str, Any], typed: bool = False) -> None:
     """Refuse a merged config with a key or a class that does not exist.
+
+    Args:
+        config: of files, or of files and the command line.
+        typed: a fault is in what was typed, where keys are written without `init_args`.
 
     Raises:
         UserError: naming the key and the nearest that there is.
     """
-    paths = [part for part in _class_paths(config) if "." in part]
-    glance = Glance(closed=all(path.split(".")[0] in OTHERS for path in paths))
-    for name in ("model", "data"):
-        glance.check(config.get(name), name, set())
+    glance = Glance(closed=all(path.split(".")[0] in OTHERS for path in _import_paths(config, typed)), typed=typed)
+    trainer = config.get("trainer")
+    given = {**config, **{f"trainer.{key}": x for key, x in (trainer if isinstance(trainer, dict) else {}).items()}}
+    for name, kinds in KINDS.items():
+        glance.check(given.get(name), name, kinds)
 
 
 def merged(earlier: Any, later: Any) -> Any:
@@ -49,11 +89,22 @@ def merged(earlier: Any, later: Any) -> Any:
     return {**earlier, **{key: merged(earlier.get(key), value) for key, value in later.items()}}
 
 
-def _class_paths(node: Any) -> Iterator[str]:
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ()):
-        if key == "class_path" and isinstance(value, str):
-            yield value
-        yield from _class_paths(value)
+def _import_paths(node: Any, typed: bool, key: object = "class_path") -> Iterator[str]:
+    """What may be imported while a config is read: class paths, and what a word of the command line can mean by one."""
+    if isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _import_paths(value, typed, name)
+    elif isinstance(node, str) and (typed or key == "class_path") and IMPORT_PATH.fullmatch(node):
+        yield node
+
+
+@cache
+def _classes() -> dict[str, ast.ClassDef]:
+    """By name."""
+    folders = [*(PACKAGE / name for name in READ), shipped("callbacks")]
+    files = [*(path for folder in folders for path in sorted(folder.glob("*.py"))), PACKAGE / "cli.py"]
+    found = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
+    return {node.name: node for node in found if isinstance(node, ast.ClassDef)}
 
 
 class Glance:
@@ -63,35 +114,47 @@ class Glance:
         closed: no class can come from elsewhere under a name without its module.
     """
 
-    def __init__(self, closed: bool) -> None:
-        self.closed = closed
-
-    @cached_property
-    def classes(self) -> dict[str, ast.ClassDef]:
-        """By name."""
-        files = [path for name in READ for path in sorted((PACKAGE / name).glob("*.py"))]
-        found = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
-        return {node.name: node for node in found if isinstance(node, ast.ClassDef)}
+    def __init__(self, closed: bool, typed: bool = False) -> None:
+        self.closed, self.typed, self.classes = closed, typed, _classes()
 
     def check(self, value: Any, path: str, kinds: set[str]) -> None:
         """A value, where the annotation of its key names `kinds`."""
         if isinstance(value, dict) and isinstance(value.get("class_path"), str):
-            self._check_class(value["class_path"], path, kinds)
             name = value["class_path"]
+            self._check_class(name, path, kinds)
             if "." not in name or name.startswith("rlhf_lightning."):
-                self._check_arguments(name.split(".")[-1], value.get("init_args"), f"{path}.init_args")
+                inner = path if self.typed else f"{path}.init_args"
+                self._check_arguments(name.split(".")[-1], value.get("init_args"), inner)
+        elif isinstance(value, str) and "dict" not in kinds:
+            self._check_class(value, path, kinds)
+        elif isinstance(value, list):
+            for part in value:
+                self.check(part, path, kinds)
         elif isinstance(value, dict) and "dict" in kinds:
             for key, part in value.items():
                 self.check(part, f"{path}.{key}", kinds - {"dict"})
-        elif isinstance(value, dict) and len(own := kinds & set(self.classes)) == 1:
+        elif isinstance(value, dict) and len(own := kinds & set(self.classes) - FAMILIES) == 1:
             self._check_arguments(own.pop(), value, path)
 
     def _check_class(self, name: str, path: str, kinds: set[str]) -> None:
-        bases = kinds & set(PLUGINS)
-        if not self.closed or "." in name or not bases or name in self.classes:
+        if "Reward" in kinds and is_plain_function(name):
+            raise UserError(f"{path} wants a class, and {name} is a function; {self._as_class(name, path)}")
+        families = kinds & FAMILIES
+        if not self.closed or not families or not name.isidentifier() or name in self.classes or os.path.exists(name):
             return
-        known = {found for found in self.classes if bases & set(self._ancestors(found)) and not found.startswith("_")}
-        raise UserError(f"there is no class {name!r} for {path}; {nearest(name, known)}")
+        if families & set(LIGHTNING) and name in foreign_classes(""):
+            return
+        known = {found for found in self.classes if families & set(self._ancestors(found))} - INNER
+        for family in families & set(LIGHTNING):
+            known |= foreign_classes(family)
+        raise UserError(
+            f"there is no class {name!r} for {path}; {nearest(name, (each for each in known if each[0] != '_'))}"
+        )
+
+    def _as_class(self, function: str, path: str) -> str:
+        if self.typed and path == "model.reward":
+            return f"write --model.reward FunctionReward --model.reward.function {function}"
+        return f"write {{class_path: FunctionReward, init_args: {{function: {function}}}}}"
 
     def _check_arguments(self, name: str, given: Any, path: str) -> None:
         known = self._parameters(name)
@@ -99,8 +162,30 @@ class Glance:
             return
         for key, value in given.items():
             if key not in known:
-                raise UserError(f"unknown key '{path}.{key}'; {nearest(str(key), known)}")
+                raise UserError(f"unknown key '{path}.{key}'; {self._hint(name, str(key), known)}")
             self.check(value, f"{path}.{key}", known[key])
+
+    def _hint(self, name: str, key: str, known: dict[str, set[str]]) -> str:
+        """Where an option belongs that a class does not have, and the nearest that it has."""
+        groups = ((group, words & set(self.classes) - FAMILIES) for group, words in known.items())
+        inner = [group for group, kinds in groups if any(key in (self._parameters(kind) or {}) for kind in kinds)]
+        inner += [group for group, words in known.items() if "OptimizerCallable" in words and key in OF_OPTIMIZERS]
+        if inner:
+            return f"did you mean '{inner[0]}.{key}'?"
+        family = FAMILIES & set(self._ancestors(name))
+        for base in (*family, *(base for base in PLACES if base not in family)) if family else ():
+            owners = sorted(self._owners(base, key))
+            if owners and base in family:
+                near = nearest(key, known)
+                more = f"; {near}" if near.startswith("did") else ""
+                return f"{' and '.join(owners)} {'have' if owners[1:] else 'has'} it, {name} has not{more}"
+            if owners and base in PLACES:
+                return f"did you mean '{PLACES[base]}.{key}'?"
+        return nearest(key, known)
+
+    def _owners(self, base: str, key: str) -> set[str]:
+        of_base = (found for found in self.classes if base in self._ancestors(found) and found[0] != "_")
+        return {found for found in of_base if key in (self._parameters(found) or {})} - INNER
 
     def _parameters(self, name: str) -> dict[str, set[str]] | None:
         """The words in the annotation of each parameter; None where the source does not tell."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.arguments import shipped
+from rlhf_lightning.run.places import shipped
 
 
 class _Parser(argparse.ArgumentParser):

@@ -43,7 +43,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
     [
         (["--trainer.max_epoch", "3"], "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
         (["--seed_everythin", "1"], "unknown key 'seed_everythin'; did you mean 'seed_everything'?"),
-        (["--model.policy.nam", "x"], "unknown key 'policy.nam'; did you mean 'policy.name_or_path'? (in model)"),
+        (["--model.policy.nam", "x"], "unknown key 'model.policy.nam'; did you mean 'name_or_path'?"),
         (["--trainer.max_epochs", "x"], "trainer.max_epochs must be int or null, found 'x'"),
         (["--model.optimizer.lr", "abc"], "lr must be float or Tensor, found 'abc' (in model.optimizer)"),
         (["--model.policy.lora.r", "x"], "r must be int, found 'x' (in model.policy.lora)"),
@@ -56,6 +56,11 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
         (
             ["--trainer.callbacks+=callbacks.absent.WinRat"],
             "'callbacks.absent.WinRat' for trainer.callbacks; did you mean 'WinRate'?",
+        ),
+        (
+            ["--model.reward", "json.dumps"],
+            "reward wants a class of Reward, and json.dumps is none; a function is given as {class_path: FunctionReward, "
+            "init_args: {function: json.dumps}} (in model)",
         ),
         (
             ["--model.algorithm", "lame.Thing"],

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.arguments import FOLDER_OF_RUN, Arguments, find_config, shipped
+from rlhf_lightning.run.arguments import FOLDER_OF_RUN, Arguments, find_config
 from rlhf_lightning.run.initialize import initialize
+from rlhf_lightning.run.places import shipped
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,68 @@
+"""The words of a command line over the configs that it names, as one config, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_lightning.run.glance import merged
+
+TOPS = ("model", "data", "trainer")
+OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
+
+
+def as_config(words: Sequence[str], load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Configs and words in their order, later over earlier. What names a file is left out: it may hold anything.
+
+    >>> as_config(["--model.algorithm", "DPO", "--model.algorithm.beta=0.3", "--trainer.callbacks+=Timer"], dict)
+    {'model': {'algorithm': {'class_path': 'DPO', 'init_args': {'beta': 0.3}}}, 'trainer': {'callbacks': ['Timer']}}
+    """
+    config: dict[str, Any] = {}
+    for flag, value in _pairs(words):
+        name = flag.lstrip("-").removesuffix("+")
+        keys = tuple(name.split("."))
+        if flag in ("--config", "-c"):
+            config = merged(config, load(Path(value)))
+        elif flag.startswith("--") and keys[0] in TOPS and keys[-1] != "help":
+            config = _put(config, keys, _read(value), flag.endswith("+"))
+    return config
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rest = list(words)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag.startswith("-"):
+            yield flag, value if equals or not rest or rest[0].startswith("--") else rest.pop(0)
+
+
+def _read(value: str) -> Any:
+    """A value as YAML; text where it is none, nothing where it names a file."""
+    if os.path.isfile(value):
+        return None
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
+def _put(node: Any, keys: tuple[str, ...], value: Any, more: bool = False) -> Any:
+    """A config with a value under keys; what is below a class is an argument of it."""
+    if not keys and more:
+        there = node if isinstance(node, list) else [] if node is None else [node]
+        return [*there, *(value if isinstance(value, list) else [value])]
+    if not keys:
+        same = isinstance(node, dict) and value == node.get("class_path", node)
+        return node if same else merged(node, value)
+    if isinstance(node, list):
+        return [*node[:-1], _put(node[-1], keys, value, more)] if node else node
+    inner = {"class_path": node} if isinstance(node, str) else node if isinstance(node, dict) else {}
+    if any(key in inner for key in OF_CLASSES) and keys[0] not in OF_CLASSES:
+        keys = ("init_args", *keys)
+    if keys == ("class_path",):
+        return _put(inner or None, (), {"class_path": value})
+    return {**inner, keys[0]: _put(inner.get(keys[0]), keys[1:], value, more)}
