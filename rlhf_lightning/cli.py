@@ -33,6 +33,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.arguments import Arguments
 from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
 from rlhf_lightning.run.curves import Curves
+from rlhf_lightning.run.expectations import Expectations, late
 from rlhf_lightning.run.export import Export
 from rlhf_lightning.run.faults import readable
 from rlhf_lightning.run.memory import OutOfMemory
@@ -132,7 +133,7 @@ class CLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
         kwargs["plugins"] = [*ours, *plugins]
-        kwargs["callbacks"] = [*callbacks, *self._ours(folder, callbacks, given)]
+        kwargs["callbacks"] = [Expectations(), *callbacks, *self._ours(folder, callbacks, given)]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
@@ -164,22 +165,27 @@ def run(arguments: Arguments) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    CLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=RunConfig,
-        parser_class=Parser,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        trainer_defaults={
-            "max_epochs": 1,
-            "num_sanity_val_steps": -1,
-            "log_every_n_steps": 1,
-            "enable_model_summary": False,
-            "devices": 1,
-        },
-        args=arguments.words,
-    )
+    try:
+        CLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            parser_class=Parser,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={
+                "max_epochs": 1,
+                "num_sanity_val_steps": -1,
+                "log_every_n_steps": 1,
+                "enable_model_summary": False,
+                "devices": 1,
+            },
+            args=arguments.words,
+        )
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        if (line := late(error)) is None:
+            raise
+        raise UserError(line) from error

@@ -97,6 +97,31 @@ def test_a_config_that_cannot_work(fails: Callable[..., str], words: list[str], 
     assert all(piece in line for piece in expected), line
 
 
+@pytest.mark.usefixtures("no_weights")
+def test_a_validation_that_never_comes(fails: Callable[..., str]) -> None:
+    line = fails("fit", "--config", "ppo.yaml", *SMALL, "--trainer.val_check_interval", "500")
+    assert "trainer.val_check_interval is 500 and an epoch has 8 batches" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["EarlyStopping", "val_reward"], "EarlyStopping: no metric is called 'val_reward'; did you mean 'val/reward/"),
+        (["ModelCheckpoint", "val/reward/men"], "ModelCheckpoint: no metric is called 'val/reward/men'; did you mean"),
+    ],
+)
+def test_a_metric_that_is_never_measured_is_named_before_the_first_step(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a rollout was collected")
+
+    monkeypatch.setattr("rlhf_lightning.stages.policy.PolicyStage.collect", refuse)
+    callback, monitor = words
+    given = [f"--trainer.callbacks={callback}", f"--trainer.callbacks.monitor={monitor}"]
+    assert expected in fails("fit", "--config", "ppo.yaml", *SMALL, *given)
+
+
 def test_configs_that_cannot_be_read(fails: Callable[..., str]) -> None:
     assert "did you mean 'ppo.yaml'?" in fails("fit", "--config", "pppo.yaml")
     Path("broken.yaml").write_text("model:\n  a: [1\n")

@@ -48,7 +48,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axes.plot(
                 steps,
                 values,
-                "o-" if held_out else "-",
+                "o-" if held_out or len(steps) == 1 else "-",  # a line through one point is not seen
                 lw=2 if held_out else 1.2,
                 ms=4,
                 label=name,

@@ -17,7 +17,7 @@ HOMES = {
 }
 """Base of a plug-in: the files where others have theirs."""
 
-OF_A_FAMILY = r"^class (\w+)\((?!.*(?:Enum|tqdm))"
+OF_A_FAMILY = r"^class (\w+)\((?!.*(?:Enum|tqdm|Module))"
 
 
 def shipped(name: str) -> Path:
@@ -38,4 +38,4 @@ def foreign_classes(family: str) -> frozenset[str]:
             for path in place.rglob("*.py") if place.is_dir() else [place] if place.is_file() else []:
                 text = path.read_text(encoding="utf-8", errors="ignore")
                 found |= set(re.findall(OF_A_FAMILY if family else r"^\s*class (\w+)", text, re.MULTILINE))
-    return frozenset(found)
+    return frozenset(found - foreign_classes("LRSchedulerCallable") if family == "OptimizerCallable" else found)

@@ -12,7 +12,25 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 EVERY_SECONDS = 5.0
 
 
-class PlainProgress(ProgressBar):
+class _ToRun(ProgressBar):
+    """Counts the batches that will be run: Lightning's bar looks at `max_steps` only where there is no `max_epochs`."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Of this epoch, up to `max_steps`."""
+        trainer, whole = self.trainer, self.trainer.num_training_batches
+        if trainer.max_steps < 0:
+            return whole
+        progress, parts = trainer.fit_loop.epoch_loop.batch_progress.current, trainer.accumulate_grad_batches
+        done = progress.processed  # type: ignore[attr-defined]
+        return min(whole, done - done % parts + max(0, trainer.max_steps - trainer.global_step) * parts)
+
+
+class Bar(_ToRun, TQDMProgressBar):
+    """Lightning's own, in a terminal."""
+
+
+class PlainProgress(_ToRun):
     """A line now and then: step, what the progress bar would show, seconds."""
 
     def __init__(self) -> None:
@@ -34,7 +52,7 @@ class PlainProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Tell, if it is time."""
-        total = trainer.num_training_batches
+        total = self.total_train_batches
         done = int(kwargs.get("batch_idx", args[-1] if args else 0)) + 1
         if time.monotonic() - self.told < EVERY_SECONDS and done not in (1, total):
             return
@@ -51,4 +69,4 @@ class PlainProgress(ProgressBar):
 
 def Progress() -> ProgressBar:
     """A bar in a terminal, lines elsewhere."""
-    return TQDMProgressBar(leave=True) if sys.stdout.isatty() else PlainProgress()
+    return Bar(leave=True) if sys.stdout.isatty() else PlainProgress()

@@ -135,6 +135,63 @@ def test_faults_of_a_run_that_has_begun(fails: Fails) -> None:
     assert Path("out/metrics.csv").read_text().splitlines()[1].startswith("0,")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["callbacks=EarlyStopping", "callbacks.monitor=val/reward/men"],
+            "EarlyStopping: no metric is called 'val/reward/men'; did you mean 'val/reward/mean'? "
+            "(monitor, in trainer.callbacks)",
+        ),
+        (
+            ["callbacks=ModelCheckpoint", "callbacks.monitor=val/reward/men"],
+            "ModelCheckpoint: no metric is called 'val/reward/men'; did you mean 'val/reward/mean'? "
+            "(monitor, in trainer.callbacks)",
+        ),
+        (
+            ["val_check_interval=5"],
+            "trainer.val_check_interval is 5 and an epoch has 4 batches: validation would never come; set it to 4 or less, or "
+            "add trainer.check_val_every_n_epoch: null to count batches over epochs",
+        ),
+        (
+            ["val_check_interval=4", "limit_train_batches=3"],
+            "trainer.val_check_interval is 4 and an epoch has 3 batches: validation would never come; set it to 3 or less, or "
+            "add trainer.check_val_every_n_epoch: null to count batches over epochs",
+        ),
+    ],
+)
+def test_what_never_comes(fails: Fails, words: list[str], expected: str) -> None:
+    assert fails("fit", "--config", "own.yaml", *(f"--trainer.{word}" for word in words)) == expected
+
+
+def test_the_interval_is_judged_before_the_stage_is_set_up(fails: Fails) -> None:
+    words = ["--trainer.val_check_interval=5", "--model.fault=setup"]
+    assert "an epoch has 4 batches" in fails("fit", "--config", "own.yaml", *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["val_check_interval=4"],
+        ["val_check_interval=5", "check_val_every_n_epoch=null"],
+        ["val_check_interval=5", "limit_val_batches=0"],
+        ["val_check_interval=00:00:01:00", "max_time=00:00:10:00"],
+        ["callbacks=EarlyStopping", "callbacks.monitor=reward/mean", "callbacks.mode=max"],
+        ["callbacks=EarlyStopping", "callbacks.monitor=nothing", "callbacks.strict=false"],
+        ["callbacks=own.Brings", "callbacks+=EarlyStopping", "callbacks.monitor=brought"],
+    ],
+)
+def test_what_comes_is_waited_for(words: list[str]) -> None:
+    with Path("own.py").open("a") as file:
+        file.write(
+            "from lightning.pytorch import Callback\n"
+            "class Brings(Callback):\n"
+            "    def on_validation_epoch_end(self, trainer, module):\n"
+            "        if not trainer.sanity_checking: module.log('brought', 1.0)\n"
+        )
+    assert main(["fit", "--config", "own.yaml", *(f"--trainer.{word}" for word in words)]) == 0
+
+
 @pytest.mark.filterwarnings("ignore", category=PossibleUserWarning)
 @pytest.mark.parametrize(
     ("fault", "word", "status"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,6 +98,23 @@ def test_a_run_goes_on_without_a_row_twice(fit: Fit) -> None:
     parts = fit("parts", "--trainer.max_epochs", "2", "--ckpt_path", "last")
     assert [row["step"] for row in rows(parts)] == [row["step"] for row in rows(whole)] == [str(i) for i in range(9)]
     assert rows(parts)[5:] == rows(whole)[5:]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["max_steps=3"], ["batch 1/3", "batch 3/3"]),
+        (["max_steps=9"], ["batch 1/4", "batch 4/4"]),
+        (["max_steps=1", "accumulate_grad_batches=2"], ["batch 1/2", "batch 2/2"]),
+        (["max_steps=6", "max_epochs=3"], ["batch 1/4", "batch 4/4", "batch 1/2", "batch 2/2"]),
+        (["limit_train_batches=2"], ["batch 1/2", "batch 2/2"]),
+    ],
+)
+def test_progress_counts_the_batches_that_are_run(
+    fit: Fit, capsys: pytest.CaptureFixture[str], words: list[str], expected: list[str]
+) -> None:
+    fit("out", *(f"--trainer.{word}" for word in words))
+    assert re.findall(r"batch \d+/\d+", capsys.readouterr().out) == expected
 
 
 def test_a_later_validation_keeps_the_history(fit: Fit) -> None:

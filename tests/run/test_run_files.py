@@ -61,3 +61,15 @@ def test_curves_need_something_to_draw(tmp_path: Path) -> None:
         [{"step": 0, "reward/mean": 1.0}, {"step": 1, "reward/mean": "2.0", "kl/reference": ""}], tmp_path / "some.png"
     )
     assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_point_is_a_dot_and_more_are_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    row = {"step": 0, "reward/mean": 1.0, "val/reward/mean": 1.0}
+    draw([row], tmp_path / "one.png")
+    draw([row, {**row, "step": 1}], tmp_path / "two.png")
+    markers = [[line.get_marker() for line in figure.axes[0].lines] for figure in drawn]
+    assert markers == [["o", "o"], ["None", "o"]]
