@@ -18,6 +18,20 @@ Paths = str | list[str] | None
 SHOWN_FAULTS = 3
 
 
+class PlacedRow(dict[str, Any]):
+    """A row that knows where it was read: whatever shuffles and splits rows, a fault can still name the file and line.
+
+    >>> PlacedRow({"prompt": "hi"}, "rows.jsonl:3").place
+    'rows.jsonl:3'
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, row: Row, place: str = "") -> None:
+        super().__init__(row)
+        self.place = place
+
+
 class RowData(LightningDataModule):
     """Rows as plain dictionaries, in batches that are lists; the stage makes tokens of them."""
 
@@ -154,13 +168,14 @@ class FileData(RowData):
         given = self.sources[split]
         if given is None:
             return None
-        rows, faults = [], []
+        rows: list[Row] = []
+        faults: list[str] = []
         for source in read(given):
             self._check_columns(source)
             faults += source.faults
             for raw, place in zip(source.rows, source.places, strict=True):
                 try:
-                    rows.append(self.row(self._renamed(raw)))
+                    rows.append(PlacedRow(self.row(self._renamed(raw)), place))
                 except BadRow as error:
                     faults.append(f"{place}: {error}")
         self._tell(faults, len(rows))

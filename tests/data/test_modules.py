@@ -192,3 +192,18 @@ def test_real_pairs_become_conversations() -> None:
     assert len(rows) + len(rows_of(data, "validation")) + data.report["bad_rows"] == 2000
     assert all(row["prompt"][-1]["role"] == "user" for row in rows)
     assert all(row[side][0]["role"] == "assistant" for row in rows for side in ("chosen", "rejected"))
+
+
+def test_a_row_knows_its_file_and_line_wherever_it_ends_up(tmp_path: Path) -> None:
+    from lightning_utilities.core.apply_func import apply_to_collection
+
+    one, two = (lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}"} for i in range(1, 9)]) for name in "ab")
+    data = PromptData(train=[one, two], validation_fraction=0.25, batch_size=4, num_workers=1)
+    held_out = rows_of(data, "validation")
+    loaded = [row for batch in data.train_dataloader() for row in batch]  # from another process
+    assert len(loaded) + len(held_out) == 16
+    for row in [*loaded, *held_out]:
+        name, number = row["prompt"].split()
+        assert row.place == f"{tmp_path / name}.jsonl:{number}"
+    assert [row["prompt"] for row in loaded] != sorted(row["prompt"] for row in loaded)
+    assert apply_to_collection(held_out[:1], torch.Tensor, lambda x: x) == held_out[:1]  # as Lightning moves a batch
