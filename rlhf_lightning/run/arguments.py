@@ -16,7 +16,7 @@ from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.glance import check_keys, merged
 from rlhf_lightning.run.integrity import check, newest_whole
 from rlhf_lightning.run.places import shipped
-from rlhf_lightning.run.words import as_config
+from rlhf_lightning.run.words import as_config, values
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 NO_FILES = ("last", "best", "hpc", "registry")
@@ -49,8 +49,9 @@ class Arguments:
         if helps:
             return cls(found, None)
         _check_begins(words)
-        check_keys(functools.reduce(merged, map(_load, configs), {}))
-        check_keys(as_config(found[1:], _load), typed=True)
+        contents = [_load(path) for path in configs]
+        check_keys(functools.reduce(merged, contents, {}), contents)
+        check_keys(as_config(found[1:], _load), [*contents, values(found[1:])], typed=True)
         checkpoint = _value(found, "--ckpt_path") or _last(configs, "ckpt_path")
         _check_checkpoint(checkpoint)
         folder = _folder(found, configs)

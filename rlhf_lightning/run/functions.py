@@ -18,7 +18,7 @@ def is_plain_function(path: str) -> bool:
     file, colon, name = path.rpartition(":")
     module, _, name = (file, "", name) if colon else path.rpartition(".")
     place = module if colon else f"{module.replace('.', '/')}.py"
-    if not os.path.isfile(place):
+    if not os.path.isfile(place) or os.path.isdir(place.removesuffix(".py")):  # a package goes before a file
         return False
     try:
         body = ast.parse(Path(place).read_text(encoding="utf-8")).body
@@ -31,5 +31,8 @@ def is_plain_function(path: str) -> bool:
 def _returns_scores(node: ast.stmt) -> bool:
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.decorator_list:
         return False
-    words = {part.id for part in ast.walk(node.returns) if isinstance(part, ast.Name)} if node.returns else set()
-    return words <= SCORES
+    if node.returns is None:
+        return True
+    parts = list(ast.walk(node.returns))
+    quoted = any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in parts)
+    return not quoted and {part.id for part in parts if isinstance(part, ast.Name)} <= SCORES

@@ -47,6 +47,9 @@ PLACES = {
 OF_OPTIMIZERS = ("lr", "weight_decay", "betas", "momentum", "fused")
 FAMILIES = {*PLUGINS, *LIGHTNING}
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+LATER = ("function",)
+"""Keys whose import path is imported when all of the config is read."""
+FILES = (".jsonl", ".csv", ".parquet", ".gz", ".ckpt")
 OTHERS = ("rlhf_lightning", "torch", "lightning", "bitsandbytes")
 """Packages that bring no plug-in of these kinds along."""
 KINDS = {
@@ -57,17 +60,19 @@ KINDS = {
 }
 
 
-def check_keys(config: dict[str, Any], typed: bool = False) -> None:
+def check_keys(config: dict[str, Any], read: Iterable[Any] | None = None, typed: bool = False) -> None:
     """Refuse a merged config with a key or a class that does not exist.
 
     Args:
         config: of files, or of files and the command line.
+        read: all that became this config, for what is replaced may have been imported; by default the config alone.
         typed: a fault is in what was typed, where keys are written without `init_args`.
 
     Raises:
         UserError: naming the key and the nearest that there is.
     """
-    glance = Glance(closed=all(path.split(".")[0] in OTHERS for path in _import_paths(config, typed)), typed=typed)
+    paths = _import_paths(list([config] if read is None else read), typed)
+    glance = Glance(closed=all(path.split(".")[0] in OTHERS for path in paths), typed=typed)
     trainer = config.get("trainer")
     given = {**config, **{f"trainer.{key}": x for key, x in (trainer if isinstance(trainer, dict) else {}).items()}}
     for name, kinds in KINDS.items():
@@ -90,12 +95,14 @@ def merged(earlier: Any, later: Any) -> Any:
 
 
 def _import_paths(node: Any, typed: bool, key: object = "class_path") -> Iterator[str]:
-    """What may be imported while a config is read: class paths, and what a word of the command line can mean by one."""
+    """What may be imported while a config is read: class paths, words of a command line that may be one, configs of a part."""
     if isinstance(node, dict | list):
         for name, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from _import_paths(value, typed, name)
-    elif isinstance(node, str) and (typed or key == "class_path") and IMPORT_PATH.fullmatch(node):
-        yield node
+    elif isinstance(node, str) and key not in LATER and not node.endswith(FILES):
+        imported = (typed or key == "class_path") and IMPORT_PATH.fullmatch(node)
+        if imported or node.endswith((".yaml", ".yml", ".json")) or (node.isidentifier() and os.path.isfile(node)):
+            yield node
 
 
 @cache

@@ -16,7 +16,7 @@ OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 
 
 def as_config(words: Sequence[str], load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Configs and words in their order, later over earlier. What names a file is left out: it may hold anything.
+    """Configs and words in their order, later over earlier.
 
     >>> as_config(["--model.algorithm", "DPO", "--model.algorithm.beta=0.3", "--trainer.callbacks+=Timer"], dict)
     {'model': {'algorithm': {'class_path': 'DPO', 'init_args': {'beta': 0.3}}}, 'trainer': {'callbacks': ['Timer']}}
@@ -32,6 +32,12 @@ def as_config(words: Sequence[str], load: Callable[[Path], dict[str, Any]]) -> d
     return config
 
 
+def values(words: Sequence[str]) -> list[Any]:
+    """What the words give, each by itself under the last part of its key."""
+    pairs = ((flag.strip("-+").split("."), value) for flag, value in _pairs(words))
+    return [{keys[-1]: _read(value)} for keys, value in pairs if keys[0] in TOPS]
+
+
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     rest = list(words)
     while rest:
@@ -41,12 +47,10 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read(value: str) -> Any:
-    """A value as YAML; text where it is none, nothing where it names a file."""
-    if os.path.isfile(value):
-        return None
+    """A value as YAML; text where it is none or names a file."""
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        return value if os.path.isfile(value) else yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):  # a date that is none is a ValueError
         return value
 
 

@@ -58,6 +58,8 @@ WORDS = {
     "ppo --trainer.logger Tensorboard": (
         "there is no class 'Tensorboard' for trainer.logger; did you mean 'TensorBoardLogger'?"
     ),
+    "ppo --data PromptData --data.train rows.jsonl --model.reward FunctionReward --model.reward.function mine.polite "
+    "--model.algorithm GRPPO": "there is no class 'GRPPO' for model.algorithm; did you mean 'GRPO'?",
     "ppo --data Prompt": "there is no class 'Prompt' for data; did you mean 'PromptData'?",
     "ppo --model SFTStage": (
         "there is no class 'SFTStage' for model; expected one of: PolicyStage, RewardStage, SupervisedStage"
@@ -88,6 +90,13 @@ FINE = [
     "--model.algorithm algorithm_here",
     "--model.reward mine.Best --model.evaluation_rewards.new LengthReward",
     "--model.reward mine.made",
+    "--model.reward mine.quoted",
+    "--model.reward packed.polite",
+    "--model part.yaml --model.algorithm.nothing 3 --trainer.callbacks+=Own",
+    "--model.algorithm algorithm_here --trainer.callbacks+=Own",
+    "--model.algorithm mine.Any --model.algorithm PPO --trainer.callbacks+=Own",
+    "--trainer more.yaml --trainer.callbacks+=Own",
+    "--model.policy.seed 2026-13-45 --trainer.max_time 00:00:01:00",
     "--model.reward mine.wrapped",
     "--model.reward FunctionReward --model.reward.function mine.polite",
     "--model.reward null --model.generation.max_new_tokens 3",
@@ -106,6 +115,7 @@ import functools
 from rlhf_lightning.rewards import LengthReward
 def polite(responses) -> list[float]: ...
 def made(limit: int = 3) -> LengthReward: ...
+def quoted() -> "LengthReward": ...
 @functools.cache
 def wrapped(): ...
 """
@@ -146,7 +156,10 @@ def test_of_words_that_may_be_meant_nothing_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(MINE)
-    Path("algorithm_here").write_text("class_path: PPO\n")
+    Path("packed.py").write_text(MINE)
+    Path("packed").mkdir()
+    for name in ("algorithm_here", "part.yaml", "more.yaml"):
+        Path(name).write_text("class_path: mine.Any\n")
     Arguments.of(["fit", "--config", "ppo.yaml", *words.split()])
     Arguments.of(["fit", *words.split(), "--config", "ppo.yaml"])
 
