@@ -185,7 +185,7 @@ class Glance:
             if owners and base in family:
                 near = nearest(key, known)
                 more = f"; {near}" if near.startswith("did") else ""
-                return f"{' and '.join(owners)} {'have' if owners[1:] else 'has'} it, {name} has not{more}"
+                return f"{' and '.join(filter(None, (', '.join(owners[:-1]), owners[-1])))} {'have' if owners[1:] else 'has'} it, {name} has not{more}"
             if owners and base in PLACES:
                 return f"did you mean '{PLACES[base]}.{key}'?"
         return nearest(key, known)
