@@ -184,8 +184,9 @@ class Glance:
             owners = sorted(self._owners(base, key))
             if owners and base in family:
                 near = nearest(key, known)
+                who = f"{', '.join(owners[:-1])} and {owners[-1]} have" if owners[1:] else f"{owners[0]} has"
                 more = f"; {near}" if near.startswith("did") else ""
-                return f"{' and '.join(filter(None, (', '.join(owners[:-1]), owners[-1])))} {'have' if owners[1:] else 'has'} it, {name} has not{more}"
+                return f"{who} it, {name} has not{more}"
             if owners and base in PLACES:
                 return f"did you mean '{PLACES[base]}.{key}'?"
         return nearest(key, known)
