@@ -98,6 +98,14 @@ def test_a_config_that_cannot_work(fails: Callable[..., str], words: list[str], 
 
 
 @pytest.mark.usefixtures("no_weights")
+def test_a_prompt_that_is_too_long_is_named_by_its_line(fails: Callable[..., str]) -> None:
+    prompts = ["please say dog"] * 16 + ["please say dog " * 60, "hi"]
+    Path("long.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    line = fails("fit", "--config", "ppo.yaml", "--data", "PromptData", "--data.train", "long.jsonl")
+    assert "prompt of long.jsonl:17 has" in line
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_a_validation_that_never_comes(fails: Callable[..., str]) -> None:
     line = fails("fit", "--config", "ppo.yaml", *SMALL, "--trainer.val_check_interval", "500")
     assert "trainer.val_check_interval is 500 and an epoch has 8 batches" in line

@@ -110,8 +110,9 @@ class Encoder:
         self.cut.clear()
         long = [row for row, length in enumerate(lengths) if length > limit]
         if long:
+            place = getattr(rows[long[0]], "place", "") or f"row {long[0]}"
             raise UserError(
-                f"{where}: prompt of row {long[0]} has {lengths[long[0]]} tokens, and the model's context of {self.context} "
+                f"{where}: prompt of {place} has {lengths[long[0]]} tokens, and the model's context of {self.context} "
                 f"leaves {limit} beside max_new_tokens {max_new_tokens} ({len(long)} such rows); set max_prompt_length: "
                 f"{limit} to cut their beginning, or lower max_new_tokens"
             )

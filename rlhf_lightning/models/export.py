@@ -70,6 +70,7 @@ def _save_adapter(model: Any, partial: Path, folder: Path, state: dict[str, Tens
     try:
         given = {} if state is None else {"state_dict": state}
         model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False, **given)
+        (partial / "README.md").unlink(missing_ok=True)  # peft's model card, with nothing filled in
     finally:
         options.base_model_name_or_path = before
     normalization = normalization_of(model)

@@ -76,6 +76,7 @@ def test_an_adapter_on_a_base_from_a_config_takes_its_base_along(
     before = response_logprobs(model, tokens, prompt_mask, mask)
     export_model(model, load_tokenizer(config), tmp_path / "export", [2])
     assert torch.equal(response_logprobs(model, tokens, prompt_mask, mask), before), "exporting changed the model"
+    assert not (tmp_path / "export" / "README.md").exists(), "peft's card has nothing filled in"
     shutil.move(tmp_path / "export", tmp_path / "moved")
     again = load_causal_lm(ModelConfig(str(tmp_path / "moved")))
     assert torch.allclose(response_logprobs(again, tokens, prompt_mask, mask), before, atol=1e-5)
