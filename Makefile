@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# A process of tests takes a core and up to 2 GiB.
+# A process of tests takes a core and up to 2 GiB; `make test PARALLEL=` runs them all in one.
 PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: first-run test check pipeline environment
