@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# A process of tests takes a core and up to 2 GiB; `make test PARALLEL=` runs them all in one.
+PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: first-run test check pipeline environment
 
@@ -11,7 +13,7 @@ first-run: environment
 # Install into .venv and run the tests.
 test: environment
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Everything a commit must pass.
 check: test

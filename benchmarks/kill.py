@@ -34,6 +34,14 @@ from rlhf_lightning.rollouts import collector, overlap
 from rlhf_lightning.stages import base
 
 PHASES = ("elsewhere", "writing", "scoring", "updating", "saving")
+MOMENTS = (
+    (collector.Writer, "write", "writing"),
+    (overlap, "scored", "scoring"),
+    (base, "score", "scoring"),
+    (LightningModule, "optimizer_step", "updating"),
+    (torch, "save", "saving"),
+)
+"""Whose function is which phase: scored is of rollouts, score of validations."""
 SMALL = ["--data.size", "16", "--data.validation_size", "6", "--data.batch_size", "4"]
 ROLLOUTS = [*SMALL, "--model.iterations", "3", "--trainer.val_check_interval", "0.5"]
 SFT = ["--config", "sft.yaml", "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1"]
@@ -91,11 +99,8 @@ def start(words: list[str], watched: Watched, log: Path) -> int:
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    watched.mark(collector.Writer, "write", "writing")
-    watched.mark(overlap, "scored", "scoring")
-    watched.mark(base, "score", "scoring")
-    watched.mark(LightningModule, "optimizer_step", "updating")
-    watched.mark(torch, "save", "saving")
+    for owner, name, phase in MOMENTS:
+        watched.mark(owner, name, phase)
     status = command([*words, "--trainer.enable_progress_bar", "false"])
     sys.stdout.flush()
     os._exit(status)
@@ -142,6 +147,11 @@ def same(first: dict, second: dict) -> bool:
     return tensors and first["metrics"] == second["metrics"] and first["samples"] == second["samples"]
 
 
+def told(moments: dict[str, int]) -> str:
+    """How often each phase was met."""
+    return ", ".join(f"{phase} {count}" for phase, count in moments.items() if count) or "in none, it ended first"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
@@ -165,6 +175,7 @@ def main() -> int:
             _, status = os.waitpid(process, 0)
             assert status == 0, f"{name} failed, see {folder / name}.log"
             wholes[name] = left(folder / name), watched.counts()
+            print(f"{name:18} {'whole':10} {told(dict(zip(PHASES[1:], wholes[name][1][1:], strict=True)))}", flush=True)
         counts, mine, own = wholes[name][1], folder / f"{name}-{runs}", Counter()
         again = [*words, "--trainer.default_root_dir", str(mine), "--ckpt_path", "last"]
         for _ in range(min(2, options.kills - kills)):
@@ -178,8 +189,7 @@ def main() -> int:
         _, status = os.waitpid(process, 0)
         good = status == 0 and same(left(mine), wholes[name][0])
         runs, equal, where = runs + 1, equal + good, where + own
-        killed = ", ".join(f"{phase} {count}" for phase, count in own.items()) or "not killed, it ended first"
-        print(f"{name:18} {'equal' if good else 'DIFFERENT':10} killed {killed}", flush=True)
+        print(f"{name:18} {'equal' if good else 'DIFFERENT':10} killed {told(own)}", flush=True)
     print(
         f"{kills} kills ({', '.join(f'{n} while {phase}' for phase, n in where.items())}) in {runs} runs: {equal} of {runs} equal"
     )

@@ -23,6 +23,16 @@ def metrics(folder: Path) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if not name.startswith(CLOCKS)} for row in rows]
 
 
+def differing(first: Path, second: Path) -> list[str]:
+    """What two runs did not measure alike, step by step: empty if they are the same bit by bit."""
+    one, other = metrics(first), metrics(second)
+    found = [] if len(one) == len(other) else [f"{len(one)} rows and {len(other)}"]
+    for row, same in zip(one, other, strict=False):
+        names = [name for name in {**row, **same} if row.get(name) != same.get(name)]
+        found += [f"step {row['step']}: {name} {row.get(name)!r} and {same.get(name)!r}" for name in names]
+    return found
+
+
 def column(folder: Path, name: str) -> list[float]:
     """The numbers of one metric, in the order of their steps."""
     return [float(row[name]) for row in metrics(folder) if row.get(name)]

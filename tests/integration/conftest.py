@@ -23,6 +23,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
             del sys.modules[name]
 
 
+@pytest.fixture(autouse=True)
+def _curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None are drawn, which takes a quarter of such a run; test_configs has them drawn and looks at them."""
+    monkeypatch.setattr("rlhf_lightning.run.curves.draw", lambda rows, path: None)
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`run("out", "fit", …)` runs a command that must succeed and returns its folder."""

@@ -39,6 +39,11 @@ EXPECTED = {
 }
 
 
+@pytest.fixture
+def _curves() -> None:
+    """They are drawn."""
+
+
 def shrunk(name: str) -> list[str]:
     """The command line of a config, made small."""
     bases = ["ppo"] if name in OVERLAYS else []

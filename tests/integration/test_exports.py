@@ -18,16 +18,18 @@ PLAIN_GENERATION = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
-folder, prompts = sys.argv[1], json.loads(sys.argv[2])
-if "adapter" in sys.argv[3:]:
+prompts, kind, *folders = sys.argv[1:]
+if kind == "adapter":
     from peft import AutoPeftModelForCausalLM as AutoModelForCausalLM
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-replies = []
-for prompt in prompts:
-    given = tokenizer(prompt, return_tensors="pt").input_ids
-    written = model.generate(input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=24, do_sample=False)
-    replies.append(tokenizer.decode(written[0, given.shape[1]:], skip_special_tokens=True).strip())
+replies = [[] for _ in folders]
+for folder, written_there in zip(folders, replies):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for prompt in json.loads(prompts):
+        given = tokenizer(prompt, return_tensors="pt").input_ids
+        mask = torch.ones_like(given)
+        written = model.generate(input_ids=given, attention_mask=mask, max_new_tokens=24, do_sample=False)
+        written_there.append(tokenizer.decode(written[0, given.shape[1]:], skip_special_tokens=True).strip())
 assert not any(name.startswith("rlhf_lightning") for name in sys.modules)
 print(json.dumps(replies))
 """
@@ -76,12 +78,13 @@ def test_plain_transformers_writes_what_predict_writes(name: str, run: Callable[
     assert len(predicted) == 8
     assert len({row["response"] for row in predicted}) > 1
     prompts = json.dumps([row["prompt"] for row in predicted])
-    kind = ["adapter"] if name == "lora" else []
-    assert plain(PLAIN_GENERATION, str(folder / "export"), prompts, *kind) == [row["response"] for row in predicted]
+    before = [resolve_path("playground/sft")] if name == "ppo" else []
+    kind = "adapter" if name == "lora" else "whole"
+    exported, *untouched = plain(PLAIN_GENERATION, prompts, kind, str(folder / "export"), *before)
+    assert exported == [row["response"] for row in predicted]
     if name == "ppo":  # it is the trained model that was loaded, not the one it began as
         assert not equal(weights(folder / "export"), weights(Path(resolve_path("playground/sft"))))
-        untouched = plain(PLAIN_GENERATION, resolve_path("playground/sft"), prompts)
-        assert untouched != [row["response"] for row in predicted]
+        assert untouched[0] != exported
 
 
 def test_plain_transformers_scores_what_the_reward_model_scores(run: Callable[..., Path]) -> None:
