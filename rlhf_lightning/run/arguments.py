@@ -16,7 +16,7 @@ from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.glance import check_keys, merged
 from rlhf_lightning.run.integrity import check, newest_whole
 from rlhf_lightning.run.places import shipped
-from rlhf_lightning.run.words import as_config, values
+from rlhf_lightning.run.words import as_config, values, without_nulls
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 NO_FILES = ("last", "best", "hpc", "registry")
@@ -46,12 +46,15 @@ class Arguments:
             fault = f"there is no subcommand {first!r}" if first[:1] not in ("", "-") else "the subcommand comes first"
             raise UserError(f"{fault}; {nearest(first, (*SUBCOMMANDS, 'init'))}")
         found, configs = _with_configs(list(words))
+        whole = as_config(found[1:], _load)
+        plain = [found[0], *without_nulls(found[1:], whole)]
         if helps:
-            return cls(found, None)
+            return cls(plain, None)
         _check_begins(words)
         contents = [_load(path) for path in configs]
         check_keys(functools.reduce(merged, contents, {}), contents)
-        check_keys(as_config(found[1:], _load), [*contents, values(found[1:])], typed=True)
+        check_keys(whole, [*contents, values(found[1:])], typed=True)
+        found = plain
         checkpoint = _value(found, "--ckpt_path") or _last(configs, "ckpt_path")
         _check_checkpoint(checkpoint)
         folder = _folder(found, configs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,40 @@ def as_config(words: Sequence[str], load: Callable[[Path], dict[str, Any]]) -> d
         elif flag.startswith("--") and keys[0] in TOPS and keys[-1] != "help":
             config = _put(config, keys, _read(value), flag.endswith("+"))
     return config
+
+
+def without_nulls(words: Sequence[str], config: Any) -> list[str]:
+    """The words, each `--a.b.c null` as a config of its own: two classes deep jsonargparse would read the text None.
+
+    Args:
+        words: of a command line.
+        config: what they and their configs say together, as `as_config` gives it.
+
+    >>> without_nulls(["--model.policy.pad_token", "null"], {"model": {"class_path": "A", "init_args": {"policy": {}}}})
+    ['--config', '{"model": {"init_args": {"policy": {"pad_token": null}}}}']
+    """
+    found, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        keys, apart = tuple(flag.lstrip("-").split(".")), not equals and rest[:1] == ["null"]
+        given = _nulled(config, keys) if len(keys) > 2 and keys[0] in TOPS and (apart or value == "null") else None
+        if given is None:
+            found.append(word)
+        else:
+            found += ["--config", json.dumps(given)]
+            del rest[: int(apart)]
+    return found
+
+
+def _nulled(node: Any, keys: tuple[str, ...]) -> dict[str, Any] | None:
+    """A config with null under `keys`; None where `node` does not show what the last of them belongs to."""
+    if not isinstance(node, dict):
+        return None
+    if any(key in node for key in OF_CLASSES) and keys[0] not in OF_CLASSES:
+        keys = ("init_args", *keys)
+    inner = None if len(keys) == 1 else _nulled(node.get(keys[0]), keys[1:])
+    return None if inner is None and len(keys) > 1 else {keys[0]: inner}
 
 
 def values(words: Sequence[str]) -> list[Any]:

@@ -8,7 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
+from rlhf_lightning.__main__ import main
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.arguments import FOLDER_OF_RUN, Arguments, find_config
 from rlhf_lightning.run.initialize import initialize
@@ -39,6 +41,22 @@ def test_both_ways_to_name_a_config() -> None:
     assert Arguments.of(["fit", "--config", "ppo"]).words[:3] == ["fit", "--config", path]
     assert Arguments.of(["fit", "--config=ppo"]).words[:2] == ["fit", f"--config={path}"]
     assert Arguments.of(["fit", "-c", "ppo"]).words[:3] == ["fit", "-c", path]
+
+
+@pytest.mark.parametrize(
+    "words", [["--model.policy.max_tokens_per_batch", "null"], ["--model.algorithm.kl.target=null"]]
+)
+def test_null_two_classes_deep_is_null(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "ppo.yaml", "--model.algorithm.kl.target", "0.1", *words, "--print_config"]) == 0
+    read = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert read["policy"]["name_or_path"] == "playground/sft"
+    found = read["policy"]["max_tokens_per_batch"], read["algorithm"]["init_args"]["kl"]["target"]
+    assert found == ((4096, None) if "kl" in words[0] else (None, 0.1))
+
+
+def test_null_for_a_whole_part_stays_as_it_is() -> None:
+    words = ["--model.reward", "null", "--seed_everything", "null"]
+    assert Arguments.of(["fit", "--config", "ppo", *words]).words[3:7] == words
 
 
 def test_a_run_gets_a_folder_of_its_own() -> None:
