@@ -177,7 +177,7 @@ def test_data_that_cannot_be_used(fails: Callable[..., str]) -> None:
     assert "rows.csv" in fails(*prompts_config("rows.csv"))
     Path("rows.jsonl").write_text(json.dumps({"prompt": "name one fruit . " * 60}) + "\n")
     line = fails(*prompts_config("rows.jsonl", validation_fraction=0))
-    assert "prompt of row 0 has 240 tokens" in line
+    assert "prompt of rows.jsonl:1 has 240 tokens" in line
     assert "context of 128" in line
 
 
