@@ -66,7 +66,7 @@ def write(studies: dict[str, Results], out: Path) -> None:
 
 
 def found(
-    results: Results, side: str, work: Work, size: str, precision: str, scored_by: str = "model", pieces: int = 1
+    results: Results, side: str, work: Work, size: str, precision: str, scored_by: str = "model", pieces: int = 0
 ) -> Result | None:
     chosen = work.for_trl() if side == "trl" else work
     return results.get(Job(side, chosen, size, precision, 0, 0, 0, scored_by, pieces).name)
@@ -119,7 +119,7 @@ def pieces_table(results: Results) -> str:
     header += ["ours / TRL in one"]
     rows = []
     for work in CUT_WORK:
-        whole = found(results, "trl", work, "small", "float32")
+        whole = found(results, "trl", work, "small", "float32", pieces=1)
         for count in PIECES:
             ours, theirs = (found(results, side, work, "small", "float32", pieces=count) for side in ("ours", "trl"))
             if ours and theirs and whole:

@@ -60,7 +60,7 @@ class Side:
     """Everything that the trainers are made of."""
 
     def __init__(self, job: Job, folder: Path, rows: list[dict[str, str]], out: str) -> None:
-        self.job, self.rows = job, rows
+        self.job, self.rows, self.passes = job, rows, max(1, job.pieces)
         self.policy, self.reward = str(folder / job.size), str(folder / f"{job.size}-reward")
         self.tokenizer = AutoTokenizer.from_pretrained(self.policy)
         self.dtype = torch.bfloat16 if job.precision == "bf16-true" else torch.float32
@@ -77,7 +77,7 @@ class Side:
             "disable_tqdm": True,
             "seed": 0,
             "max_grad_norm": 1.0,
-            "gradient_accumulation_steps": job.pieces,
+            "gradient_accumulation_steps": self.passes,
         }
         self.loading = {"model_init_kwargs": {"dtype": str(self.dtype).removeprefix("torch.")}}
         self.given = {
@@ -95,7 +95,7 @@ class Side:
     def ppo(self) -> Any:
         work = self.job.work
         config = PPOConfig(
-            per_device_train_batch_size=work.batch // self.job.pieces,
+            per_device_train_batch_size=work.batch // self.passes,
             num_mini_batches=1,
             total_episodes=work.batch * self.job.total,
             response_length=work.length,
@@ -114,7 +114,7 @@ class Side:
     def groups(self, config: Any, trainer: Any) -> Any:
         work = self.job.work
         options = config(
-            per_device_train_batch_size=work.rows // self.job.pieces,
+            per_device_train_batch_size=work.rows // self.passes,
             num_generations=work.responses,
             max_completion_length=work.length,
             max_steps=self.job.total,
@@ -128,7 +128,7 @@ class Side:
     def online_dpo(self) -> Any:
         work = self.job.work
         options = OnlineDPOConfig(
-            per_device_train_batch_size=work.batch // self.job.pieces,
+            per_device_train_batch_size=work.batch // self.passes,
             max_new_tokens=work.length,
             max_length=work.prompt + work.length,
             max_steps=self.job.total,
@@ -142,7 +142,7 @@ class Side:
     def recorded(self, config: Any, trainer: Any, model: str) -> Any:
         """DPO, the reward model, SFT."""
         options = config(
-            per_device_train_batch_size=self.job.work.batch // self.job.pieces,
+            per_device_train_batch_size=self.job.work.batch // self.passes,
             max_steps=self.job.total,
             max_length=None,
             **self.loading,

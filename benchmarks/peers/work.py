@@ -147,13 +147,13 @@ class Job:
     threads: int
     scored_by: str = "model"
     """Who scores the responses of PPO: a reward `model` as large as the policy, or a `function`, as in all other work."""
-    pieces: int = 1
-    """Passes with gradient that an optimiser step is taken in."""
+    pieces: int = 0
+    """Passes with gradient that an optimiser step is taken in; 0: as many as each side takes by default."""
 
     @property
     def name(self) -> str:
         scored = "" if self.scored_by == "model" else f"-by-{self.scored_by}"
-        cut = f"-in-{self.pieces}" if self.pieces > 1 else ""
+        cut = f"-in-{self.pieces}" if self.pieces else ""
         return f"{self.side}-{self.work.name}{scored}-{self.size}-{self.precision}{cut}"
 
     @property

@@ -59,7 +59,7 @@ class ModelConfig:
     """Recompute activations in the backward pass: slower, smaller."""
     pack: bool = True
     """Compute a prompt once for all of its responses and lay rows end to end, where that is exact; False pads every row."""
-    max_tokens_per_batch: int | None = 4096
+    max_tokens_per_batch: int | None = 2048
     """Of one pass, with gradient or without: more rows are taken in pieces, with the same result. Null takes all at once."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""

@@ -37,11 +37,11 @@ def pieces(rows: RowsT, units: Tensor, limit: int | None, shares: bool) -> list[
         limit: tokens; None cuts nothing.
         shares: a piece computes a prompt once, and pads nothing; else every row costs as much as the longest.
     """
-    if limit is None:
+    if limit is None or int(all_max(torch.tensor(rows.tokens.numel()))) <= limit:  # padding and all
         return [rows]
     blocks = _blocks(rows, units, shares)
     longest = max(limit, *blocks[-1].tokens)
-    count = -(-sum(blocks[0].tokens) // longest)
+    count = max(1, -(-sum(blocks[0].tokens) // longest))
     while _dealt(blocks, count)[1] > longest:
         count += 1
     count = int(all_max(torch.tensor(count)))

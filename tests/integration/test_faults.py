@@ -166,7 +166,7 @@ def test_out_of_memory_says_what_to_change(capsys: pytest.CaptureFixture[str]) -
     assert "out of memory (asked for 1152921504606846976 bytes)" in said
     assert "GiB of this machine are free" in said
     rows, tokens = map(int, re.search(r"(\d+) rows of up to (\d+) tokens", said).groups())  # type: ignore[union-attr]
-    assert f"max_tokens_per_batch: {rows * tokens // 2} (now 4096) beside the model's name" in said
+    assert f"max_tokens_per_batch: {rows * tokens // 2} (now 2048) beside the model's name" in said
 
 
 def test_random_states_of_every_library_go_on(run: Callable[..., Path]) -> None:

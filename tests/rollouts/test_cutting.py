@@ -81,8 +81,8 @@ def test_every_tensor_is_trimmed_and_keeps_its_rows() -> None:
 
 
 def test_a_rank_that_needs_fewer_pieces_takes_as_many_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def another_rank_needs_five(count: Tensor) -> Tensor:
-        return count.clamp(min=5)
+    def another_rank_needs_five(value: Tensor) -> Tensor:
+        return value * 100 if int(value) > 20 else value.clamp(min=5)  # first asked for tokens, then for pieces
 
     monkeypatch.setattr(cutting, "all_max", another_rank_needs_five)
     few: Any = ROWS.rows(NUMBERED < 4)

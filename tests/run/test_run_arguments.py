@@ -51,7 +51,7 @@ def test_null_two_classes_deep_is_null(words: list[str], capsys: pytest.CaptureF
     read = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
     assert read["policy"]["name_or_path"] == "playground/sft"
     found = read["policy"]["max_tokens_per_batch"], read["algorithm"]["init_args"]["kl"]["target"]
-    assert found == ((4096, None) if "kl" in words[0] else (None, 0.1))
+    assert found == ((2048, None) if "kl" in words[0] else (None, 0.1))
 
 
 def test_null_for_a_whole_part_stays_as_it_is() -> None:
