@@ -205,7 +205,7 @@ def memory_table(results: Results) -> str:
             result = found(results, "ours", work, size, "float32", "function")
             if result:
                 weights = 2 * SIZES[size].vocabulary * SIZES[size].hidden * 4 / 2**20
-                own = 5 * weights  # policy, gradient, two moments, reference
+                own = 6 * weights  # policy, its gradient, that of the piece at hand, two moments, reference
                 numbers = (above(result), own, above(result) - own)
                 rows.append([name, str(at), str(round(result["tokens"])), *(f"{x:.0f}" for x in numbers)])
     return table(["grows", "to", "tokens", "MiB", "of which for embedding and head", "the rest"], rows)
