@@ -219,7 +219,13 @@ def _write_csv(path: Path, studies: dict[str, Results]) -> None:
         for study, results in studies.items():
             for result in results.values():
                 job = Job.of(result["job"])
-                row = {"study": study, "side": job.side, "size": job.size, "precision": job.precision, "pieces": job.pieces}
+                row = {
+                    "study": study,
+                    "side": job.side,
+                    "size": job.size,
+                    "precision": job.precision,
+                    "pieces": job.pieces,
+                }
                 row |= {"kind": job.work.kind, "shape": job.work.shape, "batch": job.work.batch}
                 row |= {name: result[name] for name in FIELDS if name in result} | result["phases"]
                 writer.writerow(row | {"load": result["load"][0]})
