@@ -23,9 +23,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
     'expected one of: a, b'
     """
     known = sorted(options)
-    begun = [
-        other for other in known if len(name) > 1 and other.startswith(name)
-    ]  # cut short: the shortest that goes on
+    # cut short: the shortest that goes on
+    begun = [other for other in known if len(name) > 1 and other.startswith(name)]
     close = [min(begun, key=len)] if begun else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     close = close or [other for other in known if sorted(other) == sorted(name)]  # letters that changed places
     return f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"

@@ -86,6 +86,14 @@ class Taken:
     """Of what was learned; not seconds and bytes."""
 
 
+def assert_pieces_change_nothing(whole: Taken, cut: Taken) -> None:
+    """One pass, and a part each of two that were cut further, gave the same gradient and metrics."""
+    assert whole.pieces == 1
+    assert cut.pieces > 2
+    assert apart(whole.gradient, cut.gradient) < 1e-6
+    assert cut.logged == pytest.approx(whole.logged, rel=1e-4, abs=1e-6)
+
+
 @pytest.fixture
 def step(taken: Callable[..., Taken]) -> Step:
     """`step(stage, rows, batch_size, accumulate)`: the gradient of the first optimiser step of a real run."""
