@@ -55,7 +55,7 @@ class ModelReward(Reward):
         chat_template: str | None = None,
         pad_token: str | None = None,
         pack: bool = True,
-        max_tokens_per_batch: int | None = 16384,
+        max_tokens_per_batch: int | None = 2048,
         trust_remote_code: bool = False,
     ) -> None:
         self.config = ModelConfig(

@@ -106,7 +106,8 @@ class Checkpoints(Checkpoint):
         if loop._should_accumulate() or trainer.global_step == self.saved_step:
             return
         stops = self._told_to_stop(pl_module)
-        if self._validation_is_due(trainer) or not (stops or self._due(trainer.global_step, pl_module)):
+        due = stops or self._ends(trainer) or self._due(trainer.global_step, pl_module)
+        if self._validation_is_due(trainer) or not due:
             return
         self.save(trainer)
         self._stop_if(stops)
@@ -133,6 +134,12 @@ class Checkpoints(Checkpoint):
         by_step = self.every_n_steps is not None and step % self.every_n_steps == 0
         minutes = (time.monotonic() - self.saved_at) / 60
         return by_step or (self.every_minutes is not None and any_rank(minutes >= self.every_minutes, module.device))
+
+    @staticmethod
+    def _ends(trainer: Trainer) -> bool:
+        """This step is the last one, perhaps within an epoch, which Lightning counts as over as soon as it has left it."""
+        stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
+        return stopped or 0 <= trainer.max_steps <= trainer.global_step
 
     @staticmethod
     def _validation_is_due(trainer: Trainer) -> bool:

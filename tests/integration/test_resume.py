@@ -86,16 +86,42 @@ def test_a_run_does_not_go_on_with_an_algorithm_of_other_weights(
     assert "trains other weights than this run (2 differ, policy.critic.head.bias for one)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["dpo", "ppo", "sft"])
+@pytest.mark.parametrize(("name", "before"), [("dpo", 0), ("ppo", 0), ("ppo", 1), ("sft", 0)])
 def test_a_run_that_ended_by_max_steps_is_extended_from_its_last_checkpoint(
-    name: str, run: Callable[..., Path]
+    name: str, before: int, run: Callable[..., Path]
 ) -> None:
     words, boundary = RUNS[name]
     whole = run("whole", "fit", *words, *SMALL)
-    run("extended", "fit", *words, *SMALL, "--trainer.max_steps", str(boundary))
+    run("extended", "fit", *words, *SMALL, "--trainer.max_steps", str(boundary - before))
     last = ["--ckpt_path", "extended/checkpoints/last.ckpt"]
     extended = run("extended", "fit", *words, *SMALL, *last)
     assert equal(weights(extended / "export"), weights(whole / "export"))
     assert metrics(extended) == metrics(whole)
     assert lines(extended / "samples.jsonl") == lines(whole / "samples.jsonl")
     assert (extended / "summary.json").read_text() == (whole / "summary.json").read_text()
+
+
+STOP = """
+from lightning.pytorch import Callback
+
+
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step == 3
+"""
+
+
+def test_a_run_that_a_callback_ended_within_an_epoch_is_extended(run: Callable[..., Path]) -> None:
+    words = [
+        *RUNS["ppo"][0],
+        *SMALL,
+        "--trainer.check_val_every_n_epoch",
+        "2",
+    ]  # else Lightning validates before it ends
+    whole = run("whole", "fit", *words)
+    Path("stop.py").write_text(STOP)
+    run("extended", "fit", *words, "--trainer.callbacks+", "stop.Stop")
+    assert Path("extended/checkpoints/step-3.ckpt").exists()
+    extended = run("extended", "fit", *words, "--ckpt_path", "extended/checkpoints/last.ckpt")
+    assert equal(weights(extended / "export"), weights(whole / "export"))
+    assert metrics(extended) == metrics(whole)
