@@ -175,7 +175,19 @@ def adopt_normalization(found: Any, config: ModelConfig) -> None:
             setattr(found, name, float(value))
 
 
+def _check_architecture(auto: Any, found: Any) -> None:
+    """transformers would list all the architectures that it has."""
+    if type(found) not in auto._model_mapping and auto.__name__ not in getattr(found, "auto_map", {}):
+        kind = (
+            "language model"
+            if auto.__name__ == "AutoModelForCausalLM"
+            else "sequence classifier, such as a reward model,"
+        )
+        raise UserError(f"transformers has no {kind} of the architecture {found.model_type}; choose another")
+
+
 def _weights(auto: Any, config: ModelConfig, found: Any, may_lack: tuple[str, ...] = ()) -> Any:
+    _check_architecture(auto, found)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     with seeded(config.seed):
         if config.config is not None:

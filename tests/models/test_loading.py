@@ -266,3 +266,15 @@ def test_remote_code_is_said(tiny_model_folder: Folder, capsys: pytest.CaptureFi
     assert "remote" not in capsys.readouterr().out
     load_tokenizer(ModelConfig(tiny_model_folder("gpt2"), trust_remote_code=True))
     assert "trust_remote_code is on" in capsys.readouterr().out
+
+
+def test_an_architecture_without_the_head_that_is_wanted_is_named_alone(tokenizer_folder: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    granite, t5 = [
+        ModelConfig(config={"model_type": kind, **given}, tokenizer=tokenizer_folder)
+        for kind, given in (("granite", {**sizes, "num_key_value_heads": 2}), ("t5", {"d_model": 32}))
+    ]
+    with pytest.raises(UserError, match=r"no sequence classifier.* of the architecture granite; choose another"):
+        load_reward_model(granite)
+    with pytest.raises(UserError, match="no language model of the architecture t5; choose another"):
+        load_causal_lm(t5)
