@@ -53,8 +53,8 @@ class ModelConfig:
     """For a tokenizer without one; may be its end-of-sequence token."""
     stop_tokens: list[str] = field(default_factory=list)
     """Tokens that end a response besides those the model names."""
-    attention: str = "sdpa"
-    """transformers' attn_implementation."""
+    attention: str | None = None
+    """transformers' attn_implementation; by default sdpa where the architecture has it, else eager."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, smaller."""
     pack: bool = True

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -278,3 +279,25 @@ def test_an_architecture_without_the_head_that_is_wanted_is_named_alone(tokenize
         load_reward_model(granite)
     with pytest.raises(UserError, match="no language model of the architecture t5; choose another"):
         load_causal_lm(t5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "attention"),
+    [
+        ("llama", {"num_attention_heads": 2}, "sdpa"),
+        (
+            "gemma2",
+            {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8},
+            "eager",
+        ),  # its scores are capped
+        ("bloom", {"n_head": 2}, "eager"),
+    ],
+)
+def test_attention_is_sdpa_where_the_architecture_has_it(
+    kind: str, sizes: dict[str, Any], attention: str, tokenizer_folder: str, tmp_path: Path
+) -> None:
+    config = {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 1, **sizes}
+    model = load_causal_lm(ModelConfig(config=config, tokenizer=tokenizer_folder))
+    model.save_pretrained(tmp_path)
+    for loaded in (model, load_causal_lm(ModelConfig(str(tmp_path), tokenizer=tokenizer_folder))):
+        assert loaded.config._attn_implementation == attention
