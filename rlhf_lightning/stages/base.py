@@ -210,8 +210,9 @@ class Stage(LightningModule):
             logger.log_metrics(values, step=self.global_step)
 
     def report_step(self, shown: Iterable[str]) -> None:
-        """Log what the meter gathered since the last time, every `log_every_n_steps` optimiser steps."""
-        self.report(self._step_metrics(), shown)
+        """Log what the meter gathered since the last time, every `log_every_n_steps` optimiser steps; nothing within a step."""
+        if not self.parts:
+            self.report(self._step_metrics(), shown)
 
     def _step_metrics(self) -> dict[str, float]:
         if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]

@@ -148,8 +148,7 @@ class RewardStage(Stage):
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
         """Log what the optimiser step measured, over all ranks."""
-        if (batch_idx + 1) % self.accumulate == 0:
-            self.report_step(shown=("loss/policy", "preference/accuracy"))
+        self.report_step(shown=("loss/policy", "preference/accuracy"))
 
     def measure_rows(self, rows: RawRows) -> None:
         """Loss, and accuracy and calibration of the probability that the better response is better."""

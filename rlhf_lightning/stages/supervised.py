@@ -103,8 +103,7 @@ class SupervisedStage(Stage):
 
     def on_train_batch_end(self, outputs: Any, batch: InstructionBatch, batch_idx: int) -> None:
         """Log what the optimiser step measured, over all ranks."""
-        if (batch_idx + 1) % self.accumulate == 0:
-            self.report_step(shown=("loss/policy",))
+        self.report_step(shown=("loss/policy",))
 
     def on_validation_start(self) -> None:
         """Load the rewards that validation measures."""

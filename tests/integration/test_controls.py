@@ -57,3 +57,10 @@ def test_a_random_reward_leaves_the_true_one_within_noise(algorithm: str, run: C
     folder = run("noise", "fit", "--config", "ppo.yaml", *words)
     true = json.loads((folder / "summary.json").read_text())["val/reward/true"]
     assert abs(true["after"] - true["before"]) < 0.25 * (true["best"] - true["before"])
+
+
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_a_step_of_fewer_parts_at_the_end_of_an_epoch_is_logged_too(name: str, run: Callable[..., Path]) -> None:
+    words = ["--config", f"{name}.yaml", *SMALL, "--trainer.accumulate_grad_batches", "3", "--trainer.max_epochs", "2"]
+    whole = run("whole", "fit", *words)  # four batches an epoch: three of a step, and one
+    assert [int(row["step"]) for row in metrics(whole) if row["loss/policy"]] == [1, 2, 3, 4]

@@ -31,6 +31,10 @@ RUNS = {
     "dpo": (["--config", "dpo.yaml", *ROLLOUTS, "--model.algorithm.epochs", "3"], 3),
     "dpo_offline": (["--config", "dpo_offline.yaml"], 4),
     "sft": (["--config", "sft.yaml", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "1"], 4),
+    "sft_accumulated": (
+        ["--config", "sft.yaml", "--trainer.accumulate_grad_batches", "3", "--trainer.max_epochs", "4"],
+        4,
+    ),
     "reward": (["--config", "reward.yaml", "--trainer.max_epochs", "2", "--trainer.val_check_interval", "0.5"], 4),
 }
 """A command line, and the step at which a rollout or an epoch of it is used up."""
