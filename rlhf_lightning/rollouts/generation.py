@@ -164,6 +164,7 @@ class TransformersGenerate(Generation):
                 num_return_sequences=responses_per_prompt,
                 eos_token_id=stop_tokens,
                 pad_token_id=pad_token,
+                synced_gpus=False,  # weights that are cut are whole here, and a rank may have nothing to write
                 **sampling,
             )
         return _trimmed(full[:, prompts.shape[1] :], self.max_new_tokens, stop_tokens, pad_token)

@@ -30,6 +30,12 @@ def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.o
         optimizer = make(trained)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"the optimizer cannot be made: {_in_short(error)}") from error
+    cut = any(isinstance(weight, DTensor) for weight in trained)
+    if cut and type(optimizer) is torch.optim.SGD and not any(group["momentum"] for group in optimizer.param_groups):
+        raise UserError(  # neither Lightning nor torch reads such a state of a sharded run
+            "SGD without momentum keeps nothing, and a run whose weights are cut over processes (fsdp2) could not go on from a "
+            "checkpoint with it; set optimizer.momentum, or use strategy ddp"
+        )
     if type(optimizer).__module__.startswith("bitsandbytes") and trained:
         _try_out(type(optimizer).__name__, make, trained)
     _fuse_(optimizer)

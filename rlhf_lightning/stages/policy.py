@@ -176,7 +176,6 @@ class PolicyStage(Stage):
         self.collector = Collector(
             self.writer, self.reward, self._reference(), self.generation.temperature, self.overlap
         )
-        self.collector.metrics = self.restored_metrics
 
     @property
     def writer(self) -> Writer:
@@ -382,6 +381,9 @@ class PolicyStage(Stage):
 
     def on_train_start(self) -> None:
         """Do what ends a step, if one was taken when the checkpoint was written and it came before that."""
+        assert self.collector is not None
+        if self.restored_metrics:  # not in `on_fit_start`: what is sharded reads its checkpoint after it
+            self.collector.metrics, self.restored_metrics = self.restored_metrics, {}
         self.network.settle()
         self._restore_random_states()
         if self.step_meter.sums or (self.loader is not None and self.loader.last_part):

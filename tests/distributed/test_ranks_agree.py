@@ -58,21 +58,29 @@ def test_one_process_and_two_take_the_same_steps(
 
 
 def test_a_process_without_a_row_keeps_step(run_on_two: Callable[..., Path]) -> None:
-    for name, words in {"ppo": PPO, "reward": ["--config", "reward.yaml", "--config", "ddp.yaml", *SMALL]}.items():
+    generate = ["--config", "fsdp.yaml", "--model.generation", "TransformersGenerate"]
+    for name, words in {
+        "ppo": PPO,
+        "generate": [*PPO, *generate],
+        "reward": ["--config", "reward.yaml", "--config", "ddp.yaml", *SMALL],
+    }.items():
         limited = [*words, "--trainer.max_steps", "8", "--data.batch_size", "1", "--trainer.limit_val_batches", "1"]
         rows = metrics(run_on_two(f"{name}-one-row", "fit", *limited))
         assert int(rows[-1]["step"]) == 8
 
 
-def test_an_optimizer_that_does_not_know_cut_weights_is_refused(pair: object) -> None:
+OPTIMIZERS = {
+    "bitsandbytes.optim.AdamW8bit": "AdamW8bit of bitsandbytes cannot step on weights that are cut over processes (fsdp2)",
+    "torch.optim.SGD": "SGD without momentum keeps nothing",
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_that_does_not_know_cut_weights_is_refused(name: str, pair: object) -> None:
     words = ["--config", "sft.yaml", "--config", "fsdp.yaml", *SMALL, "--trainer.accelerator", "cpu"]
     words += ["--trainer.devices", "2", "--trainer.default_root_dir", "eight-bits", "--model.lr_scheduler", "null"]
-    assert pair.run("fit", *words, "--model.optimizer", "bitsandbytes.optim.AdamW8bit") == [2, 2]  # type: ignore[attr-defined]
-    said = pair.said()  # type: ignore[attr-defined]
-    assert (
-        "AdamW8bit of bitsandbytes cannot step on weights that are cut over processes (fsdp2); use torch.optim.AdamW"
-        in said
-    )
+    assert pair.run("fit", *words, "--model.optimizer", name) == [2, 2]  # type: ignore[attr-defined]
+    assert OPTIMIZERS[name] in pair.said()  # type: ignore[attr-defined]
 
 
 def test_a_reward_that_fails_on_one_process_stops_both_and_leaves_a_checkpoint(
