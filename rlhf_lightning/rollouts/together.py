@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.policy import Head
 from rlhf_lightning.rollouts.drawing import Transcript
 
@@ -19,6 +20,9 @@ def write_together(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, t
         prompts: int64 [N, P], left padded; `prompt_mask` bool [N, P].
         copies: responses a prompt.
         transcript: of N × `copies` rows.
+
+    Raises:
+        UserError: the model goes on from something else than such a cache.
     """
     decoder = _Decoder(lm, prompts, prompt_mask, copies, transcript.width)
     active = torch.arange(len(prompts) * copies, device=prompts.device)
@@ -39,7 +43,12 @@ class _Decoder:
         output = self.lm.base_model(
             input_ids=prompts, attention_mask=prompt_mask.long(), position_ids=positions, use_cache=True
         )
-        self.cache, self.seen = output.past_key_values, prompts.shape[1]
+        self.cache, self.seen = getattr(output, "past_key_values", None), prompts.shape[1]
+        if self.cache is None:
+            raise UserError(
+                f"{type(lm).__name__} keeps what it has read in a form that the sampler does not know; write with "
+                "generation: TransformersGenerate"
+            )
         self.cache.batch_repeat_interleave(copies)
         self.hidden = output.last_hidden_state[:, -1].repeat_interleave(copies, 0)
         self.positions = positions[:, -1:].repeat_interleave(copies, 0)

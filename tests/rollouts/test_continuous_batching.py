@@ -203,6 +203,14 @@ def test_what_is_more_than_keys_and_values_decodes_together(name: str, prompts: 
     assert torch.equal(ours.tokens, theirs.tokens)
 
 
+def test_a_model_that_keeps_neither_keys_nor_values_is_named(prompts: Any) -> None:
+    model = tiny("mamba", state_size=4)
+    with pytest.raises(UserError, match="MambaForCausalLM keeps what it has read .* generation: TransformersGenerate"):
+        write(model, prompts)
+    written = TransformersGenerate(4).write(model, *prompts, 1, STOPS, 0, torch.Generator())
+    assert bool(written.mask[:, 0].all())
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
