@@ -135,4 +135,8 @@ def _layers() -> tuple[Any, Any]:
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return MatMul8bitFp.apply(x, self.weight, None, bias, self.state)
 
+        def _save_to_state_dict(self, *args: Any) -> None:
+            # without bitsandbytes' scales under a name that no attribute has, which torch looks for where weights are cut
+            nn.Linear._save_to_state_dict(self, *args)
+
     return NF4Linear, Int8Linear

@@ -43,12 +43,12 @@ class _Decoder:
         output = self.lm.base_model(
             input_ids=prompts, attention_mask=prompt_mask.long(), position_ids=positions, use_cache=True
         )
-        self.cache, self.seen = getattr(output, "past_key_values", None), prompts.shape[1]
-        if self.cache is None:
+        if getattr(output, "past_key_values", None) is None:
             raise UserError(
                 f"{type(lm).__name__} keeps what it has read in a form that the sampler does not know; write with "
                 "generation: TransformersGenerate"
             )
+        self.cache, self.seen = output.past_key_values, prompts.shape[1]
         self.cache.batch_repeat_interleave(copies)
         self.hidden = output.last_hidden_state[:, -1].repeat_interleave(copies, 0)
         self.positions = positions[:, -1:].repeat_interleave(copies, 0)

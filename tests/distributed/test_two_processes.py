@@ -94,6 +94,18 @@ def _from(step: int, folder: Path) -> list[dict[str, float]]:
     return found
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_an_adapter_on_a_quantised_base_that_is_not_cut_goes_on(kind: str, run_on_two: Callable[..., Path]) -> None:
+    words = ["fit", *RUNS["reinforce"], "--config", "fsdp.yaml", *DATA, "--model.iterations", "2"]
+    words += ["--config", "qlora.yaml", "--model.policy.quantization", kind]
+    whole = run_on_two(f"quantised-{kind}", *words)
+    run_on_two(f"quantised-{kind}-resumed", *words, "--trainer.max_steps", "1")
+    resumed = run_on_two(f"quantised-{kind}-resumed", *words, "--ckpt_path", "last")
+    first, second = weights(whole / "export"), weights(resumed / "export")
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_four_roles_on_one_base_go_on_and_leave_their_adapters(
     strategy: str, pair: object, run_on_two: Callable[..., Path]

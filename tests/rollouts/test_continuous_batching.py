@@ -205,7 +205,7 @@ def test_what_is_more_than_keys_and_values_decodes_together(name: str, prompts: 
 
 def test_a_model_that_keeps_neither_keys_nor_values_is_named(prompts: Any) -> None:
     model = tiny("mamba", state_size=4)
-    with pytest.raises(UserError, match="MambaForCausalLM keeps what it has read .* generation: TransformersGenerate"):
+    with pytest.raises(UserError, match=r"MambaForCausalLM keeps what it has read .* generation: TransformersGenerate"):
         write(model, prompts)
     written = TransformersGenerate(4).write(model, *prompts, 1, STOPS, 0, torch.Generator())
     assert bool(written.mask[:, 0].all())
