@@ -388,7 +388,7 @@ class Stage(LightningModule):
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Restore it; random states only when training goes on, as much is drawn before."""
-        self.meter.load_state_dict(state["meter"])
+        self.meter.load_state_dict(state["meter"], self.trainer.strategy.root_device)
         self.random_states = state["random"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

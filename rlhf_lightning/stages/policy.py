@@ -370,7 +370,7 @@ class PolicyStage(Stage):
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Restore them."""
         super().load_rank_state(state)
-        self.step_meter.load_state_dict(state["step_meter"])
+        self.step_meter.load_state_dict(state["step_meter"], self.trainer.strategy.root_device)
         for name, reward in self.rewards.items():
             reward.load_state_dict(state["rewards"][name])
 
