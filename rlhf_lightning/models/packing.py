@@ -150,7 +150,7 @@ def _difference(trunk: Any, vocabulary: int) -> float:
     rows = Rows(tokens, prompt_mask, torch.ones_like(tokens[:, 6:], dtype=torch.bool), none, none.bool())
     sizes = Sizes([6] * 3, [5] * 3, [0, 0, 1], [0] * 3, [1] * 3)
     together = [[Bundle([0, 1], 16), Bundle([2], 11)]]
-    with _evaluating(trunk), torch.autocast(device.type, enabled=False):
+    with evaluating(trunk), torch.autocast(device.type, enabled=False):
         found = []
         for arrangement in (together, [[Bundle([row], 11)] for row in range(3)]):
             lines = lines_of(rows, sizes, arrangement)
@@ -159,10 +159,10 @@ def _difference(trunk: Any, vocabulary: int) -> float:
 
 
 @contextmanager
-def _evaluating(trunk: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Without dropout and anything else that draws random numbers; every module's mode is put back."""
-    before = [(module, module.training) for module in trunk.modules()]
-    trunk.eval()
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         yield
     finally:

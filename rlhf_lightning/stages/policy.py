@@ -187,7 +187,7 @@ class PolicyStage(Stage):
     def _reference(self) -> Any:
         if self.reward is not None:
             return build_reference(self.reference_kind, self.config, self.policy.model, self.device)  # type: ignore[union-attr]
-        fresh = Policy(load_causal_lm(self.config)).to(self.device) if self.trainer.ckpt_path else self.policy
+        fresh = Policy(load_causal_lm(self.config)).to(self.device).eval() if self.trainer.ckpt_path else self.policy
         recorded = RecordedReference(Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors")
         assert fresh is not None
         with self.measuring():
