@@ -77,13 +77,13 @@ def _arranged(trunk: Any, sizes: Sizes) -> Arrangement:
 
 def _states(trunk: Any, lines: Lines) -> Tensor:
     """[L·S, H]: the last hidden state at every place."""
-    mask = torch.ones_like(lines.tokens) if lines.sees is None else _as_read(lines.sees, trunk)
+    mask = torch.ones_like(lines.tokens) if lines.sees is None else as_read(lines.sees, trunk)
     output = trunk(input_ids=lines.tokens, attention_mask=mask, position_ids=lines.positions, use_cache=False)
     return output.last_hidden_state.flatten(0, 1)
 
 
-def _as_read(sees: Tensor, trunk: Any) -> Tensor:
-    """As the attention of `trunk` reads it: bool for SDPA, what to add to the scores for eager attention."""
+def as_read(sees: Tensor, trunk: Any) -> Tensor:
+    """A mask [L, 1, S, S] as the attention of `trunk` reads it: bool for SDPA, what to add to the scores for eager attention."""
     if trunk.config.get_text_config()._attn_implementation == "sdpa":
         return sees
     return torch.zeros(sees.shape, dtype=trunk.dtype, device=sees.device).masked_fill(
