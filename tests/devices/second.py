@@ -31,8 +31,12 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.models import packing
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.policy import trunk_of
 from rlhf_lightning.rewards import patience
 from rlhf_lightning.rollouts import loader, recorded
+from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.run import checkpoints, memory
 from rlhf_lightning.stages import base, random_states, reward
 
@@ -124,8 +128,8 @@ def _operator(op: Any, *args: Any, **kwargs: Any) -> Any:
 
     if kind.takes_generator and kwargs.get("generator") is None:
         kwargs["generator"] = second.generator
-    # PyTorch shows a number as itself where a tensor is meant, and takes any but a bool back
-    given = [torch.tensor(x) if isinstance(x, bool) and kind.tensors[i] else here(x) for i, x in enumerate(args)]
+    # PyTorch shows a number as itself where a tensor is meant, and does not take it back
+    given = [torch.tensor(x) if isinstance(x, int | float) and kind.tensors[i] else here(x) for i, x in enumerate(args)]
     with _drawing() if kind.draws else contextlib.nullcontext():
         found = op(*given, **{name: here(x) for name, x in kwargs.items()})
     for tensor, host in known.values() if kind.writes else ():
@@ -170,9 +174,9 @@ def _check(op: Any, kind: _Kind, args: Any, given: list[Any]) -> None:
                 f"Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and cpu! ({op} was "
                 f"given tensors of the CPU of shapes {[tuple(x.shape) for x in strangers]})"
             )
-        masks = kind.indexes and any(x is not None and x.dtype == torch.bool for x in args[1])
+        masks = op._opname == "_index_put_impl_" and any(x is not None and x.dtype == torch.bool for x in args[1])
         if masks or op._opname in WAITS:
-            waits["mask" if masks else op._opname] += 1
+            waits[op._opname] += 1
     for x in given:
         if isinstance(x, torch.Generator) and x.device.type != NAME:
             raise RuntimeError(f"Expected a '{NAME}' device type for generator but found '{x.device.type}'")
@@ -311,9 +315,23 @@ def _gathered(value: Any) -> list[Any]:
 def fit(folder: Path, *words: str, there: bool = True) -> Counter[str]:
     """Run `fit` with these words on the device, or on the CPU of this process; how often the host waited."""
     waits.clear()
+    packing._say.cache_clear()
     where = ["--trainer.accelerator", NAME, "--trainer.strategy", NAME] if there else []
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(folder)]
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
         if main(["fit", *words, *where, *quiet]) != 0:
             raise AssertionError(said.getvalue())
+    assert "rows are padded" not in said.getvalue(), "whether rows may share lines was not found out"
     return +waits
+
+
+def waits_of_writing(folder: str, tokens: int) -> int:
+    """How often the host waits while two rows of so many tokens are written."""
+    model = load_causal_lm(ModelConfig(folder)).to(NAME)
+    packing.packs(trunk_of(model))
+    prompts, generator = torch.full((2, 3), 7, device=NAME), torch.Generator(NAME).manual_seed(0)
+    waits.clear()
+    written = Sampler(tokens).write(model, prompts, prompts > 0, 1, [], 0, generator)
+    found = sum(waits.values())
+    assert written.mask.all()
+    return found

@@ -34,10 +34,16 @@ trainer:
 
 
 @pytest.fixture(scope="module")
-def fit() -> Iterator[Fit]:
-    """`second.fit`, in a process of its own, as the device cannot be taken back."""
+def there() -> Iterator[ProcessPoolExecutor]:
+    """A process of its own, as the device cannot be taken back."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), second.register) as pool:
-        yield lambda *args, **kwargs: pool.submit(second.fit, *args, **kwargs).result()
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def fit(there: ProcessPoolExecutor) -> Fit:
+    """`second.fit` in that process."""
+    return lambda *args, **kwargs: there.submit(second.fit, *args, **kwargs).result()
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +150,8 @@ def test_four_roles_on_one_base_go_on_bit_for_bit(fit: Fit, model: str, reward: 
     fit(resumed, *words, "--ckpt_path", str(whole / "checkpoints/step-1.ckpt"))
     assert equal(weights(resumed / "export"), weights(whole / "export"))
     assert "val/win_rate" in metrics(whole)[-1]
+
+
+def test_the_host_waits_once_for_each_step_of_writing(there: ProcessPoolExecutor, model: str) -> None:
+    few, many = (there.submit(second.waits_of_writing, model, tokens).result() for tokens in (4, 20))
+    assert many - few == 16
