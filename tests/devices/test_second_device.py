@@ -16,10 +16,11 @@ pytestmark = pytest.mark.skipif(second.missing() is not None, reason=str(second.
 Fit = Callable[..., dict[str, int]]
 
 TINY = ["--data.size", "4", "--data.validation_size", "2", "--data.batch_size", "2", "--trainer.max_epochs", "1"]
-ROLLOUTS = [*TINY, "--model.generation.max_new_tokens", "6", "--trainer.val_check_interval", "1.0"]
+ROLLOUTS = [*TINY, "--model.generation.max_new_tokens", "4", "--trainer.val_check_interval", "1.0"]
 PPO = ["--config", "ppo.yaml", "--model.algorithm.epochs", "1", "--model.algorithm.minibatches", "2"]
 FULL = ["--model.reference", "full"]
-LORA = '{"r": 2, "alpha": 4, "dropout": 0.1}'
+UNMEASURED = ["--trainer.limit_val_batches", "0"]
+LORA = '{"r": 2, "alpha": 4, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}'
 LENGTH = """
 def shorter(responses):
     return [-len(response) for response in responses]
@@ -61,7 +62,7 @@ def reward_words(model: str) -> list[str]:
         "--model.model.name_or_path",
         model,
         "--model.model.lora",
-        '{"r": 2, "alpha": 4}',
+        '{"r": 2, "alpha": 4, "target_modules": ["q_proj"]}',
     ]
     return [*words, "--model.calibrate", "true", *TINY]
 
@@ -99,9 +100,9 @@ def test_the_supervised_stage_measures_what_it_measures_on_the_cpu(fit: Fit, mod
 
 POLICIES = {
     "ppo": [*PPO, *FULL, "--model.policy.max_tokens_per_batch", "60", "--model.policy.gradient_checkpointing", "true"],
-    "ppo_apart": [*PPO, *FULL, "--model.critic", "separate", "--model.policy.pack", "false"],
-    "grpo": ["--config", "grpo.yaml", *FULL, "--model.generation.continuous_batching", "false"],
-    "dpo": ["--config", "dpo.yaml", *FULL, "--model.generation", "TransformersGenerate"],
+    "ppo_apart": [*PPO, *FULL, "--model.critic", "separate", "--model.policy.pack", "false", *UNMEASURED],
+    "grpo": ["--config", "grpo.yaml", *FULL, "--model.generation.continuous_batching", "false", *UNMEASURED],
+    "dpo": ["--config", "dpo.yaml", *FULL, "--model.generation", "TransformersGenerate", *UNMEASURED],
 }
 
 
@@ -122,7 +123,17 @@ def test_a_policy_learns_from_what_it_writes(name: str, fit: Fit, model: str, re
 def test_rewards_are_asked_beside_writing(fit: Fit, model: str, tmp_path: Path) -> None:
     (tmp_path / "length.py").write_text(LENGTH)
     asked = f'{{"class_path": "FunctionReward", "init_args": {{"function": "{tmp_path}/length.py:shorter", "timeout": 60}}}}'
-    words = ["--config", "reinforce.yaml", *FULL, "--model.reward", asked, "--model.overlap", "2", *ROLLOUTS]
+    words = [
+        "--config",
+        "reinforce.yaml",
+        *FULL,
+        "--model.reward",
+        asked,
+        "--model.overlap",
+        "2",
+        *ROLLOUTS,
+        *UNMEASURED,
+    ]
     fit(tmp_path, *words, "--model.policy.name_or_path", model, "--model.iterations", "1")
     assert weights(tmp_path / "export")
 
