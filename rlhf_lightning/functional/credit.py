@@ -88,7 +88,8 @@ def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tenso
     Returns:
         best int64 [G], worst int64 [G], differ bool [G]: False where the group is tied or has fewer than two valid rows.
     """
-    best, worst, differ = [], [], []
+    device, best, worst, differ = scores.device, [], [], []
+    scores, groups, valid = scores.cpu(), groups.cpu(), valid.cpu()  # a few waits for the device, not as many a group
     for group in torch.unique(groups):
         members = torch.nonzero(groups == group).flatten()
         usable = members[valid[members]]
@@ -100,7 +101,7 @@ def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tenso
         best.append(high)
         worst.append(low)
         differ.append(real)
-    return torch.stack(best), torch.stack(worst), torch.tensor(differ, device=scores.device)
+    return torch.stack(best).to(device), torch.stack(worst).to(device), torch.tensor(differ, device=device)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class Encoder:
 
     def decode(self, tokens: Tensor, mask: Tensor, special: bool = False) -> list[str]:
         """B strings of the tokens under the mask."""
-        rows = zip(tokens, mask, strict=True)
+        rows = zip(tokens.cpu(), mask.cpu(), strict=True)
         return [self.tokenizer.decode(row[kept], skip_special_tokens=not special).strip() for row, kept in rows]
 
     def _count(self, what: str) -> None:

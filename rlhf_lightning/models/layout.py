@@ -70,9 +70,12 @@ class Sizes(NamedTuple):
 def sizes_of(rows: Rows, fed: Tensor, kept: Tensor) -> Sizes:
     """The sizes of the rows that are `kept` (bool [B]), with the first `fed` (int64 [B]) tokens of their responses."""
     prompts = rows.tokens[:, : rows.prompt_mask.shape[1]].masked_fill(~rows.prompt_mask, -1)
-    same = torch.unique(prompts, dim=0, return_inverse=True)[1]
     prompt, start = rows.prompt_mask.sum(-1).clamp(min=1), rows.prompt_mask.long().argmax(-1)
-    sizes = Sizes(*torch.stack([prompt, fed * kept, same, start, kept.long()]).tolist())
+    numbers = torch.stack([prompt, fed * kept, start, kept.long()], 1)
+    numbers, prompts = torch.cat([numbers, prompts], 1).cpu().tensor_split([4], 1)  # waits for the device once
+    same = torch.unique(prompts, dim=0, return_inverse=True)[1]
+    prompt, fed, start, kept = numbers.T
+    sizes = Sizes(*torch.stack([prompt, fed, same, start, kept]).tolist())
     return sizes if any(sizes.kept) else sizes._replace(kept=[1, *sizes.kept[1:]])
 
 

@@ -227,8 +227,8 @@ def _finished(model: Any, config: ModelConfig, task: str) -> Any:
         model = with_adapter(model, config, adapter if is_adapter(adapter) else None, task)
     if config.gradient_checkpointing:
         _recompute_activations(model)
-    # dropout is off anyway, and transformers recomputes activations in train mode only, which Lightning does not switch on
-    return model.train(config.gradient_checkpointing)
+    # an adapter's dropout and transformers' recomputing of activations need train mode, which Lightning does not switch on
+    return model.train(config.gradient_checkpointing or bool(config.lora and config.lora.dropout))
 
 
 def _recompute_activations(model: Any) -> None:

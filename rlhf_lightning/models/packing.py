@@ -77,13 +77,13 @@ def _arranged(trunk: Any, sizes: Sizes) -> Arrangement:
 
 def _states(trunk: Any, lines: Lines) -> Tensor:
     """[L·S, H]: the last hidden state at every place."""
-    mask = torch.ones_like(lines.tokens) if lines.sees is None else _as_read(lines.sees, trunk)
+    mask = torch.ones_like(lines.tokens) if lines.sees is None else as_read(lines.sees, trunk)
     output = trunk(input_ids=lines.tokens, attention_mask=mask, position_ids=lines.positions, use_cache=False)
     return output.last_hidden_state.flatten(0, 1)
 
 
-def _as_read(sees: Tensor, trunk: Any) -> Tensor:
-    """As the attention of `trunk` reads it: bool for SDPA, what to add to the scores for eager attention."""
+def as_read(sees: Tensor, trunk: Any) -> Tensor:
+    """A mask [L, 1, S, S] as the attention of `trunk` reads it: bool for SDPA, what to add to the scores for eager attention."""
     if trunk.config.get_text_config()._attn_implementation == "sdpa":
         return sees
     return torch.zeros(sees.shape, dtype=trunk.dtype, device=sees.device).masked_fill(
@@ -150,7 +150,7 @@ def _difference(trunk: Any, vocabulary: int) -> float:
     rows = Rows(tokens, prompt_mask, torch.ones_like(tokens[:, 6:], dtype=torch.bool), none, none.bool())
     sizes = Sizes([6] * 3, [5] * 3, [0, 0, 1], [0] * 3, [1] * 3)
     together = [[Bundle([0, 1], 16), Bundle([2], 11)]]
-    with _evaluating(trunk), torch.autocast(device.type, enabled=False):
+    with evaluating(trunk), torch.autocast(device.type, enabled=False):
         found = []
         for arrangement in (together, [[Bundle([row], 11)] for row in range(3)]):
             lines = lines_of(rows, sizes, arrangement)
@@ -159,10 +159,10 @@ def _difference(trunk: Any, vocabulary: int) -> float:
 
 
 @contextmanager
-def _evaluating(trunk: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Without dropout and anything else that draws random numbers; every module's mode is put back."""
-    before = [(module, module.training) for module in trunk.modules()]
-    trunk.eval()
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         yield
     finally:

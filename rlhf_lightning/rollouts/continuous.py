@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.models.cache import SlotCache, is_plain
+from rlhf_lightning.models.packing import as_read
 from rlhf_lightning.models.policy import Head
 from rlhf_lightning.rollouts.drawing import Transcript
 
@@ -47,12 +48,15 @@ class ContinuousBatch:
         self.lm, self.head, self.transcript, self.copies = lm, Head(lm, 1.0, False), transcript, copies
         self.slots = min(slots, len(prompts) * copies)
         self.prompts, self.lengths = _left_aligned(prompts, prompt_mask)
+        self.known_lengths: list[int] = self.lengths.tolist()
         self.longest = prompts.shape[1] + transcript.width
         self.asked = 0
         """Prompts that were computed."""
         self.waiting: deque[Waiting] = deque()
         self.state = torch.zeros(3, self.slots, dtype=torch.long, device=prompts.device)
         """Of every slot: its row, how many tokens of it are in the cache, and the next one."""
+        self.steps, self.begun = 0, [0] * self.slots
+        """Of every slot: how many tokens of its row are in the cache, less the steps taken; the host need not ask for it."""
         self.active = self.slots
         """Slots in use: the first ones."""
         self.cache: SlotCache | None = None
@@ -73,12 +77,13 @@ class ContinuousBatch:
         """One token for each active slot; the slots whose rows end with it."""
         assert self.cache is not None
         rows, lengths, tokens = self.state[:, : self.active]
-        self.reach += 1
-        self.cache.point(lengths, self.reach)
-        mask = torch.arange(self.reach, device=lengths.device) <= lengths[:, None]
+        self.steps += 1
+        reach = self.steps + max(self.begun[: self.active])
+        self.cache.point(lengths, reach)
+        mask = torch.arange(reach, device=lengths.device) <= lengths[:, None]
         output = self.lm.base_model(
             input_ids=tokens[:, None],
-            attention_mask=mask.long(),
+            attention_mask=self._as_read(mask),
             position_ids=lengths[:, None],
             past_key_values=self.cache,
             use_cache=True,
@@ -87,8 +92,12 @@ class ContinuousBatch:
         hidden = output.last_hidden_state[:, -1]
         chosen, going = self.transcript.extend(rows, hidden, self.head.logits(hidden))
         tokens.copy_(chosen)
-        ended: list[int] = torch.nonzero(~going).flatten().tolist()
-        return ended
+        return [slot for slot, goes in enumerate(going.tolist()) if not goes]  # the one wait of a step for the device
+
+    def _as_read(self, mask: Tensor) -> Tensor:
+        """With all of its dimensions where the model reads that: transformers else waits for the device, to look for padding."""
+        trunk = self.lm.base_model
+        return as_read(mask[:, None, None], trunk) if getattr(trunk, "packs", False) else mask.long()
 
     def _replace(self, ended: list[int]) -> None:
         """Rows that wait take the slots that are free; the last rows take those that are left over."""
@@ -99,7 +108,6 @@ class ContinuousBatch:
                 ended = ended[len(arriving) :]
         if ended:
             self._close(ended)
-        self.reach = int(self.state[1, : self.active].max()) if self.active else 0
 
     def _prefill(self) -> bool:
         """Compute as many prompts as would fill all slots and draw the first token of all of their rows.
@@ -111,7 +119,8 @@ class ContinuousBatch:
             return False
         self.asked = asked.stop
         lengths = self.lengths[asked.start : asked.stop]
-        columns = torch.arange(max(1, int(lengths.max())), device=lengths.device)
+        known = self.known_lengths[asked.start : asked.stop]
+        columns = torch.arange(max(1, *known), device=lengths.device)
         output = self.lm.base_model(  # nothing attends to the padding, which stands behind
             input_ids=self.prompts[asked.start : asked.stop, : len(columns)],
             position_ids=columns.expand(len(asked), -1),
@@ -123,10 +132,11 @@ class ContinuousBatch:
         last = output.last_hidden_state[torch.arange(len(asked), device=lengths.device), (lengths - 1).clamp(min=0)]
         rows = torch.arange(asked.start * self.copies, asked.stop * self.copies, device=lengths.device)
         hidden, logits = (x.repeat_interleave(self.copies, 0) for x in (last, self.head.logits(last)))
-        tokens, going = (x.tolist() for x in self.transcript.extend(rows, hidden, logits))
+        tokens, going = torch.stack(self.transcript.extend(rows, hidden, logits)).tolist()
         for index in (i for i in range(len(rows)) if going[i]):
             prompt = index // self.copies
-            self.waiting.append(Waiting(int(rows[index]), prompt, int(lengths[prompt]), tokens[index]))
+            row = asked.start * self.copies + index
+            self.waiting.append(Waiting(row, prompt, known[prompt], tokens[index]))
         return True
 
     def _place(self, slots: list[int], arriving: list[Waiting]) -> None:
@@ -135,6 +145,8 @@ class ContinuousBatch:
             self.cache = SlotCache(len(self.prefilled.layers), self.slots, columns, self.longest)
         device = self.state.device
         index, prompts = torch.tensor([slots, [one.prompt for one in arriving]], device=device)
+        for slot, one in zip(slots, arriving, strict=True):
+            self.begun[slot] = one.length - self.steps
         self.cache.place(index, self.prefilled, prompts, max(one.length for one in arriving))
         self.state[:, index] = torch.tensor([(one.row, one.length, one.token) for one in arriving], device=device).T
 
@@ -148,6 +160,8 @@ class ContinuousBatch:
             into, out_of = torch.tensor([targets, sources], device=self.state.device)
             self.cache.move(into, out_of)
             self.state[:, into] = self.state[:, out_of]
+            for target, source in zip(targets, sources, strict=True):
+                self.begun[target] = self.begun[source]
         self.active = kept
 
 

@@ -47,8 +47,8 @@ def pieces(rows: RowsT, units: Tensor, limit: int | None, shares: bool) -> list[
     count = int(all_max(torch.tensor(count)))
     if count == 1:
         return [rows]
-    piece = _dealt(blocks, count)[0].to(rows.tokens.device)
-    return [piece_of(rows, torch.nonzero(piece == index).flatten(), units) for index in range(count)]
+    piece, device = _dealt(blocks, count)[0], rows.tokens.device
+    return [piece_of(rows, torch.nonzero(piece == index).flatten().to(device), units) for index in range(count)]
 
 
 def piece_of(rows: RowsT, index: Tensor, units: Tensor) -> RowsT:
@@ -70,7 +70,7 @@ class _Blocks(NamedTuple):
 
 def _blocks(rows: Rows, units: Tensor, shares: bool) -> tuple[_Blocks, _Blocks]:
     """All responses to a prompt together, and only the rows of a unit."""
-    prompts, responses = rows.prompt_mask.sum(-1).cpu(), rows.mask.sum(-1).cpu()
+    prompts, responses = torch.stack([rows.prompt_mask.sum(-1), rows.mask.sum(-1)]).cpu()
     if not shares:
         prompts, responses = torch.zeros_like(prompts), torch.full_like(responses, int((prompts + responses).max()))
     found = []
@@ -95,9 +95,10 @@ def trim(rows: RowsT) -> RowsT:
 
     At least one column of each stays.
     """
-    width, kept = rows.prompt_mask.shape[1], rows.mask.any(0).long()
-    first = int(rows.prompt_mask.any(0).long().argmax()) if rows.prompt_mask.any() else width - 1
-    last = max(1, int((kept * torch.arange(1, len(kept) + 1, device=kept.device)).max()))
+    width = rows.prompt_mask.shape[1]
+    used = torch.cat([rows.prompt_mask, rows.mask], 1).any(0).tolist()
+    first = next((column for column in range(width) if used[column]), width - 1)
+    last = next((column for column in range(len(used) - width, 1, -1) if used[width + column - 1]), 1)
     cut: dict[str, Any] = {}
     for name, value in rows.tensors().items():
         if value.dim() == 2 and name not in ("tokens", "prompt_mask"):

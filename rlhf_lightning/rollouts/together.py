@@ -28,10 +28,11 @@ def write_together(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, t
     active = torch.arange(len(prompts) * copies, device=prompts.device)
     while True:
         chosen, going = transcript.extend(active, decoder.hidden, decoder.head.logits(decoder.hidden))
-        active = active[going]
-        if not len(active):
+        index = torch.nonzero(going).flatten()
+        if not len(index):
             return
-        decoder.advance(chosen, going)
+        active = active[index]
+        decoder.advance(chosen, index)
 
 
 class _Decoder:
@@ -55,10 +56,9 @@ class _Decoder:
         written = torch.ones(len(prompts), width, dtype=torch.long, device=prompts.device)
         self.attention = torch.cat([prompt_mask.long(), written], 1).repeat_interleave(copies, 0)
 
-    def advance(self, tokens: Tensor, going: Tensor) -> None:
-        """Append `tokens` [N]; rows where `going` [N] is False leave."""
-        if not bool(going.all()):
-            index = torch.nonzero(going).flatten()
+    def advance(self, tokens: Tensor, index: Tensor) -> None:
+        """Append `tokens` [N]; rows that `index` does not name leave."""
+        if len(index) < len(tokens):
             self.cache.batch_select_indices(index)
             tokens, self.positions, self.attention = tokens[index], self.positions[index], self.attention[index]
         self.seen, self.positions = self.seen + 1, self.positions + 1

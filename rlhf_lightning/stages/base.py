@@ -25,7 +25,7 @@ from rlhf_lightning.functional.ranks import any_rank, gathered, interleaved, tog
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_tokenizer, stop_token_ids
-from rlhf_lightning.models.packing import packs
+from rlhf_lightning.models.packing import evaluating, packs
 from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.cutting import pieces
@@ -164,13 +164,11 @@ class Stage(LightningModule):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Eval mode, no gradient, the precision of training, whole weights; the mode is put back. All ranks enter together."""
-        training = self.training
-        self.eval()
-        with unsharded(self.network), torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        """Eval mode, no gradient, the precision of training, whole weights; modes are put back. All ranks enter together."""
+        precision = self.trainer.precision_plugin.forward_context()
+        with evaluating(self), unsharded(self.network), torch.no_grad(), precision:
             self.network.settle()  # a rank without rows to measure would else do so later, alone, with weights that are cut
             yield
-        self.train(training)
 
     def learn(self, batch: RowsT, loss: Callable[[RowsT], LossOutput]) -> Tensor:
         """What `training_step` returns: the `loss` of `batch`, divided by the weight of the step.
@@ -389,7 +387,7 @@ class Stage(LightningModule):
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Restore it; random states only when training goes on, as much is drawn before."""
-        self.meter.load_state_dict(state["meter"])
+        self.meter.load_state_dict(state["meter"], self.trainer.strategy.root_device)
         self.random_states = state["random"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -36,9 +36,13 @@ class Meter:
         return values
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """What was added since the last reading."""
-        return {"sums": dict(self.sums), "maxima": dict(self.maxima)}
+        """What was added since the last reading, on the CPU."""
+        return {"sums": _on("cpu", self.sums), "maxima": _on("cpu", self.maxima)}
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Restore it."""
-        self.sums, self.maxima = dict(state["sums"]), dict(state["maxima"])
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]], device: torch.device | str) -> None:
+        """Restore it, where what is added next will be."""
+        self.sums, self.maxima = _on(device, state["sums"]), _on(device, state["maxima"])
+
+
+def _on(device: torch.device | str, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: number.to(device) for name, number in numbers.items()}

@@ -186,7 +186,7 @@ class PolicyStage(Stage):
     def _reference(self) -> Any:
         if self.reward is not None:
             return build_reference(self.reference_kind, self.config, self.policy.model, self.device)  # type: ignore[union-attr]
-        fresh = Policy(load_causal_lm(self.config)).to(self.device) if self.trainer.ckpt_path else self.policy
+        fresh = Policy(load_causal_lm(self.config)).to(self.device).eval() if self.trainer.ckpt_path else self.policy
         recorded = RecordedReference(Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors")
         assert fresh is not None
         with self.measuring():
@@ -369,7 +369,7 @@ class PolicyStage(Stage):
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Restore them."""
         super().load_rank_state(state)
-        self.step_meter.load_state_dict(state["step_meter"])
+        self.step_meter.load_state_dict(state["step_meter"], self.trainer.strategy.root_device)
         for name, reward in self.rewards.items():
             reward.load_state_dict(state["rewards"][name])
 

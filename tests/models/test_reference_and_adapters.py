@@ -167,6 +167,15 @@ def test_adapter_needs_an_adapter(tiny_model_folder: Folder) -> None:
         build_reference("adapter", config, load_causal_lm(config), "cpu")
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_an_adapter_has_its_dropout_from_the_first_pass(tiny_model_folder: Folder, rows: Rows, dropout: float) -> None:
+    config = ModelConfig(tiny_model_folder("llama"), lora=dataclasses.replace(LORA, dropout=dropout))
+    model = load_causal_lm(config)
+    train_a_little(model)
+    with torch.no_grad():
+        assert torch.equal(response_logprobs(model, *rows), response_logprobs(model, *rows)) == (dropout == 0)
+
+
 @pytest.fixture
 def trained_adapter(tiny_model_folder: Folder, tmp_path: Path) -> Callable[[str], tuple[str, nn.Module]]:
     """An adapter that learned something, exported, and the model that it was exported from."""
@@ -176,7 +185,7 @@ def trained_adapter(tiny_model_folder: Folder, tmp_path: Path) -> Callable[[str]
         model = load_causal_lm(config)
         train_a_little(model)
         export_model(model, load_tokenizer(config), tmp_path / arch, [2])
-        return str(tmp_path / arch), model
+        return str(tmp_path / arch), model.eval()
 
     return make
 
