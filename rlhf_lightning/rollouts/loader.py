@@ -68,10 +68,8 @@ class RowSource:
             batch = next(self._batches, None)
         else:
             with torch.random.fork_rng(devices=[]):
-                seed = hash((self.seed, self.passes)) % 2**63
-                torch.default_generator.manual_seed(
-                    seed
-                )  # torch.manual_seed would seed CUDA as well, which is not put back
+                # not torch.manual_seed, which seeds the generators of GPUs too, and those are not put back
+                torch.default_generator.manual_seed(hash((self.seed, self.passes)) % 2**63)
                 self._batches = iter(self.loader)
                 for _ in range(self.taken + 1):  # a DataLoader draws its order with the first batch, not with iter()
                     batch = next(self._batches, None)
