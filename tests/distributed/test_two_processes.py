@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
-from leavings import lines, metrics, weights
+from combinations import SEEDS, drawn
+from leavings import differing, equal, lines, metrics, weights
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -161,3 +163,17 @@ def test_the_rest_of_a_rollout_is_skipped_on_both(strategy: str, run_on_two: Cal
     first, second = weights(stopped / "export"), weights(once / "export")
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
     assert [int(row["step"]) for row in metrics(stopped)] == [3 * int(row["step"]) for row in metrics(once)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_options_drawn_at_random_go_together(seed: int, run_on_two: Callable[..., Path]) -> None:
+    random = Random(seed)
+    words = ["fit", *drawn(random), "--config", random.choice(["ddp.yaml", "fsdp.yaml"])]
+    whole = run_on_two(f"drawn-{seed}", *words)
+    if (steps := int(metrics(whole)[-1]["step"])) > 1:
+        run_on_two(f"drawn-{seed}-extended", *words, "--trainer.max_steps", str(random.randint(1, steps - 1)))
+        last = f"drawn-{seed}-extended/checkpoints/last.ckpt"
+        extended = run_on_two(f"drawn-{seed}-extended", *words, "--ckpt_path", last)
+        assert differing(whole, extended) == []
+        assert equal(weights(extended / "export"), weights(whole / "export"))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
+from random import Random
 
 import pytest
-from leavings import ROLLOUTS, SMALL, equal, lines, metrics, weights
+from combinations import SEEDS, drawn
+from leavings import ROLLOUTS, SMALL, differing, equal, lines, metrics, weights
 
 from rlhf_lightning.__main__ import main
 
@@ -129,3 +132,17 @@ def test_a_run_that_a_callback_ended_within_an_epoch_is_extended(run: Callable[.
     extended = run("extended", "fit", *words, "--ckpt_path", "extended/checkpoints/last.ckpt")
     assert equal(weights(extended / "export"), weights(whole / "export"))
     assert metrics(extended) == metrics(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_options_drawn_at_random_go_together(seed: int, run: Callable[..., Path]) -> None:
+    random = Random(seed)
+    words = drawn(random)
+    whole = run("whole", "fit", *words)
+    assert all(isfinite(float(value)) for row in metrics(whole) for value in row.values() if value)
+    if (steps := int(metrics(whole)[-1]["step"])) > 1:
+        run("extended", "fit", *words, "--trainer.max_steps", str(random.randint(1, steps - 1)))
+        extended = run("extended", "fit", *words, "--ckpt_path", "extended/checkpoints/last.ckpt")
+        assert differing(whole, extended) == []
+        assert equal(weights(extended / "export"), weights(whole / "export"))
