@@ -36,9 +36,14 @@ trainer:
     - class_path: Checkpoints
       init_args: {every_n_steps: 1, keep: 100}
 """
+OFTEN = [
+    *((name, "fsdp", False) for name in RUNS),
+    *((name, "ddp", False) for name in ("ppo", "reinforce", "dpo_offline", "sft", "reward")),
+    # what an adapter changes on several processes does not depend on what is learned, but for recorded rows
+    *((name, strategy, True) for name in ("ppo", "sft") for strategy in ("ddp", "fsdp")),
+]
 EVERY = [
-    # what an adapter changes on several processes does not depend on which algorithm learns from rewards
-    pytest.param(name, strategy, lora, marks=[pytest.mark.slow] * (lora and name in ("reinforce", "grpo", "dpo")))
+    pytest.param(name, strategy, lora, marks=[pytest.mark.slow] * ((name, strategy, lora) not in OFTEN))
     for name in RUNS
     for strategy in ("ddp", "fsdp")
     for lora in (False, True)
@@ -96,7 +101,7 @@ def _from(step: int, folder: Path) -> list[dict[str, float]]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", [pytest.param("nf4", marks=pytest.mark.slow), "int8"])
 def test_an_adapter_on_a_quantised_base_that_is_not_cut_goes_on(kind: str, run_on_two: Callable[..., Path]) -> None:
     words = ["fit", *RUNS["reinforce"], "--config", "fsdp.yaml", *DATA, "--model.iterations", "2"]
     words += ["--config", "qlora.yaml", "--model.policy.quantization", kind]
@@ -108,7 +113,7 @@ def test_an_adapter_on_a_quantised_base_that_is_not_cut_goes_on(kind: str, run_o
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_four_roles_on_one_base_go_on_and_leave_their_adapters(
     strategy: str, pair: object, run_on_two: Callable[..., Path]
 ) -> None:
