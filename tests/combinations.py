@@ -47,7 +47,8 @@ ANY: Options = [
     (0.3, ["--model.optimizer torch.optim.RMSprop --model.optimizer.lr 0.001", "--model.optimizer torch.optim.Adam"]),
     (0.3, ["--model.lr_scheduler torch.optim.lr_scheduler.LinearLR"]),
 ]
-ADAPTER: Options = [(1.0, ["", "MODEL.lora.dropout 0.1"]), (0.4, ["MODEL.quantization nf4", "MODEL.quantization int8"])]
+QUANTISED: Options = [(0.4, ["MODEL.quantization nf4", "MODEL.quantization int8"])]
+DROPOUT: Options = [(0.5, ["MODEL.lora.dropout 0.1"])]
 WRITING: Options = [
     (1.0, ["--model.iterations 2", "--model.iterations 3"]),
     (1.0, ["--model.generation.max_new_tokens 1", "--model.generation.max_new_tokens 8"]),
@@ -119,7 +120,8 @@ def drawn(random: Random) -> list[str]:
     options = [*ANY, *OWN[stage]]
     if random.random() < 0.35:
         words += [f"{place}.lora", '{"r": 4, "alpha": 8}']
-        options += ADAPTER
+        options += QUANTISED
+        options += [] if "experts" in " ".join(words) else DROPOUT  # which peft has not for experts
     if not recorded and stage != "dpo_offline":
         options += WRITING
         options += GRADIENTS if stage != "dpo" else []
