@@ -7,17 +7,16 @@ import os
 from random import Random
 from typing import Any
 
+from tests.conftest import ARCHITECTURES as TINY
+
 SEEDS = range(int(os.environ.get("COMBINATIONS", "12")))
 """`COMBINATIONS=200 pytest -m slow -k drawn_at_random` tries as many."""
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = TINY["llama"]
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
 ARCHITECTURES: list[dict[str, Any]] = [
-    {"model_type": "llama", **SIZES},
-    {"model_type": "qwen2", **SIZES, "num_key_value_heads": 2},
+    *({"model_type": kind, **sizes} for kind, sizes in TINY.items()),
     {"model_type": "qwen3", **GROUPED},
-    {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4},
-    {"model_type": "gpt_neox", **SIZES},
     {"model_type": "gemma2", **GROUPED, "sliding_window": 12},
     {"model_type": "gemma3_text", **GROUPED, "sliding_window": 12},
     {"model_type": "gpt_oss", **GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 12},
@@ -103,16 +102,7 @@ def drawn(random: Random) -> list[str]:
     """The words of a small run of any stage."""
     stage = random.choice(STAGES)
     recorded = stage in ("sft", "reward")
-    words = [
-        "--config",
-        f"{stage}.yaml",
-        "--data.size",
-        "14",
-        "--data.validation_size",
-        "6",
-        "--trainer.val_check_interval",
-        "1.0",
-    ]
+    words = f"--config {stage}.yaml --data.size 14 --data.validation_size 6 --trainer.val_check_interval 1.0".split()
     place = "--model.model" if recorded else "--model.policy"
     if random.random() < 0.7:
         described = json.dumps(random.choice(ARCHITECTURES))
@@ -127,7 +117,6 @@ def drawn(random: Random) -> list[str]:
         options += GRADIENTS if stage != "dpo" else []
     for share, alternatives in options:
         if random.random() < share:
-            words += (
-                random.choice(alternatives).replace("MODEL", place).replace("ALGORITHM", "--model.algorithm").split()
-            )
+            chosen = random.choice(alternatives)
+            words += chosen.replace("MODEL", place).replace("ALGORITHM", "--model.algorithm").split()
     return words

@@ -30,12 +30,8 @@ def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.o
         optimizer = make(trained)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"the optimizer cannot be made: {_in_short(error)}") from error
-    cut = any(isinstance(weight, DTensor) for weight in trained)
-    if cut and type(optimizer) is torch.optim.SGD and not any(group["momentum"] for group in optimizer.param_groups):
-        raise UserError(  # neither Lightning nor torch reads such a state of a sharded run
-            "SGD without momentum keeps nothing, and a run whose weights are cut over processes (fsdp2) could not go on from a "
-            "checkpoint with it; set optimizer.momentum, or use strategy ddp"
-        )
+    if any(isinstance(weight, DTensor) for weight in trained):
+        _check_cut(optimizer)
     if type(optimizer).__module__.startswith("bitsandbytes") and trained:
         _try_out(type(optimizer).__name__, make, trained)
     _fuse_(optimizer)
@@ -54,13 +50,23 @@ def _fuse_(optimizer: torch.optim.Optimizer) -> None:
                 group["fused"] = True
 
 
+def _check_cut(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what cannot step on weights that are cut over processes, or go on with them from a checkpoint."""
+    name, cut = type(optimizer).__name__, "weights that are cut over processes (fsdp2)"
+    if type(optimizer).__module__.startswith("bitsandbytes"):
+        raise UserError(
+            f"the optimizer {name} of bitsandbytes cannot step on {cut}; use torch.optim.AdamW, or strategy ddp"
+        )
+    if type(optimizer) is torch.optim.SGD and not any(group["momentum"] for group in optimizer.param_groups):
+        # neither Lightning nor torch reads an empty state of such a run
+        raise UserError(
+            f"SGD without momentum keeps nothing, and a run with {cut} could not go on from a checkpoint with it; set "
+            "optimizer.momentum, or use strategy ddp"
+        )
+
+
 def _try_out(name: str, make: MakeOptimizer, trained: list[nn.Parameter]) -> None:
     """A step on a weight of no consequence: bitsandbytes lacks some kernels for some devices, and says so in the first step."""
-    if any(isinstance(weight, DTensor) for weight in trained):
-        raise UserError(
-            f"the optimizer {name} of bitsandbytes cannot step on weights that are cut over processes (fsdp2); use "
-            "torch.optim.AdamW, or strategy ddp"
-        )
     weight = nn.Parameter(torch.zeros(2, QUANTISED_FROM, dtype=trained[0].dtype, device=trained[0].device))
     weight.grad = torch.zeros_like(weight)
     try:

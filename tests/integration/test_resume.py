@@ -119,12 +119,8 @@ class Stop(Callback):
 
 
 def test_a_run_that_a_callback_ended_within_an_epoch_is_extended(run: Callable[..., Path]) -> None:
-    words = [
-        *RUNS["ppo"][0],
-        *SMALL,
-        "--trainer.check_val_every_n_epoch",
-        "2",
-    ]  # else Lightning validates before it ends
+    # else Lightning validates before it ends
+    words = [*RUNS["ppo"][0], *SMALL, "--trainer.check_val_every_n_epoch", "2"]
     whole = run("whole", "fit", *words)
     Path("stop.py").write_text(STOP)
     run("extended", "fit", *words, "--trainer.callbacks+", "stop.Stop")
