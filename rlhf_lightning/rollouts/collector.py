@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -189,8 +190,8 @@ class Collector:
         return {name: float(value) for name, value in metrics.items()}
 
 
-def mean_score(scores: list[float | None], device: torch.device | str = "cpu") -> Tensor:
-    """Mean over all ranks of the scores that are not None."""
+def mean_score(scores: Sequence[float | None], device: torch.device | str = "cpu") -> Tensor:
+    """Mean over all ranks of the scores that are neither None nor NaN."""
     known = torch.tensor([float("nan") if x is None else x for x in scores], device=device)
     return masked_mean(known, ~known.isnan())
 

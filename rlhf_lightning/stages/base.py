@@ -20,22 +20,22 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.masked import masked_mean
-from rlhf_lightning.functional.ranks import any_rank, gathered, interleaved, together
+from rlhf_lightning.functional.ranks import any_rank, gathered, together
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_tokenizer, stop_token_ids
 from rlhf_lightning.models.packing import evaluating, packs
 from rlhf_lightning.models.sharding import full_state, shard_, unsharded
-from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.cutting import pieces
 from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
+from rlhf_lightning.stages.held_out import HeldOutMeasures, Sample
 from rlhf_lightning.stages.meter import Meter
 from rlhf_lightning.stages.optimizers import build_optimizer
 from rlhf_lightning.stages.precision import keep_float32
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
-from rlhf_lightning.types import Completions, LossOutput, RowsT
+from rlhf_lightning.types import LossOutput, RowsT
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 OnNonFinite = Literal["stop", "skip"]
@@ -57,11 +57,10 @@ class Stage(LightningModule):
         self.parts: list[Part] = []
         self.skipped_steps = 0
         self.random_states: dict[str, Any] | None = None
-        self.validation_samples: list[dict[str, Any]] = []
-        self.written_samples: list[list[dict[str, Any]]] = []
+        self.validation_samples: list[Sample] = []
         self.best: dict[str, float] = {}
         self.meter = Meter()
-        self.held_out: dict[str, list[float]] = {}
+        self.held_out = HeldOutMeasures()
         self.encoder: Encoder | None = None
         self.loader_state: dict[str, Any] | None = None
         self.started = time.perf_counter()
@@ -217,10 +216,6 @@ class Stage(LightningModule):
             return {}
         return {**self.meter.read(), "memory/peak": peak_memory()}
 
-    def measure(self, name: str, values: Iterable[float | None]) -> None:
-        """Keep one number for each held-out row (None: not known); their mean is logged when validation ends."""
-        self.held_out.setdefault(name, []).extend(float("nan") if x is None else float(x) for x in values)
-
     def check_rewards(self, rewards: dict[str, Reward]) -> None:
         """Find what is wrong with rewards before weights are loaded, and note the best there can be."""
         for name, reward in rewards.items():
@@ -233,29 +228,14 @@ class Stage(LightningModule):
         for reward in rewards.values():
             reward.load(self.device)
 
-    def measure_completions(self, completions: Completions, rewards: dict[str, Reward]) -> None:
-        """Keep scores, their parts, lengths and the texts themselves; a reward called `mean` is the one that trains."""
-        texts = zip(completions.prompts, completions.responses, strict=True)
-        samples: list[dict[str, Any]] = [{"prompt": prompt, "response": response} for prompt, response in texts]
-        for name, reward in rewards.items():
-            scores = score(reward, completions).tolist()
-            self.measure(f"reward/{name}", scores)
-            for sample, value in zip(samples, scores, strict=True):
-                sample["reward" if name == "mean" else f"reward/{name}"] = value
-            for part, values in reward.parts().items():
-                self.measure(f"reward/{part}" if name == "mean" else f"reward/{name}/{part}", values)
-        self.measure("response/length", completions.mask.sum(-1).tolist())
-        self.measure("response/truncated", completions.truncated.tolist())
-        self.written_samples[-1] += samples
-
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier validation measured."""
-        self.held_out, self.validation_samples, self.written_samples = {}, [], []
+        self.held_out, self.validation_samples = HeldOutMeasures(), []
         self.sampler = torch.Generator(self.device).manual_seed(self.global_rank)
 
     def validation_step(self, rows: RawRows, index: int) -> None:
         """Measure this rank's share of a batch of held-out rows, which may be none."""
-        self.written_samples.append([])
+        self.held_out.begin_batch()
         with self.measuring():
             together(lambda: self.measure_rows(rows) if rows else None)
 
@@ -276,10 +256,8 @@ class Stage(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean of every held-out number, over all ranks, also of the validation before the first step."""
-        batches = zip(*gathered(self.written_samples), strict=True)
-        self.validation_samples = [sample for parts in batches for sample in interleaved(list(parts))]
-        names = dict.fromkeys(name for known in gathered(list(self.held_out)) for name in known)
-        values = {name: self.mean(self.held_out.get(name, [])) for name in names} | self.held_out_metrics()
+        self.validation_samples = self.held_out.samples()
+        values = self.held_out.means(self.device) | self.held_out_metrics()
         prefix = "test" if self.trainer.testing else "val"
         for logger in self.loggers:
             logger.log_metrics({f"{prefix}/{name}": value for name, value in values.items()}, step=self.global_step)
@@ -290,11 +268,6 @@ class Stage(LightningModule):
     def held_out_metrics(self) -> dict[str, float]:
         """What a stage measures besides means of numbers, over all ranks."""
         return {}
-
-    def mean(self, numbers: list[float]) -> float:
-        """Mean over all ranks of the numbers that are known."""
-        known = torch.tensor(numbers, device=self.device)
-        return float(masked_mean(known, ~known.isnan()))
 
     on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
 

@@ -29,7 +29,7 @@ from rlhf_lightning.models.roles import SharedBase, add_critic_adapter
 from rlhf_lightning.models.value import AdapterCritic, SeparateCritic, SharedCritic, save_critic
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
-from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
+from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs, mean_score
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RolloutLoader, RowSource
 from rlhf_lightning.rollouts.recorded import RecordedReference
@@ -303,7 +303,7 @@ class PolicyStage(Stage):
     def measure_rows(self, rows: RawRows) -> None:
         """Write one response to each held-out prompt and measure it; judge recorded pairs where there are any."""
         completions = self.writer.write(rows, 1, self.sampler)
-        self.measure_completions(completions, self.rewards)
+        self.held_out.add_completions(completions, self.rewards)
         if self.reward is not None:
             self._measure_kl(completions)
         elif "chosen" in rows[0]:
@@ -313,16 +313,16 @@ class PolicyStage(Stage):
         logprobs = self.policy(completions).logprobs  # type: ignore[misc]
         rows = (completions.tokens, completions.prompt_mask, completions.mask)
         reference = self.collector.reference.logprobs(*rows, self.generation.temperature)  # type: ignore[union-attr]
-        self.measure("kl/reference", kl_estimate(logprobs, reference)[completions.mask].tolist())
+        self.held_out.add("kl/reference", kl_estimate(logprobs, reference)[completions.mask].tolist())
         if self.trainer.global_step == 0 and self.trainer.state.fn == "fit":
             gaps = kl_estimate(logprobs, reference, "k3")
-            self.measure("reference/gap", gaps[completions.mask].tolist())
+            self.held_out.add("reference/gap", gaps[completions.mask].tolist())
 
     def on_validation_epoch_end(self) -> None:
         """Log; the gap between policy and reference is measured once, before the first step."""
-        gaps = self.held_out.pop("reference/gap", [])
+        gaps = self.held_out.numbers.pop("reference/gap", [])
         super().on_validation_epoch_end()
-        gap = self.mean(gaps)
+        gap = float(mean_score(gaps, self.device))
         if self.reward is not None and self.trainer.global_step == 0 and self.trainer.state.fn == "fit":
             self._report_gap(gap)
 
@@ -340,8 +340,8 @@ class PolicyStage(Stage):
         pairs = self.collector.pairs(rows, self.max_length, self.device)  # type: ignore[union-attr]
         drift = ((pairs.logprobs - pairs.reference_logprobs) * pairs.mask).sum(-1)
         margin = drift[0::2] - drift[1::2]
-        self.measure("preference/margin", margin.tolist())
-        self.measure("preference/accuracy", agreement(margin).tolist())
+        self.held_out.add("preference/margin", margin.tolist())
+        self.held_out.add("preference/accuracy", agreement(margin).tolist())
 
     def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """One completion a prompt, greedy by default, with the columns of its row."""

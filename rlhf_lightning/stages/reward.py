@@ -154,12 +154,12 @@ class RewardStage(Stage):
         """Loss, and accuracy and calibration of the probability that the better response is better."""
         batch = self.encode(rows).to(self.device)
         scores = self(batch)
-        self.measure("loss/policy", self.losses(scores, batch).tolist())
-        self.measure("reward/mean", scores.tolist())
+        self.held_out.add("loss/policy", self.losses(scores, batch).tolist())
+        self.held_out.add("reward/mean", scores.tolist())
         better, worse, _ = comparisons(batch)
         if not len(better):
             return
-        self.measure("preference/margin", (scores[better] - scores[worse]).tolist())
+        self.held_out.add("preference/margin", (scores[better] - scores[worse]).tolist())
         self.differences.append((scores[better] - scores[worse]).cpu())
 
     def held_out_metrics(self) -> dict[str, float]:

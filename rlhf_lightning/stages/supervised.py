@@ -115,9 +115,9 @@ class SupervisedStage(Stage):
         """Loss on the held-out completions; one response to each of their prompts."""
         batch = self.encode(rows).to(self.device)
         logprobs = self.policy(batch).logprobs  # type: ignore[misc]
-        self.measure("loss/policy", (-logprobs[batch.mask]).tolist())
+        self.held_out.add("loss/policy", (-logprobs[batch.mask]).tolist())
         written = self._writer.write([first_turn(row) for row in rows], 1, self.sampler)
-        self.measure_completions(written, self.evaluation_rewards)
+        self.held_out.add_completions(written, self.evaluation_rewards)
 
     @property
     def _writer(self) -> Writer:
