@@ -39,8 +39,10 @@ class RowData(LightningDataModule):
         self, batch_size: int = 8, validation_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
+        sizes = {"batch_size": batch_size, "validation_batch_size": validation_batch_size}
+        for name, size in sizes.items():
+            if size is not None and size < 1:
+                raise UserError(f"data.{name} is {size}; it must be at least 1")
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size or batch_size
         self.num_workers, self.seed = num_workers, seed
         self.train_rows: list[Row] | None = None
@@ -106,7 +108,7 @@ class FileData(RowData):
         validation_fraction: split off the training rows if there is no validation file.
         batch_size: rows of an optimiser step's part; for policy optimisation the prompts of a rollout.
         validation_batch_size: by default as many.
-        limit: read no more rows than this from each split.
+        limit: read no more rows than this for each split, from its beginning.
         on_bad_row: stop, or leave the row out and count it.
         num_workers: processes that load rows.
         seed: of the split.
@@ -133,6 +135,8 @@ class FileData(RowData):
         super().__init__(batch_size, validation_batch_size, num_workers, seed)
         if not 0 <= validation_fraction < 1:
             raise UserError(f"data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
+        if limit is not None and limit < 1:
+            raise UserError(f"data.limit is {limit}; it must be at least 1, or null")
         self.sources = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.columns, self.validation_fraction = columns or {}, validation_fraction
         self.limit, self.on_bad_row = limit, on_bad_row
@@ -170,7 +174,9 @@ class FileData(RowData):
             return None
         rows: list[Row] = []
         faults: list[str] = []
-        for source in read(given):
+        for source in read(given, self.limit):
+            if len(rows) == self.limit:
+                break
             self._check_columns(source)
             faults += source.faults
             for raw, place in zip(source.rows, source.places, strict=True):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,23 @@ class Source:
     """One message for each row that could not be read."""
 
 
-def read(source: str | list[str]) -> list[Source]:
+def read(source: str | list[str], limit: int | None = None) -> Iterator[Source]:
     """Every source of a path, a glob, a hub name (`name`, `name:config`, `name@split`), or a list of these.
+
+    Args:
+        source: one or several of them.
+        limit: rows to read of each, from the beginning; None reads all.
 
     Raises:
         UserError: a file is missing, or cannot be read at all.
     """
     names = [source] if isinstance(source, str) else source
-    return [_read_one(path) for name in names for path in _expanded(name)]
+    paths = [path for name in names for path in _expanded(name)]
+    yield from (_read_one(path, limit) for path in paths)
 
 
 def _expanded(name: str) -> list[str]:
+    name = os.path.expanduser(name)
     if Path(name).is_file():
         return [name]
     if any(mark in name for mark in "*?["):
@@ -48,7 +56,7 @@ def _expanded(name: str) -> list[str]:
     path = Path(name)
     if path.is_dir():
         raise UserError(f"data file {name} is a folder; give a file of it, or a glob such as {path / '*.jsonl'}")
-    if _suffix(path) or name.startswith((".", "/", "~")):
+    if _suffix(path) or name.startswith((".", "/")):
         names = [p.name for p in path.parent.glob("*") if _suffix(p)]
         nothing = "no data file in" if path.parent.is_dir() else "no folder"
         hint = nearest(path.name, names) if names else f"there is {nothing} {path.parent}"
@@ -61,24 +69,26 @@ def _suffix(path: Path) -> str:
     return suffix if suffix in SUFFIXES else ""
 
 
-def _read_one(name: str) -> Source:
+def _read_one(name: str, limit: int | None) -> Source:
     path = Path(name)
     if not path.is_file():
-        return _from_hub(name)
+        return _from_hub(name, limit)
     suffix = _suffix(path)
     if not suffix:
         raise UserError(
             f"data file {name}: unknown kind {path.suffix!r}; expected one of: {', '.join(SUFFIXES)}, also with .gz"
         )
     try:
-        return _json_lines(path) if suffix == ".jsonl" else _whole(path, suffix)
+        return _json_lines(path, limit) if suffix == ".jsonl" else _whole(path, suffix, limit)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"data file {name} cannot be read: {error}") from error
 
 
-def _json_lines(path: Path) -> Source:
+def _json_lines(path: Path, limit: int | None) -> Source:
     source = Source(str(path), [])
     for number, line in _lines(path):
+        if len(source.rows) == limit:
+            break
         place = f"{path}:{number}"
         try:
             row = json.loads(line.rstrip("\r\n"))
@@ -98,7 +108,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
-def _whole(path: Path, suffix: str) -> Source:
+def _whole(path: Path, suffix: str, limit: int | None) -> Source:
     import datasets
 
     kind = suffix[1:]
@@ -108,13 +118,13 @@ def _whole(path: Path, suffix: str) -> Source:
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"data file {path} is no good {kind.upper()}: {reason}") from error
-    rows = [dict(row) for row in found]
+    rows = [dict(row) for row in islice(found, limit)]
     first = 2 if kind == "csv" else 1
     unit = f"{path}:" if kind == "csv" else f"{path}, row "
     return Source(str(path), rows, [f"{unit}{i + first}" for i in range(len(rows))])
 
 
-def _from_hub(name: str) -> Source:
+def _from_hub(name: str, limit: int | None) -> Source:
     import datasets
 
     path, _, split = name.partition("@")
@@ -126,7 +136,7 @@ def _from_hub(name: str) -> Source:
         raise UserError(
             f"{name!r} is neither a file here nor a data set on the hub that can be loaded: {reason}"
         ) from error
-    rows = [dict(row) for row in found]
+    rows = [dict(row) for row in islice(found, limit)]
     return Source(name, rows, [f"{name}, row {i + 1}" for i in range(len(rows))])
 
 

@@ -16,7 +16,7 @@ from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.glance import check_keys, merged
 from rlhf_lightning.run.integrity import check, newest_whole
 from rlhf_lightning.run.places import shipped
-from rlhf_lightning.run.words import as_config, values, without_nulls
+from rlhf_lightning.run.words import as_config, at_home, values, without_nulls
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 NO_FILES = ("last", "best", "hpc", "registry")
@@ -45,7 +45,7 @@ class Arguments:
         if first not in SUBCOMMANDS:
             fault = f"there is no subcommand {first!r}" if first[:1] not in ("", "-") else "the subcommand comes first"
             raise UserError(f"{fault}; {nearest(first, (*SUBCOMMANDS, 'init'))}")
-        found, configs = _with_configs(list(words))
+        found, configs = _with_configs([at_home(word) for word in words])
         whole = as_config(found[1:], _load)
         plain = [found[0], *without_nulls(found[1:], whole)]
         if helps:
@@ -56,13 +56,15 @@ class Arguments:
         check_keys(whole, [*contents, values(found[1:])], typed=True)
         found = plain
         checkpoint = _value(found, "--ckpt_path") or _last(configs, "ckpt_path")
+        if checkpoint and checkpoint.startswith("~"):
+            checkpoint = os.path.expanduser(checkpoint)
+            found.append(f"--ckpt_path={checkpoint}")
         _check_checkpoint(checkpoint)
         folder = _folder(found, configs)
-        given = any(word.split("=")[0] == "--trainer.default_root_dir" for word in found)
         _check_folder(folder)
         if words[0] == "fit" and checkpoint in (None, "null"):
             _tell_of_earlier(folder)
-        words = found if given else [*found, f"--trainer.default_root_dir={folder}"]
+        words = [*found, f"--trainer.default_root_dir={folder}"]
         return cls(_resolved(words, folder) if checkpoint == "last" else words, folder)
 
 
@@ -185,7 +187,7 @@ def _folder(words: list[str], configs: list[Path]) -> Path:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         given = os.environ.get(FOLDER_OF_RUN) or given
     if given:
-        return Path(given)
+        return Path(given).expanduser()
     runs = Path("runs") / (configs[0].stem if configs else words[0])
     checkpoint = _value(words, "--ckpt_path")
     if checkpoint == "last":

@@ -71,6 +71,32 @@ def test_the_split_is_disjoint_repeatable_and_follows_the_seed(tmp_path: Path) -
     assert rows_of(other) != train
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_limit_reads_no_further(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        lines(path, [{"prompt": str(i)} for i in range(3)])
+        path.write_text(path.read_text() + "no JSON at all\n")
+    else:
+        import datasets
+
+        datasets.Dataset.from_list([{"prompt": str(i)} for i in range(9)]).to_parquet(str(path))
+    read: list[Any] = []
+    monkeypatch.setattr(PromptData, "row", lambda self, row: read.append(row) or row)
+    data = PromptData(train=[str(path), str(path)], validation_fraction=0, limit=3)
+    assert sorted(row["prompt"] for row in rows_of(data)) == ["0", "1", "2"]
+    assert len(read) == 3
+    with pytest.raises(UserError, match=r"data.limit is 0; it must be at least 1, or null"):
+        PromptData(train=str(path), limit=0)
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines(tmp_path / "rows.jsonl", [{"prompt": "a"}])
+    for given in ("~/rows.jsonl", "~/*.jsonl"):
+        assert rows_of(PromptData(train=given, validation_fraction=0)) == [{"prompt": "a"}]
+
+
 def test_a_validation_file_is_taken_and_limit_counts(tmp_path: Path) -> None:
     path, held = (lines(tmp_path / n, [{"prompt": f"{n}{i}"} for i in range(9)]) for n in ("a.jsonl", "b.jsonl"))
     data = PromptData(train=path, validation=held, limit=4)
@@ -150,6 +176,7 @@ def test_instructions_as_columns_or_conversation(tmp_path: Path) -> None:
         (InstructionData, {"prompt": "p"}, "no column 'completion'"),
         (RankingData, {"prompt": "p", "responses": ["a"]}, "at least 2 responses"),
         (RatingData, {"prompt": "p", "response": "a", "rating": "good"}, "'rating' must be a number, found 'good'"),
+        (RatingData, {"prompt": "p", "response": "a", "rating": float("nan")}, "'rating' must be a number, found nan"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, kind: Any, row: dict[str, Any], expected: str) -> None:

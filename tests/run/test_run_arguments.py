@@ -80,6 +80,19 @@ def test_the_last_word_on_the_folder_counts() -> None:
     assert Arguments.of([*both, "--trainer.default_root_dir=e"]).folder == Path("e")
 
 
+def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Path.cwd() / "home"
+    monkeypatch.setenv("HOME", str(home))
+    checkpoint = home / "run/checkpoints/last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    zipfile.ZipFile(checkpoint, "w").close()
+    Path("a.yaml").write_text("trainer:\n  default_root_dir: ~/run\nckpt_path: ~/run/checkpoints/last.ckpt\n")
+    words = ["--trainer.default_root_dir=~/run", "--ckpt_path=~/run/checkpoints/last.ckpt"]  # no shell expands these
+    for found in (Arguments.of(["fit", "--config", "a.yaml"]), Arguments.of(["fit", "--config", "ppo", *words])):
+        assert found.folder == home / "run"
+        assert {f"--trainer.default_root_dir={home / 'run'}", f"--ckpt_path={checkpoint}"} <= set(found.words)
+
+
 def test_a_run_that_goes_on_stays_in_its_folder() -> None:
     for number, name in enumerate(("old", "new")):
         checkpoint = Path("runs/ppo", name, "checkpoints/last.ckpt")
