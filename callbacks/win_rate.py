@@ -27,12 +27,13 @@ class WinRate(Callback):
         self.first: list[float] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the first validation; the first one is what the others are compared with."""
+        """Compare with the first validation, on the prompts that both measured: the first one may have been cut short."""
         samples: list[dict[str, Any]] = getattr(pl_module, "validation_samples", [])
         scores = [sample.get(self.score, float("nan")) for sample in samples]
         self.first = self.first or scores
+        both = min(len(scores), len(self.first))
         for logger in trainer.loggers:
-            logger.log_metrics({"val/win_rate": win_rate(scores, self.first)}, step=trainer.global_step)
+            logger.log_metrics({"val/win_rate": win_rate(scores[:both], self.first[:both])}, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """The first scores."""

@@ -40,7 +40,7 @@ def column(folder: Path, name: str) -> list[float]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rlhf_lightning.run.samples import json_line
+from rlhf_lightning.run.samples import append
 
 
 class Predictions(Callback):
@@ -24,8 +24,7 @@ class Predictions(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Append."""
-        with open(self.path, "a") as file:
-            file.writelines(json_line(row) for row in outputs or [])
+        append(self.path, outputs or [])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where they are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ class Samples(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         if trainer.state.fn == "fit":
             self._drop_from(path, trainer.global_step)
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json_line({"step": trainer.global_step, **sample}) for sample in samples)
+        append(path, ({"step": trainer.global_step, **sample} for sample in samples))
 
     def _drop_from(self, path: Path, step: int) -> None:
         """Take out what this validation repeats: the same step, or what a run that was killed wrote after its checkpoint."""
@@ -42,17 +42,23 @@ class Samples(Callback):
         self.step, self.place = step, path.stat().st_size if path.exists() else 0
 
 
+def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a file of JSON lines, in letters that people read; half of a surrogate pair, which UTF-8 lacks, is escaped."""
+    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(map(json_line, rows))
+
+
 def json_line(row: dict[str, Any]) -> str:
     """A row as a line that any JSON reader takes: a number that is not known is null."""
     known = {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
-    return json.dumps(known, default=str) + "\n"
+    return json.dumps(known, default=str, ensure_ascii=False) + "\n"
 
 
 def _keep_before(path: Path, step: int) -> None:
     """Take out the samples of a step and of later ones, and a line that was cut off."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] < step]
     if len(kept) < len(lines):
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
+        partial.write_bytes(b"".join(kept))
         os.replace(partial, path)

@@ -31,6 +31,13 @@ def test_later_replies_are_held_against_the_first() -> None:
     assert log.rows == [(0, 0.5), (4, 0.875), (8, 0.125)]
 
 
+def test_a_first_validation_that_was_cut_short_is_held_against_the_same_prompts() -> None:
+    callback, log = WinRate(), Log()
+    validated(callback, log, 0, [0.0, 1.0])
+    validated(callback, log, 4, [1.0, 0.0, 3.0, 4.0])
+    assert log.rows == [(0, 0.5), (4, 0.5)]
+
+
 def test_another_score_can_decide() -> None:
     callback, log = WinRate(score="reward/true"), Log()
     validated(callback, log, 0, [0.0, 0.0], "reward/true")

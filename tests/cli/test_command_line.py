@@ -75,7 +75,7 @@ def test_what_was_not_measured_is_not_called_after(fit: Fit, capsys: pytest.Capt
 
 def test_samples_are_of_every_validation(fit: Fit) -> None:
     folder = fit("out", "--trainer.val_check_interval", "0.5")
-    samples = [strict(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    samples = [strict(line) for line in (folder / "samples.jsonl").read_bytes().splitlines()]
     assert [sample["step"] for sample in samples] == [0] * 4 + [2] * 4 + [4] * 4
     assert samples[0] == {"step": 0, "prompt": "q0 [b]", "response": "0.00", "reward": None}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rlhf_lightning.run.curves import draw
 from rlhf_lightning.run.metrics import MetricsFile
-from rlhf_lightning.run.samples import json_line
+from rlhf_lightning.run.samples import Samples, json_line
 
 
 def test_a_row_for_each_step_and_columns_that_grow(tmp_path: Path) -> None:
@@ -52,6 +54,24 @@ def test_a_number_that_is_not_known_is_null() -> None:
     assert line.count("\n") == 1
     assert json.loads(line) == {"reward": None, "prompt": "é\n", "tags": ["x"]}
     assert "NaN" not in line
+
+
+def test_samples_are_in_letters_that_people_read_and_a_line_that_was_cut_off_goes(tmp_path: Path) -> None:
+    path, half = tmp_path / "samples.jsonl", "\ud83d"
+    trainer = SimpleNamespace(
+        default_root_dir=tmp_path, global_step=0, is_global_zero=True, state=SimpleNamespace(fn="fit")
+    )
+    stage = SimpleNamespace(validation_samples=[{"prompt": f"日本\u2028語 {half}", "response": "é"}])
+    first: Any = Samples()
+    for trainer.global_step in (0, 2):
+        first.on_validation_end(trainer, stage)
+    assert "日本" in path.read_text(encoding="utf-8")
+    path.write_bytes(path.read_bytes() + '{"step": 4, "prompt": "日'.encode()[:-1])
+    later: Any = Samples()
+    trainer.global_step = 2
+    later.on_validation_end(trainer, stage)
+    found = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert found == [{"step": step, **stage.validation_samples[0]} for step in (0, 2)]
 
 
 def test_curves_need_something_to_draw(tmp_path: Path) -> None:
