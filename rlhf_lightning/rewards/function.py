@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rewards.patience import Patience
+from rlhf_lightning.rewards.patience import Patience, told_in_short
 from rlhf_lightning.types import Completions
 
 
@@ -89,20 +89,21 @@ async def _awaited(answer: Awaitable[Any], limit: float | None) -> Any:
 
 def _imported(path: str) -> Callable[..., Any]:
     file, colon, name = path.rpartition(":")
-    if colon:
-        module = _module_of(Path(file))
-    else:
-        place, _, name = path.rpartition(".")
-        if not place:
-            raise UserError(f"reward function {path!r} names no module; write module.name or path/to/file.py:name")
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"reward function {path}: there is no module {error.name!r} in the current folder or installed"
-            ) from error
+    place, _, name = (file, "", name) if colon else path.rpartition(".")
+    if not place:
+        raise UserError(f"reward function {path!r} names no module; write module.name or path/to/file.py:name")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = _module_of(Path(file).expanduser()) if colon else importlib.import_module(place)
+    except UserError:
+        raise
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"reward function {path}: there is no module {error.name!r} in the current folder or installed"
+        ) from error
+    except Exception as error:  # whatever the module does while it is imported
+        raise UserError(f"reward function {path} cannot be imported: {told_in_short(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -113,9 +114,10 @@ def _imported(path: str) -> Callable[..., Any]:
 def _module_of(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"reward function: the file {file} is not there")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
+    spec = importlib.util.spec_from_file_location(str(file), file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"reward function: {file} is no Python file, which ends in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module

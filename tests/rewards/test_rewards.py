@@ -116,6 +116,16 @@ def test_functions_plain_async_and_with_columns(functions: Path) -> None:
         FunctionReward("scores_of_mine.wants")(rows)
 
 
+def test_a_file_may_hold_dataclasses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "json.py").write_text(  # a name that is taken
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass\nclass Rule:\n    value: float\n\n"
+        "def score(responses):\n    return [Rule(2.0).value for _ in responses]\n"
+    )
+    assert FunctionReward("~/json.py:score")(completions(["a"])) == [2.0]
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
@@ -123,10 +133,15 @@ def test_functions_plain_async_and_with_columns(functions: Path) -> None:
         ("nowhere.plain", "no module 'nowhere'"),
         ("plain", "names no module"),
         ("absent.py:plain", "absent.py is not there"),
+        ("notes.txt:plain", "notes.txt is no Python file"),
+        ("broken.py:plain", r"broken.py:plain cannot be imported: SyntaxError: .*line 1"),
+        ("fails.plain", "fails.plain cannot be imported: ZeroDivisionError"),
     ],
 )
 @pytest.mark.usefixtures("functions")
 def test_functions_that_cannot_be_imported(path: str, expected: str) -> None:
+    for name, text in {"notes.txt": "", "broken.py": "def plain(", "fails.py": "1 / 0"}.items():
+        Path(name).write_text(text)
     with pytest.raises(UserError, match=expected):
         FunctionReward(path).check()
 
