@@ -69,9 +69,10 @@ def _template(given: str) -> str:
         return TEMPLATES[given]
     if "{" in given:
         return given
-    if not Path(given).is_file():
+    path = Path(given).expanduser()
+    if not path.is_file():
         raise UserError(f"chat_template {given!r} is neither a file nor a template; {nearest(given, TEMPLATES)}")
-    return Path(given).read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def stop_token_ids(tokenizer: Any, model_config: Any, config: ModelConfig) -> list[int]:

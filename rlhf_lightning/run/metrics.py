@@ -76,14 +76,14 @@ class MetricsFile(Logger):
     def rows(self) -> Iterator[Row]:
         """What the file holds: text, and `step` a number. A last row that was cut off, by a kill or a full disk, is left out."""
         if self.path.is_file():
-            with open(self.path, newline="") as file:
+            with open(self.path, encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(line for line in file if line.endswith("\n")):
                     yield {**row, "step": int(row["step"])}
 
     def _header(self) -> list[str]:
         if not self.path.is_file():
             return []
-        with open(self.path, newline="") as file:
+        with open(self.path, encoding="utf-8", newline="") as file:
             return [name for name in next(csv.reader(file), []) if name != "step"]
 
     def _rewrite(self, columns: list[str], rows: Iterable[Row]) -> None:
