@@ -212,8 +212,10 @@ class Stage(LightningModule):
             self.report(self._step_metrics(), shown)
 
     def _step_metrics(self) -> dict[str, float]:
-        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return {}
+        return {} if self.global_step % self.trainer.log_every_n_steps else self.unreported()  # type: ignore[attr-defined]
+
+    def unreported(self) -> dict[str, float]:
+        """What was measured since the last report, over all ranks."""
         return {**self.meter.read(), "memory/peak": peak_memory()}
 
     def check_rewards(self, rewards: dict[str, Reward]) -> None:
@@ -345,7 +347,9 @@ class Stage(LightningModule):
             self.tell_loggers(self._step_metrics())
 
     def on_train_end(self) -> None:
-        """Say how many texts were cut."""
+        """Log what training ended too early to report, and say how many texts were cut."""
+        if self.meter.sums:
+            self.tell_loggers(self.unreported())
         for what, count in self.coder.cut.items():
             say(f"cut to fit: {count} {what}, counted each time they were read")
 

@@ -291,9 +291,10 @@ class PolicyStage(Stage):
             if self.loader.buffer.cursor == self.accumulate and "policy/ratio_max" in measured:
                 # nothing has moved yet: what is not 1 is the gap between the numerics that write and those that train
                 self.collector.metrics["policy/ratio_first"] = measured["policy/ratio_max"]
-        return self._rollout_metrics() if self.loader.last_part else {}
+        return self.unreported() if self.loader.last_part else {}
 
-    def _rollout_metrics(self) -> dict[str, float]:
+    def unreported(self) -> dict[str, float]:
+        """Also what was measured on the rollout when it was collected."""
         assert self.collector is not None
         values = {**self.collector.metrics, **self.algorithm.metrics(), **self.meter.read()}
         return values | {"time/update": time.perf_counter() - self.started, "memory/peak": peak_memory()}

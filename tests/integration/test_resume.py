@@ -34,6 +34,7 @@ RUNS = {
     "dpo": (["--config", "dpo.yaml", *ROLLOUTS, "--model.algorithm.epochs", "3"], 3),
     "dpo_offline": (["--config", "dpo_offline.yaml"], 4),
     "sft": (["--config", "sft.yaml", "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "1"], 4),
+    "sft_seldom": (["--config", "sft.yaml", "--trainer.log_every_n_steps", "3", "--trainer.max_epochs", "3"], 4),
     "sft_accumulated": (
         ["--config", "sft.yaml", "--trainer.accumulate_grad_batches", "3", "--trainer.max_epochs", "4"],
         4,
@@ -41,7 +42,7 @@ RUNS = {
     "reward": (["--config", "reward.yaml", "--trainer.max_epochs", "2", "--trainer.val_check_interval", "0.5"], 4),
 }
 """A command line, and the step at which a rollout or an epoch of it is used up."""
-SLOW = ("eight_bits", "lora", "ppo_adaptive", "reward")
+SLOW = ("eight_bits", "lora", "ppo_adaptive", "reward", "sft_seldom")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in sorted(RUNS)])
@@ -93,13 +94,15 @@ def test_a_run_does_not_go_on_with_an_algorithm_of_other_weights(
     assert "trains other weights than this run (2 differ, policy.critic.head.bias for one)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "before"), [("dpo", 0), ("ppo", 0), ("ppo", 1), ("sft", 0)])
+@pytest.mark.parametrize(("name", "before"), [("dpo", 0), ("ppo", 0), ("ppo", 1), ("sft", 0), ("sft_seldom", 2)])
 def test_a_run_that_ended_by_max_steps_is_extended_from_its_last_checkpoint(
     name: str, before: int, run: Callable[..., Path]
 ) -> None:
     words, boundary = RUNS[name]
     whole = run("whole", "fit", *words, *SMALL)
-    run("extended", "fit", *words, *SMALL, "--trainer.max_steps", str(boundary - before))
+    ended = run("extended", "fit", *words, *SMALL, "--trainer.max_steps", str(boundary - before))
+    assert metrics(ended)[-1]["step"] == str(boundary - before)
+    assert metrics(ended)[-1]["loss/policy"]  # also of what is not a whole rollout, or not the turn of a row
     last = ["--ckpt_path", "extended/checkpoints/last.ckpt"]
     extended = run("extended", "fit", *words, *SMALL, *last)
     assert equal(weights(extended / "export"), weights(whole / "export"))
