@@ -189,6 +189,10 @@ def test_rows_of_another_stage(fails: Callable[..., str]) -> None:
     assert "the train data has: prompt, chosen, rejected" in line
     line = fails("fit", "--config", "reward.yaml", "--data", "PlaygroundPrompts", *small)
     assert "RewardStage learns from pairs, rankings or ratings" in line
+    Path("rated.jsonl").write_text('{"prompt": "2+2?", "response": "4", "rating": 1}\n' * 4)
+    rated = ["--data", "RatingData", "--data.train", "rated.jsonl", "--data.validation_fraction", "0"]
+    line = fails("fit", "--config", "reward.yaml", *rated)
+    assert "no row of the train data has two with different ratings; use objective: regression" in line
     Path("rows.jsonl").write_text('{"question": "2+2?", "completion": "4"}\n')
     line = fails("fit", "--config", "sft.yaml", "--data", "InstructionData", "--data.train", "rows.jsonl")
     assert "no column 'prompt' and no 'messages' among completion, question; say which it is with data.columns" in line

@@ -151,6 +151,10 @@ class FileData(RowData):
         """
         raise NotImplementedError
 
+    def arranged(self, rows: list[Row]) -> list[Row]:
+        """The rows of a split as stages read them, where that is not one by one."""
+        return rows
+
     def rows(self, split: str) -> list[Row] | None:
         """See `RowData.rows`."""
         if split in ("train", "validation") and self.sources["validation"] is None:
@@ -187,7 +191,7 @@ class FileData(RowData):
         self._tell(faults, len(rows))
         if not rows:
             raise UserError(f"data set {given} is empty: no row to use")
-        return rows[: self.limit]
+        return self.arranged(rows[: self.limit])
 
     def _renamed(self, row: Row) -> Row:
         theirs = set(self.columns.values())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lightning.data.base import FileData, Row
+from rlhf_lightning.data.base import FileData, PlacedRow, Row
 from rlhf_lightning.data.formats import BadRow, before_answer, common_prompt, last_turns, number, text_or_messages
+
+RATED = 16
+"""Responses of a prompt in one row at most: they are never separated within a step, so what they take is bounded."""
 
 
 class PromptData(FileData):
@@ -75,7 +78,7 @@ class RankingData(FileData):
 
 
 class RatingData(FileData):
-    """`prompt`, `response` and `rating`; responses of the same prompt that share a batch are compared."""
+    """`prompt`, `response` and `rating`, a row a response; the stage is given a row a prompt, with all that are `rated`."""
 
     required = ("prompt", "response", "rating")
 
@@ -83,3 +86,16 @@ class RatingData(FileData):
         """`prompt`, `response`, and a number."""
         prompt, response = (text_or_messages(row.get(name), name) for name in ("prompt", "response"))
         return {**row, "prompt": prompt, "response": response, "rating": number(row.get("rating"), "rating")}
+
+    def arranged(self, rows: list[Row]) -> list[Row]:
+        """`rated`: (response, rating) of every response to a prompt, in place of the two columns; others are the first row's."""
+        found: list[Row] = []
+        latest: dict[str, Row] = {}
+        for row in rows:
+            key = repr(row["prompt"])
+            if key not in latest or len(latest[key]["rated"]) == RATED:
+                kept = {name: value for name, value in row.items() if name not in ("response", "rating")}
+                latest[key] = PlacedRow({**kept, "rated": []}, getattr(row, "place", ""))
+                found.append(latest[key])
+            latest[key]["rated"].append((row["response"], row["rating"]))
+        return found

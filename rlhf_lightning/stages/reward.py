@@ -64,8 +64,18 @@ class RewardStage(Stage):
         self.check_rows(
             responses_of, "pairs, rankings or ratings, as PreferenceData, RankingData and RatingData give them"
         )
+        self._check_comparisons()
         self.encoder = self.load_encoder()
         self.wrap_loaders(self._train_loader)
+
+    def _check_comparisons(self) -> None:
+        rows = dict(self.rows_to_check()).get("train data", ())
+        ratings = ({rating for _, rating in responses_of(row)} for row in rows)
+        if self.objective == "pairs" and len(rows) and not any(len(found) > 1 for found in ratings):
+            raise UserError(
+                "RewardStage.objective pairs compares the responses to a prompt, and no row of the train data has two with "
+                "different ratings; use objective: regression"
+            )
 
     def configure_model(self) -> None:
         """Load the model and its head."""
@@ -89,19 +99,17 @@ class RewardStage(Stage):
         return StepLoader(source, self.encode, self._weight, self.accumulate)
 
     def encode(self, rows: RawRows) -> PreferenceBatch:
-        """Rows → token ids, ratings and margins; responses of one row, or with the same prompt, are compared."""
-        prompts, responses, names, ratings, margins = [], [], [], [], []
+        """Rows → token ids, ratings and margins; the responses of one row are compared."""
+        prompts, responses, groups, ratings, margins = [], [], [], [], []
         for index, row in enumerate(rows):
             start = self.coder.prompt(row["prompt"])
             for text, rating in responses_of(row):
                 prompt, response = self.coder.pair(start, self.coder.response(row["prompt"], text), self.max_length)
                 prompts.append(prompt)
                 responses.append(response)
-                names.append(str(row["prompt"]) if "rating" in row else index)
+                groups.append(index)
                 ratings.append(rating)
                 margins.append(float(row.get("margin") or 0.0) * self.margin)
-        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
-        groups = [places[name] for name in names]
         found = recorded_rows(prompts, responses, groups, self.coder.stop_tokens, self.tokenizer.pad_token_id)
         return PreferenceBatch(**found.tensors(), ratings=torch.tensor(ratings), margins=torch.tensor(margins))
 
@@ -207,16 +215,20 @@ class RewardStage(Stage):
 
 
 def responses_of(row: dict[str, Any]) -> list[tuple[Any, float]]:
-    """(response, rating) of a pair, a ranking or a rated response.
+    """(response, rating) of a pair, a ranking, or what was rated.
 
     >>> responses_of({"prompt": "p", "chosen": "a", "rejected": "b"})
     [('a', 1.0), ('b', 0.0)]
+    >>> responses_of({"prompt": "p", "rated": [("a", 4), ("b", 2)]})
+    [('a', 4.0), ('b', 2.0)]
     """
     if "chosen" in row:
         return [(row["chosen"], 1.0), (row["rejected"], 0.0)]
     if "responses" in row:
         count = len(row["responses"])
         return [(response, float(count - 1 - place)) for place, response in enumerate(row["responses"])]
+    if "rated" in row:
+        return [(response, float(rating)) for response, rating in row["rated"]]
     return [(row["response"], float(row["rating"]))]
 
 

@@ -146,6 +146,19 @@ def test_pairs_find_their_prompt(tmp_path: Path, row: dict[str, Any], expected: 
     assert tuple(plain(found[name]) for name in ("prompt", "chosen", "rejected")) == expected
 
 
+def test_ratings_of_a_prompt_stand_together_wherever_they_are_in_the_file(tmp_path: Path) -> None:
+    many = [{"prompt": "q", "response": str(i), "rating": i, "source": "here"} for i in range(18)]
+    one = {"prompt": [{"role": "user", "content": "p"}], "response": "a", "rating": 2}
+    path = lines(tmp_path / "r.jsonl", [*many[:9], one, *many[9:]])
+    data = RatingData(train=path, validation_fraction=0)
+    found = sorted(rows_of(data), key=lambda row: -len(row["rated"]))
+    assert [len(row["rated"]) for row in found] == [16, 2, 1]  # a bound on what one row holds
+    assert [response for row in found[:2] for response, _ in row["rated"]] == [str(i) for i in range(18)]
+    assert found[0].keys() == {"prompt", "rated", "source"}
+    assert found[2] == {"prompt": one["prompt"], "rated": [("a", 2.0)]}
+    assert found[2].place.endswith("r.jsonl:10")
+
+
 def test_a_prompt_that_is_a_dialogue_ends_before_the_answer(tmp_path: Path) -> None:
     path = lines(tmp_path / "p.jsonl", [{"chosen": DIALOGUE + "good"}])
     prompt = rows_of(PromptData(train=path, columns={"prompt": "chosen"}, validation_fraction=0))[0]["prompt"]

@@ -34,6 +34,10 @@ PAIRS = [
 ]
 RANKINGS = [{"prompt": prompt, "responses": WORDS[: 2 + i % 4]} for i, prompt in enumerate(PROMPTS)]
 RATINGS = [{"prompt": prompt, "response": WORDS[i % 5], "rating": 0.7 * i - 2} for i, prompt in enumerate(PROMPTS)]
+RATED = [
+    {"prompt": row["prompt"], "rated": [(word, (i + k) % 3) for k, word in enumerate(row["responses"])]}
+    for i, row in enumerate(RANKINGS)
+]
 STAGES: dict[str, tuple[Any, dict[str, Any], list[Any]]] = {
     "completions": (SupervisedStage, {}, INSTRUCTIONS),
     "prompts too": (SupervisedStage, {"completion_only": False}, INSTRUCTIONS),
@@ -42,6 +46,8 @@ STAGES: dict[str, tuple[Any, dict[str, Any], list[Any]]] = {
     "pairs with margins, centred": (RewardStage, {"centering": 0.1}, PAIRS),
     "rankings": (RewardStage, {}, RANKINGS),
     "rankings, centred": (RewardStage, {"centering": 0.1}, RANKINGS),
+    "ratings with ties": (RewardStage, {}, RATED),
+    "regression on all responses of a prompt": (RewardStage, {"objective": "regression"}, RATED),
     "regression": (RewardStage, {"objective": "regression"}, RATINGS),
 }
 
