@@ -17,6 +17,7 @@ os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -133,6 +134,8 @@ class CLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
         kwargs["plugins"] = [*ours, *plugins]
+        if given.get("accelerator") == "auto" and MPSAccelerator.is_available():
+            kwargs["accelerator"] = "cpu"  # the stages refuse Apple's MPS, which Lightning would choose
         kwargs["callbacks"] = [Expectations(), *callbacks, *self._ours(folder, callbacks, given)]
         try:
             return super().instantiate_trainer(**kwargs)

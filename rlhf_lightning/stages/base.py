@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
 from rlhf_lightning.stages.held_out import HeldOutMeasures, Sample
 from rlhf_lightning.stages.meter import Meter
 from rlhf_lightning.stages.optimizers import build_optimizer
-from rlhf_lightning.stages.precision import keep_float32
+from rlhf_lightning.stages.precision import check_device, keep_float32
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
 from rlhf_lightning.types import LossOutput, RowsT
@@ -87,8 +88,9 @@ class Stage(LightningModule):
         """Have the data module give Lightning `train(its train loader)`, and held-out rows by rank, all as they are.
 
         Raises:
-            UserError: there is no data module.
+            UserError: there is no data module, or a device that no stage can run on.
         """
+        check_device(self.trainer.strategy.root_device)
         keep_float32(self.trainer.precision_plugin)
         data: LightningDataModule | None = getattr(self.trainer, "datamodule", None)
         if data is None:
@@ -435,4 +437,5 @@ def peak_memory() -> float:
     """GiB that this process (on CUDA: its tensors) had at most."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # bytes there, KiB elsewhere

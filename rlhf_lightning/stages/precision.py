@@ -1,10 +1,23 @@
-"""What true half precision may make half: weights, and nothing else."""
+"""Which numbers are of which precision: true half precision makes weights half and nothing else, and sums are float64."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 
+import torch
 from lightning.pytorch.plugins.precision import HalfPrecision, Precision
+
+from rlhf_lightning.errors import UserError
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a device on which nothing can be summed in float64, as all is that must not depend on how a step is cut.
+
+    Raises:
+        UserError: it is Apple's.
+    """
+    if device.type == "mps":
+        raise UserError("sums are taken in float64, which Apple's MPS does not have; set trainer.accelerator: cpu")
 
 
 def keep_float32(plugin: Precision) -> None:
