@@ -31,13 +31,13 @@ from safetensors.torch import load_file
 import rlhf_lightning.cli
 from rlhf_lightning.__main__ import main as command
 from rlhf_lightning.rollouts import collector, overlap
-from rlhf_lightning.stages import base
+from rlhf_lightning.stages import held_out
 
 PHASES = ("elsewhere", "writing", "scoring", "updating", "saving")
 MOMENTS = (
     (collector.Writer, "write", "writing"),
     (overlap, "scored", "scoring"),
-    (base, "score", "scoring"),
+    (held_out, "score", "scoring"),
     (LightningModule, "optimizer_step", "updating"),
     (torch, "save", "saving"),
 )
