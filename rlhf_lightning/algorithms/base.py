@@ -159,12 +159,16 @@ class PolicyGradient(Algorithm):
         """Check the hyper-parameters of the algorithms that clip a ratio or discount.
 
         Raises:
-            UserError: a range that is not positive, or a discount outside [0, 1].
+            UserError: a range that is not positive, a dual clip that is not above 1, or a discount outside [0, 1].
         """
         super().__post_init__()
         for field in ("clip_range", "clip_range_high", "value_clip_range"):
             if (value := getattr(self, field, None)) is not None and value <= 0:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; it must be positive")
+        if (cap := getattr(self, "dual_clip", None)) is not None and cap <= 1:
+            raise UserError(
+                f"{type(self).__name__}.dual_clip is {cap}; it must be above 1, or nothing bad is unlearned"
+            )
         for field in ("gamma", "gae_lambda"):
             if not 0 <= (value := getattr(self, field, 1.0)) <= 1:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; it must be from 0 to 1")
