@@ -172,6 +172,10 @@ def test_scores_that_are_right() -> None:
         ([1.0, float("nan")], "returned nan for completion 1"),
         ([float("inf"), 1.0], "returned inf for completion 0"),
         (["good", 1.0], "'good' for completion 0"),
+        ([0.0, 1e39], "returned 1e+39 for completion 1"),  # infinite in float32
+        ([10**400, 0.0], "for completion 0; a number or None is needed"),
+        ({0: 0.5, 1: 0.7}, "returned {0: 0.5, 1: 0.7}; it must return 2 scores"),  # whose keys are numbers
+        ("12", "returned '12'; it must return 2 scores"),
     ],
 )
 def test_scores_that_are_wrong(answer: Any, expected: str) -> None:
