@@ -22,7 +22,7 @@ class Encoder:
 
     tokenizer: Any
     stop_tokens: list[int]
-    """Ids that end a response; the first is appended to recorded ones."""
+    """Ids that end a response; the first is appended to recorded ones that end with none."""
     context: int | None = None
     """Positions that the model has; None for no limit."""
     max_prompt_length: int | None = None
@@ -56,7 +56,8 @@ class Encoder:
         else:
             turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
             ids = self._after(self._template([*prompt, *turns]), self._template(prompt, add_generation_prompt=True))
-        return ids if ids and ids[-1] in self.stop_tokens else [*self._without_tail(ids), self.stop_tokens[0]]
+        ids = self._without_tail(ids)
+        return ids if ids and ids[-1] in self.stop_tokens else [*ids, self.stop_tokens[0]]
 
     def _after(self, full: str, start: str) -> list[int]:
         """Tokens of what a template adds to a prompt, cut where the text is cut: tokens never reach across, as in generation."""
@@ -71,7 +72,7 @@ class Encoder:
         """Templates write a newline after the stop token: what follows the last stop token goes."""
         for index in range(len(ids) - 1, max(len(ids) - 4, -1), -1):
             if ids[index] in self.stop_tokens:
-                return ids[:index]
+                return ids[: index + 1]
         return ids
 
     def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:

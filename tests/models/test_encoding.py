@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -21,6 +23,13 @@ def test_a_recorded_response_ends_with_one_stop_token(encoder: Encoder) -> None:
     assert encoder.response("say", "the cat") == [*plain, 2]
     assert encoder.response("say", "the cat<eos>") == [*plain, 2]
     assert encoder.response(TALK, "the cat") == [*plain, 2]  # whose template writes it
+
+
+def test_the_stop_token_that_a_template_writes_stays(tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = copy.deepcopy(tokenizer)
+    turns.chat_template = "{% for message in messages %}{{ message['content'] }}!\n{% endfor %}"
+    end = turns.get_vocab()["!"]  # as Gemma's <end_of_turn>, which its models write and which is not its <eos>
+    assert Encoder(turns, [2, end]).response(TALK, "the cat") == [*turns("the cat")["input_ids"], end]
 
 
 def test_a_dialogue_is_cut_between_prompt_and_answer(encoder: Encoder) -> None:
