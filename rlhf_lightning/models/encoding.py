@@ -31,7 +31,7 @@ class Encoder:
     """How many prompts and responses were shortened."""
 
     def prompt(self, text: Text) -> list[int]:
-        """Token ids of a prompt; messages go through the chat template, up to where the assistant answers."""
+        """Token ids of a prompt, at least one; messages go through the chat template, up to where the assistant answers."""
         if isinstance(text, str):
             ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
             ids = (
@@ -46,7 +46,7 @@ class Encoder:
         if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
             self._count("prompts")
             ids = ids[-self.max_prompt_length :]
-        return ids
+        return ids or [self._first]
 
     def response(self, prompt: Text, response: Text) -> list[int]:
         """Token ids of a recorded response, with a stop token at its end; after messages it is an assistant's turn."""
@@ -122,6 +122,12 @@ class Encoder:
         """B strings of the tokens under the mask."""
         rows = zip(tokens.cpu(), mask.cpu(), strict=True)
         return [self.tokenizer.decode(row[kept], skip_special_tokens=not special).strip() for row, kept in rows]
+
+    @property
+    def _first(self) -> int:
+        """What a text begins with that has no prompt."""
+        begin = self.tokenizer.bos_token_id
+        return int(self.tokenizer.pad_token_id if begin is None else begin)
 
     def _count(self, what: str) -> None:
         self.cut[what] = self.cut.get(what, 0) + 1

@@ -32,6 +32,13 @@ def test_the_stop_token_that_a_template_writes_stays(tokenizer: PreTrainedTokeni
     assert Encoder(turns, [2, end]).response(TALK, "the cat") == [*turns("the cat")["input_ids"], end]
 
 
+def test_an_empty_prompt_is_a_token(encoder: Encoder, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert encoder.prompt("") == [1]
+    without = copy.deepcopy(tokenizer)
+    without.bos_token = None
+    assert Encoder(without, [2]).prompt("") == [0]
+
+
 def test_a_dialogue_is_cut_between_prompt_and_answer(encoder: Encoder) -> None:
     prompt, response = encoder.prompt(TALK), encoder.response(TALK, "the cat")
     assert encoder.tokenizer.decode(prompt) == "user: hello\nassistant: "

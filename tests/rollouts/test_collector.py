@@ -62,6 +62,14 @@ def asked(model: Any, rollout: Rollout, temperature: float = 0.7) -> Tensor:
         return response_logprobs(model, rollout.tokens, rollout.prompt_mask, rollout.mask, temperature)
 
 
+def test_a_response_to_an_empty_prompt_is_read_as_it_was_written(collector: Collector) -> None:
+    rows = [{"prompt": "", "worth": 1.0}, PROMPTS[0]]
+    rollout = collector.online(rows, 4, False, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        rollout.logprobs, asked(collector.writer.policy.model, rollout) * rollout.mask, rtol=0, atol=1e-5
+    )
+
+
 def test_the_responses_of_a_prompt_stand_side_by_side(collector: Collector) -> None:
     written = collector.writer.write(PROMPTS, 4, torch.Generator().manual_seed(0))
     assert written.groups.tolist() == [0] * 4 + [1] * 4
