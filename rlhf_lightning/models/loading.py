@@ -130,8 +130,8 @@ def load_reward_model(config: ModelConfig) -> Any:
     """A sequence classifier with one output; its head starts at random where the folder is that of a language model.
 
     Raises:
-        UserError: it cannot be loaded, lacks weights other than the head's, is a classifier with more outputs, or the
-            adapter of a language model.
+        UserError: it cannot be loaded, lacks weights other than the head's, is a classifier with more outputs or one that does
+            not read the last token, or the adapter of a language model.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -148,6 +148,11 @@ def load_reward_model(config: ModelConfig) -> Any:
     if found.pad_token_id is None:
         found.pad_token_id = load_tokenizer(config).pad_token_id
     model = _weights(AutoModelForSequenceClassification, config, found, may_lack=HEADS)
+    if not hasattr(model, "score"):  # so do all decoders of transformers call their head, and no encoder
+        raise UserError(
+            f"{config.name_or_path or 'the model'} is a {type(model).__name__}, an encoder, whose classifier does not read the "
+            "last token of a text as a reward model here does; give one on a decoder (Llama, Qwen, …)"
+        )
     return _finished(model, config, task="SEQ_CLS")
 
 

@@ -1,4 +1,4 @@
-"""A reward model as reward: ours, or any sequence classifier with a tokenizer of its own."""
+"""A reward model as reward: ours, or any decoder with a head for one score, with a tokenizer of its own."""
 
 from __future__ import annotations
 

@@ -249,6 +249,16 @@ def test_a_classifier_with_more_outputs_is_no_reward_model(tiny_model_folder: Fo
         load_reward_model(ModelConfig(str(tmp_path)))
 
 
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "roberta"])
+def test_an_encoder_which_reads_its_first_token_is_no_reward_model(kind: str, tokenizer_folder: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"model_type": kind, **sizes}
+    with pytest.raises(
+        UserError, match=r"is a \w+ForSequenceClassification, an encoder, whose classifier does not read"
+    ):
+        load_reward_model(ModelConfig(config=config, tokenizer=tokenizer_folder))
+
+
 def test_chat_template(tiny_model_folder: Folder, tmp_path: Path) -> None:
     config = ModelConfig(tiny_model_folder("llama"))
     turn = [{"role": "user", "content": "Hi"}]
