@@ -7,9 +7,11 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.kl import kl_estimate
@@ -276,3 +278,22 @@ def test_nothing_is_printed(
     build_reference("int8", config, policy, "cpu").logprobs(*rows, 1.0)
     assert capfd.readouterr() == ("", "")
     assert [str(w.message) for w in recwarn if not issubclass(w.category, DeprecationWarning)] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "expected"),
+    [
+        (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), 0, "prompt learning"),
+        (peft.LoraConfig(task_type="CAUSAL_LM", r=2, bias="all"), 0, "only 1 adapter with bias"),
+        (peft.LoraConfig(task_type="SEQ_CLS", r=2), 2, r"size mismatch for .*score.*\[2, 32\]"),
+    ],
+)
+def test_adapters_of_others_that_cannot_go_on_are_refused_in_a_line(
+    tiny_model_folder: Folder, tmp_path: Path, options: peft.PeftConfig, labels: int, expected: str
+) -> None:
+    base, auto = tiny_model_folder("llama"), AutoModelForSequenceClassification if labels else AutoModelForCausalLM
+    model = auto.from_pretrained(base, **({"num_labels": labels} if labels else {}))
+    peft.get_peft_model(model, copy.deepcopy(options)).save_pretrained(tmp_path)
+    load = load_reward_model if labels else load_causal_lm
+    with pytest.raises(UserError, match=rf"^the adapter {tmp_path} cannot go on training: .*{expected}"):
+        load(ModelConfig(str(tmp_path), tokenizer=base))
