@@ -116,14 +116,17 @@ def load_causal_lm(config: ModelConfig) -> Any:
     Raises:
         UserError: it cannot be loaded, the folder lacks some of its weights, or is that of a classifier.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     found = load_model_config(config)
     if any("SequenceClassification" in name for name in found.architectures or []):
         raise UserError(
             f"{config.name_or_path} is a classifier ({found.architectures[0]}), such as a reward model, and no language model"
         )
-    return _finished(_weights(AutoModelForCausalLM, config, found), config, task="CAUSAL_LM")
+    model = _weights(AutoModelForCausalLM, config, found)
+    # without the penalties of its own, which `generate` would sample with and no log-probability knows of
+    model.generation_config = GenerationConfig()
+    return _finished(model, config, task="CAUSAL_LM")
 
 
 def load_reward_model(config: ModelConfig) -> Any:
