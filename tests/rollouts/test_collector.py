@@ -173,13 +173,13 @@ def test_recorded_references_are_found_whatever_padding_lies_around_them(collect
     policy, encoder = collector.writer.policy, collector.writer.encoder
     path = tmp_path / "run/reference_logprobs.safetensors"
     with torch.no_grad():
-        recorded = RecordedReference(path)
+        recorded = RecordedReference(path, False)
         recorded.fill(policy, [encode_pairs(encoder, PAIRS, None)])
     for place in range(3):  # alone, so without the padding of the others
         rows = encode_pairs(encoder, PAIRS[place : place + 1], None)
         with torch.no_grad():
             expected = policy(rows).logprobs
-        for known in (recorded, RecordedReference(path)):
+        for known in (recorded, RecordedReference(path, True)):
             found = known.logprobs(rows.tokens, rows.prompt_mask, rows.mask, 0.7)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     elsewhere = encode_pairs(encoder, [{**PAIRS[0], "prompt": "thank"}], None)
