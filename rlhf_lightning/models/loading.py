@@ -148,8 +148,8 @@ def load_reward_model(config: ModelConfig) -> Any:
             "with num_labels 1, or a language model to put a new head on"
         )
     found.num_labels = 1
-    if found.pad_token_id is None:
-        found.pad_token_id = load_tokenizer(config).pad_token_id
+    if (text := found.get_text_config()).pad_token_id is None:
+        text.pad_token_id = load_tokenizer(config).pad_token_id
     model = _weights(AutoModelForSequenceClassification, config, found, may_lack=HEADS)
     if not hasattr(model, "score"):  # so do all decoders of transformers call their head, and no encoder
         raise UserError(
