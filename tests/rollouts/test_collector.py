@@ -18,7 +18,7 @@ from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy, response_logprobs
 from rlhf_lightning.models.reference import CopiedReference
 from rlhf_lightning.models.value import SeparateCritic, SharedCritic
-from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards import Reward, WeightedSum
 from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
 from rlhf_lightning.rollouts.generation import Generation, Sampler, TransformersGenerate
 from rlhf_lightning.rollouts.recorded import RecordedReference
@@ -149,9 +149,11 @@ def test_a_response_without_a_score_counts_for_nothing_and_no_metric_sees_it(col
 
 
 def test_rows_that_only_keep_step_count_for_nothing(collector: Collector) -> None:
+    collector.reward = WeightedSum({"worth": Worth()})
     rollout = collected(collector, count=False)
     assert len(rollout) == 8
     assert not rollout.mask.any()
+    assert collector.metrics["reward/worth"] == collector.metrics["reward/unscored"] == 0
     pairs = collector.recorded(PAIRS, None, torch.device("cpu"), count=False)
     assert len(pairs) == 6
     assert not pairs.mask.any()
