@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.encoding import Encoder, left_padded, recorded_rows, right_padded
 
 TALK = [{"role": "user", "content": "hello"}]
@@ -30,6 +31,12 @@ def test_the_stop_token_that_a_template_writes_stays(tokenizer: PreTrainedTokeni
     turns.chat_template = "{% for message in messages %}{{ message['content'] }}!\n{% endfor %}"
     end = turns.get_vocab()["!"]  # as Gemma's <end_of_turn>, which its models write and which is not its <eos>
     assert Encoder(turns, [2, end]).response(TALK, "the cat") == [*turns("the cat")["input_ids"], end]
+
+
+def test_a_prompt_of_no_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    for length in (0, -3):
+        with pytest.raises(UserError, match=f"max_prompt_length is {length}; it must be at least 1"):
+            Encoder(tokenizer, [2], max_prompt_length=length)
 
 
 def test_an_empty_prompt_is_a_token(encoder: Encoder, tokenizer: PreTrainedTokenizerFast) -> None:
