@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.seeding import seeded
@@ -125,13 +125,3 @@ def view_of_now(model: nn.Module) -> AbstractContextManager[None]:
 def is_adapted(model: nn.Module) -> bool:
     """The model carries an adapter."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-
-
-def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """What of `module.state_dict()` trains: all that a checkpoint of a LoRA run must hold, as the base comes from its source.
-
-    A quantised base could not be restored from a checkpoint at all: its state has keys that a fresh one does not expect.
-    Load it with `strict=False`.
-    """
-    trained = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    return {name: value for name, value in module.state_dict().items() if name in trained}

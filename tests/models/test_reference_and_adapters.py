@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.kl import kl_estimate
-from rlhf_lightning.models.adapters import REFERENCE, is_adapted, reference_view, trainable_state_dict
+from rlhf_lightning.models.adapters import REFERENCE, is_adapted, reference_view
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
 from rlhf_lightning.models.policy import response_logprobs
@@ -234,20 +234,6 @@ def test_looking_past_the_adapter_changes_nothing(
         _ = 1 / 0
     assert [(name, p.requires_grad) for name, p in policy.named_parameters()] == before
     assert torch.equal(response_logprobs(policy, *rows), logprobs)
-
-
-@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
-def test_what_trains_is_enough_to_restore_a_run(
-    tiny_model_folder: Folder, rows: Rows, quantization: str | None
-) -> None:
-    config = ModelConfig(tiny_model_folder("llama"), lora=LORA, quantization=quantization)  # type: ignore[arg-type]
-    policy = load_causal_lm(config)
-    train_a_little(policy)
-    state = trainable_state_dict(policy)
-    assert set(state) == {name for name, p in policy.named_parameters() if p.requires_grad}
-    fresh = load_causal_lm(config)
-    assert not fresh.load_state_dict(state, strict=False).unexpected_keys
-    assert torch.equal(response_logprobs(fresh, *rows), response_logprobs(policy, *rows))
 
 
 def test_lora_options_change_the_adapter(tiny_model_folder: Folder) -> None:
