@@ -117,12 +117,14 @@ class KLPenalty:
         """Refuse what cannot penalise.
 
         Raises:
-            UserError: a negative coefficient, a target that is not positive, or k1 as an unweighted loss.
+            UserError: a negative coefficient, a target that is not positive or out of reach, or k1 as an unweighted loss.
         """
         if self.coef < 0:
             raise UserError(f"kl.coef is {self.coef}; it must not be negative")
         if self.target is not None and self.target <= 0:
             raise UserError(f"kl.target is {self.target}; it must be positive, or null for a fixed coefficient")
+        if self.target is not None and self.coef == 0:
+            raise UserError("kl.coef is 0, which no kl.target can raise, as it is multiplied; begin above 0")
         if self.placement == "loss" and self.estimator == "k1" and not self.ratio_weighted:
             raise UserError(
                 "kl.estimator k1 in the loss has an expected gradient of zero; use k2, or kl.ratio_weighted: true"
