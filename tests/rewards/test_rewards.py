@@ -97,6 +97,10 @@ async def slow(responses, prompts, answer, scale=1.0):
 def everything(**columns):
     return [len(columns)] * len(columns["responses"])
 
+def sorts(responses):
+    responses.sort()
+    return [0.0] * len(responses)
+
 def wants(responses, solution):
     return [0.0] * len(responses)
 """
@@ -118,6 +122,9 @@ def test_functions_plain_async_and_with_columns(functions: Path) -> None:
     assert FunctionReward("scores_of_mine.everything")(rows) == [3, 3]
     with pytest.raises(UserError, match="wants 'solution'"):
         FunctionReward("scores_of_mine.wants")(rows)
+    last = completions(["b", "a"])
+    both = WeightedSum({"sorts": FunctionReward("scores_of_mine.sorts"), "found": PatternReward("a")})
+    assert both(last) == [0.0, 1.0], "a function changed what the next reward reads"
 
 
 @pytest.mark.parametrize(
