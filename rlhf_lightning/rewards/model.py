@@ -76,8 +76,10 @@ class ModelReward(Reward):
         """The folder is there, and that of a model with a score head.
 
         Raises:
-            UserError: it is a language model, whose head would be a random one.
+            UserError: it is a language model, whose head would be a random one; or no response would be scored at a time.
         """
+        if self.batch_size < 1:
+            raise UserError(f"ModelReward.batch_size is {self.batch_size}; it must be at least 1")
         if is_adapter(resolve_path(self.config.name_or_path or "")):
             return
         kinds = load_model_config(self.config).architectures or []

@@ -233,6 +233,8 @@ def test_a_reward_model_scores_as_transformers_does(
 
 def test_a_language_model_is_no_reward_and_a_reward_model_no_policy() -> None:
     ModelReward("playground/reward").check()
+    with pytest.raises(UserError, match=r"ModelReward.batch_size is -1; it must be at least 1"):
+        ModelReward("playground/reward", batch_size=-1).check()
     with pytest.raises(UserError, match=r"playground/sft is a language model \(LlamaForCausalLM\) .*reward.yaml"):
         ModelReward("playground/sft").check()
     with pytest.raises(UserError, match=r"playground/reward is a classifier \(LlamaForSequenceClassification\)"):
