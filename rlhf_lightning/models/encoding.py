@@ -97,8 +97,16 @@ class Encoder:
         )
 
     def pair(self, prompt: list[int], response: list[int], max_length: int | None) -> tuple[list[int], list[int]]:
-        """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response."""
+        """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response.
+
+        Raises:
+            UserError: that is not room for a token of each.
+        """
         limit = min(x for x in (max_length, self.context, 2**31) if x is not None)
+        if limit < 2:
+            raise UserError(
+                f"max_length is {limit}; it must be at least 2, for a token of the prompt and one of the response"
+            )
         if len(prompt) + len(response) <= limit:
             return prompt, response
         self._count("pairs of prompt and response")

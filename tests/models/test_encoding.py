@@ -37,6 +37,8 @@ def test_a_prompt_of_no_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> 
     for length in (0, -3):
         with pytest.raises(UserError, match=f"max_prompt_length is {length}; it must be at least 1"):
             Encoder(tokenizer, [2], max_prompt_length=length)
+        with pytest.raises(UserError, match=f"max_length is {length}; it must be at least 2"):
+            Encoder(tokenizer, [2]).pair([5, 6], [7, 2], length)
 
 
 def test_an_empty_prompt_is_a_token(encoder: Encoder, tokenizer: PreTrainedTokenizerFast) -> None:
