@@ -117,12 +117,14 @@ class KLPenalty:
         """Refuse what cannot penalise.
 
         Raises:
-            UserError: a negative coefficient, a target that is not positive, or k1 as an unweighted loss.
+            UserError: a negative coefficient, a target that is not positive or out of reach, or k1 as an unweighted loss.
         """
         if self.coef < 0:
             raise UserError(f"kl.coef is {self.coef}; it must not be negative")
         if self.target is not None and self.target <= 0:
             raise UserError(f"kl.target is {self.target}; it must be positive, or null for a fixed coefficient")
+        if self.target is not None and self.coef == 0:
+            raise UserError("kl.coef is 0, which no kl.target can raise, as it is multiplied; begin above 0")
         if self.placement == "loss" and self.estimator == "k1" and not self.ratio_weighted:
             raise UserError(
                 "kl.estimator k1 in the loss has an expected gradient of zero; use k2, or kl.ratio_weighted: true"
@@ -159,12 +161,16 @@ class PolicyGradient(Algorithm):
         """Check the hyper-parameters of the algorithms that clip a ratio or discount.
 
         Raises:
-            UserError: a range that is not positive, or a discount outside [0, 1].
+            UserError: a range that is not positive, a dual clip that is not above 1, or a discount outside [0, 1].
         """
         super().__post_init__()
         for field in ("clip_range", "clip_range_high", "value_clip_range"):
             if (value := getattr(self, field, None)) is not None and value <= 0:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; it must be positive")
+        if (cap := getattr(self, "dual_clip", None)) is not None and cap <= 1:
+            raise UserError(
+                f"{type(self).__name__}.dual_clip is {cap}; it must be above 1, or nothing bad is unlearned"
+            )
         for field in ("gamma", "gae_lambda"):
             if not 0 <= (value := getattr(self, field, 1.0)) <= 1:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; it must be from 0 to 1")

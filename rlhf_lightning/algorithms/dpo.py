@@ -42,13 +42,15 @@ class DPO(Algorithm):
         """Check.
 
         Raises:
-            UserError: β not positive, or a smoothing that is not below one half.
+            UserError: β not positive, a smoothing that is not below one half, or one of a loss without labels.
         """
         super().__post_init__()
         if self.beta <= 0:
             raise UserError(f"DPO.beta is {self.beta}; it must be positive")
         if not 0 <= self.label_smoothing < 0.5:
             raise UserError(f"DPO.label_smoothing is {self.label_smoothing}; it must be at least 0 and below 0.5")
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise UserError(f"DPO.label_smoothing changes loss_type sigmoid alone, and loss_type is {self.loss_type}")
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Rows in pairs, the chosen response first; rows of no pair, and of tied ones, get an empty mask."""

@@ -85,10 +85,10 @@ class PPO(PolicyGradient):
             log_ratio.exp(), batch.advantages, self.clip_range, self.clip_range_high, self.dual_clip
         )
         value = clipped_value_loss(output.values, batch.values, batch.returns, self.value_clip_range)
-        total = policy * (self.rollouts > self.critic_warmup) + self.value_coef * value
+        moves = policy + self.kl.in_loss(output.logprobs, batch)
         if output.entropy is not None:
-            total = total - self.entropy_coef * output.entropy
-        total = total + self.kl.in_loss(output.logprobs, batch)
+            moves = moves - self.entropy_coef * output.entropy
+        total = moves * (self.rollouts > self.critic_warmup) + self.value_coef * value
         tokens, maxima = update_metrics(log_ratio, self.clip_range, self.clip_range_high)
         tokens |= {"loss/policy": policy.detach(), "loss/value": value.detach()}
         means = {name: (masked_sum(x, batch.mask), batch.mask.sum()) for name, x in tokens.items()}

@@ -76,10 +76,11 @@ def leave_one_out(returns: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
 
 def group_moments(x: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """[B], [B]: mean and unbiased standard deviation of each row's group (0 for a single row)."""
-    sums, counts = group_sums(x, groups, valid)
+    wide = x.double()  # in float32 equal numbers would deviate, by rounding, which GRPO would divide by itself
+    sums, counts = group_sums(wide, groups, valid)
     mean = sums / counts.clamp(min=1)
-    squares, _ = group_sums((x - mean).square(), groups, valid)
-    return mean, torch.sqrt(squares / (counts - 1).clamp(min=1))
+    squares, _ = group_sums((wide - mean).square(), groups, valid)
+    return mean.to(x.dtype), torch.sqrt(squares / (counts - 1).clamp(min=1)).to(x.dtype)
 
 
 def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

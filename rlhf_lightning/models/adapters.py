@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.seeding import seeded
+from rlhf_lightning.models.sources import one_line
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.loading import ModelConfig
@@ -27,6 +28,9 @@ def with_adapter(model: Any, config: ModelConfig, folder: str | None, task: str)
         config: says rank, scale, layers and the seed of a new adapter.
         folder: holds an adapter that was trained before, which goes on training.
         task: peft's task type, CAUSAL_LM or SEQ_CLS; a language model alone is ever a reference.
+
+    Raises:
+        UserError: the adapter does not fit the model, or cannot go on training.
     """
     from peft import PeftModel
 
@@ -34,9 +38,12 @@ def with_adapter(model: Any, config: ModelConfig, folder: str | None, task: str)
         warnings.simplefilter("ignore")  # peft's advice on GPT-2's layers, and names of transformers that are to go
         if folder is None:
             return _new_adapter(model, config, task)
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
-        if task == "CAUSAL_LM":
-            adapted.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
+        try:
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+            if task == "CAUSAL_LM":
+                adapted.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
+        except (ValueError, RuntimeError) as error:  # virtual tokens, biases, weights of another size
+            raise UserError(f"the adapter {folder} cannot go on training: {one_line(error)}") from error
         without_dropout(adapted, ("default", REFERENCE))
         return adapted
 
@@ -118,13 +125,3 @@ def view_of_now(model: nn.Module) -> AbstractContextManager[None]:
 def is_adapted(model: nn.Module) -> bool:
     """The model carries an adapter."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-
-
-def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """What of `module.state_dict()` trains: all that a checkpoint of a LoRA run must hold, as the base comes from its source.
-
-    A quantised base could not be restored from a checkpoint at all: its state has keys that a fresh one does not expect.
-    Load it with `strict=False`.
-    """
-    trained = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    return {name: value for name, value in module.state_dict().items() if name in trained}

@@ -22,7 +22,7 @@ class Encoder:
 
     tokenizer: Any
     stop_tokens: list[int]
-    """Ids that end a response; the first is appended to recorded ones."""
+    """Ids that end a response; the first is appended to recorded ones that end with none."""
     context: int | None = None
     """Positions that the model has; None for no limit."""
     max_prompt_length: int | None = None
@@ -30,8 +30,19 @@ class Encoder:
     cut: dict[str, int] = field(default_factory=dict)
     """How many prompts and responses were shortened."""
 
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            UserError: no token of a prompt may stay.
+        """
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            raise UserError(
+                f"max_prompt_length is {self.max_prompt_length}; it must be at least 1, or null for no limit"
+            )
+
     def prompt(self, text: Text) -> list[int]:
-        """Token ids of a prompt; messages go through the chat template, up to where the assistant answers."""
+        """Token ids of a prompt, at least one; messages go through the chat template, up to where the assistant answers."""
         if isinstance(text, str):
             ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
             ids = (
@@ -46,7 +57,7 @@ class Encoder:
         if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
             self._count("prompts")
             ids = ids[-self.max_prompt_length :]
-        return ids
+        return ids or [self._first]
 
     def response(self, prompt: Text, response: Text) -> list[int]:
         """Token ids of a recorded response, with a stop token at its end; after messages it is an assistant's turn."""
@@ -56,7 +67,8 @@ class Encoder:
         else:
             turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
             ids = self._after(self._template([*prompt, *turns]), self._template(prompt, add_generation_prompt=True))
-        return ids if ids and ids[-1] in self.stop_tokens else [*self._without_tail(ids), self.stop_tokens[0]]
+        ids = self._without_tail(ids)
+        return ids if ids and ids[-1] in self.stop_tokens else [*ids, self.stop_tokens[0]]
 
     def _after(self, full: str, start: str) -> list[int]:
         """Tokens of what a template adds to a prompt, cut where the text is cut: tokens never reach across, as in generation."""
@@ -71,7 +83,7 @@ class Encoder:
         """Templates write a newline after the stop token: what follows the last stop token goes."""
         for index in range(len(ids) - 1, max(len(ids) - 4, -1), -1):
             if ids[index] in self.stop_tokens:
-                return ids[:index]
+                return ids[: index + 1]
         return ids
 
     def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
@@ -85,8 +97,16 @@ class Encoder:
         )
 
     def pair(self, prompt: list[int], response: list[int], max_length: int | None) -> tuple[list[int], list[int]]:
-        """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response."""
+        """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response.
+
+        Raises:
+            UserError: that is not room for a token of each.
+        """
         limit = min(x for x in (max_length, self.context, 2**31) if x is not None)
+        if limit < 2:
+            raise UserError(
+                f"max_length is {limit}; it must be at least 2, for a token of the prompt and one of the response"
+            )
         if len(prompt) + len(response) <= limit:
             return prompt, response
         self._count("pairs of prompt and response")
@@ -121,6 +141,12 @@ class Encoder:
         """B strings of the tokens under the mask."""
         rows = zip(tokens.cpu(), mask.cpu(), strict=True)
         return [self.tokenizer.decode(row[kept], skip_special_tokens=not special).strip() for row, kept in rows]
+
+    @property
+    def _first(self) -> int:
+        """What a text begins with that has no prompt."""
+        begin = self.tokenizer.bos_token_id
+        return int(self.tokenizer.pad_token_id if begin is None else begin)
 
     def _count(self, what: str) -> None:
         self.cut[what] = self.cut.get(what, 0) + 1

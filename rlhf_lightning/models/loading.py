@@ -116,22 +116,25 @@ def load_causal_lm(config: ModelConfig) -> Any:
     Raises:
         UserError: it cannot be loaded, the folder lacks some of its weights, or is that of a classifier.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     found = load_model_config(config)
     if any("SequenceClassification" in name for name in found.architectures or []):
         raise UserError(
             f"{config.name_or_path} is a classifier ({found.architectures[0]}), such as a reward model, and no language model"
         )
-    return _finished(_weights(AutoModelForCausalLM, config, found), config, task="CAUSAL_LM")
+    model = _weights(AutoModelForCausalLM, config, found)
+    # without the penalties of its own, which `generate` would sample with and no log-probability knows of
+    model.generation_config = GenerationConfig()
+    return _finished(model, config, task="CAUSAL_LM")
 
 
 def load_reward_model(config: ModelConfig) -> Any:
     """A sequence classifier with one output; its head starts at random where the folder is that of a language model.
 
     Raises:
-        UserError: it cannot be loaded, lacks weights other than the head's, is a classifier with more outputs, or the
-            adapter of a language model.
+        UserError: it cannot be loaded, lacks weights other than the head's, is a classifier with more outputs or one that does
+            not read the last token, or the adapter of a language model.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -145,9 +148,14 @@ def load_reward_model(config: ModelConfig) -> Any:
             "with num_labels 1, or a language model to put a new head on"
         )
     found.num_labels = 1
-    if found.pad_token_id is None:
-        found.pad_token_id = load_tokenizer(config).pad_token_id
+    if (text := found.get_text_config()).pad_token_id is None:
+        text.pad_token_id = load_tokenizer(config).pad_token_id
     model = _weights(AutoModelForSequenceClassification, config, found, may_lack=HEADS)
+    if not hasattr(model, "score"):  # so do all decoders of transformers call their head, and no encoder
+        raise UserError(
+            f"{config.name_or_path or 'the model'} is a {type(model).__name__}, an encoder, whose classifier does not read the "
+            "last token of a text as a reward model here does; give one on a decoder (Llama, Qwen, …)"
+        )
     return _finished(model, config, task="SEQ_CLS")
 
 

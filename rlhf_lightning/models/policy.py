@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_lightning.models.packing import in_pieces, packs, states_before
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.packing import evaluating, in_pieces, packs, states_before
 from rlhf_lightning.types import PolicyOutput, Rows
 
 CHUNK_ELEMENTS = 2**23
@@ -106,6 +107,29 @@ def logit_scale(config: Any) -> float:
     return float(given["logit_scale"] * given["lm_head_multiplier"] * scaling)
 
 
+@torch.no_grad()
+def check_head(model: nn.Module) -> None:
+    """Find out, once, whether `Head` makes of the trunk's states the logits that the architecture makes of them.
+
+    Raises:
+        UserError: it has further layers there, or scales in a way that is not known.
+    """
+    lm = language_model(model)
+    if hasattr(lm, "head_is_known"):
+        return
+    tokens = torch.arange(8, device=next(lm.parameters()).device)[None] * 7919 % lm.config.get_text_config().vocab_size
+    with evaluating(lm), torch.autocast(tokens.device.type, enabled=False):
+        theirs = lm(input_ids=tokens, use_cache=False).logits.float()
+        ours = Head(lm, 1.0, False).logits(lm.base_model(input_ids=tokens, use_cache=False)[0])
+    tolerance = 1e-4 if lm.dtype == torch.float32 else 0.05
+    if ours.shape != theirs.shape or (ours - theirs).norm() > tolerance * theirs.norm():
+        raise UserError(
+            f"{type(lm).__name__} makes its logits in a way of its own, so their log-probabilities would be wrong here; choose "
+            "another architecture"
+        )
+    lm.head_is_known = True
+
+
 class Policy(nn.Module):
     """A language model that writes, scores what it wrote and, with a critic, says what it expects."""
 
@@ -136,9 +160,10 @@ class Policy(nn.Module):
         return scores.logprobs, scores.entropy, values
 
     def settle(self) -> None:
-        """Find out whether rows may share lines in each trunk; a method of the policy so that sharding can hook it."""
+        """Find out how each trunk and the head are to be read; a method of the policy so that sharding can hook it."""
         for trunk in self.trunks():
             packs(trunk)
+        check_head(self.model)
 
     def trunks(self) -> list[Any]:
         """The policy's, and the critic's where it has one of its own."""

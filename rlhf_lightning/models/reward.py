@@ -27,10 +27,9 @@ def score_rows(model: nn.Module, rows: Rows) -> Tensor:
     transformers looks for the last token that is not the pad token, and goes one too far where pad is the stop token.
     """
     lm: Any = language_model(model)
-    head = getattr(lm, "score", None) or lm.classifier
 
     def measure(part: Rows) -> tuple[Tensor]:
-        return (head(states_at_end(lm.base_model, part)).float().squeeze(-1),)
+        return (lm.score(states_at_end(lm.base_model, part)).float().squeeze(-1),)
 
     return cast(Tensor, in_pieces(lm.base_model, rows, measure)[0])
 

@@ -86,11 +86,9 @@ def stop_token_ids(tokenizer: Any, model_config: Any, config: ModelConfig) -> li
     unknown = [token for token in config.stop_tokens if token not in vocabulary]
     if unknown:
         raise UserError(f"stop token {unknown[0]!r} is not one token of the vocabulary; stop tokens are single tokens")
-    named = (
-        [vocabulary[token] for token in config.stop_tokens]
-        + _ids(model_config.eos_token_id)
-        + _generation_stops(config)
-    )
+    parts = (model_config, model_config.get_text_config())  # one, but of models that see as well
+    ends = [i for part in parts for i in _ids(getattr(part, "eos_token_id", None))]
+    named = [vocabulary[token] for token in config.stop_tokens] + ends + _generation_stops(config)
     first = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return list(dict.fromkeys(i for i in first + named if i < len(tokenizer)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +61,8 @@ def score(reward: Reward, completions: Completions) -> Tensor:
         float32 [B]; NaN where the reward said None.
 
     Raises:
-        UserError: the reward raised, or gave the wrong number of scores, a NaN, an infinity or no number.
+        UserError: the reward raised, or gave no sequence, the wrong number of scores, a NaN, no number, or one that is
+            infinite in float32.
     """
     name, count = type(reward).__name__, len(completions)
     try:
@@ -73,7 +74,7 @@ def score(reward: Reward, completions: Completions) -> Tensor:
             f"reward {name} raised {type(error).__name__}: {error}; it was given {count} completions"
         ) from error
     answers = answers.tolist() if isinstance(answers, Tensor) else answers
-    if not isinstance(answers, Iterable):
+    if not isinstance(answers, Iterable) or isinstance(answers, str | bytes | Mapping | Set):
         found = "nothing" if answers is None else repr(answers)
         raise UserError(f"reward {name} returned {found}; it must return {count} scores, one a completion")
     answers = list(answers)
@@ -87,9 +88,9 @@ def _number(name: str, row: int, answer: object) -> float:
         return math.nan
     try:
         value = float(answer)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"reward {name} returned {answer!r} for completion {row}; a number or None is needed") from None
-    if not math.isfinite(value):
+    if not abs(value) <= torch.finfo(torch.float32).max:  # a NaN too
         raise UserError(
             f"reward {name} returned {value} for completion {row}; a finite number is needed, None if it cannot be scored"
         )

@@ -66,12 +66,8 @@ class FunctionReward(Reward):
         return list(answer) if inspect.isgenerator(answer) else answer  # within the time limit
 
     def _chosen(self, function: Callable[..., Any], completions: Completions) -> dict[str, Any]:
-        known = {
-            **completions.columns,
-            "prompts": completions.prompts,
-            "responses": completions.responses,
-            **self.arguments,
-        }
+        given = {**completions.columns, "prompts": completions.prompts, "responses": completions.responses}
+        known = {**{name: list(values) for name, values in given.items()}, **self.arguments}  # to change as it likes
         parameters = inspect.signature(function).parameters.values()
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
             return known

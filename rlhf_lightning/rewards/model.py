@@ -1,4 +1,4 @@
-"""A reward model as reward: ours, or any sequence classifier with a tokenizer of its own."""
+"""A reward model as reward: ours, or any decoder with a head for one score, with a tokenizer of its own."""
 
 from __future__ import annotations
 
@@ -76,8 +76,10 @@ class ModelReward(Reward):
         """The folder is there, and that of a model with a score head.
 
         Raises:
-            UserError: it is a language model, whose head would be a random one.
+            UserError: it is a language model, whose head would be a random one; or no response would be scored at a time.
         """
+        if self.batch_size < 1:
+            raise UserError(f"ModelReward.batch_size is {self.batch_size}; it must be at least 1")
         if is_adapter(resolve_path(self.config.name_or_path or "")):
             return
         kinds = load_model_config(self.config).architectures or []

@@ -10,7 +10,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.types import Completions
 
-NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+NUMBER = re.compile(r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 class PatternReward(Reward):

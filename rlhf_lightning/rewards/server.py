@@ -81,7 +81,7 @@ class ServerReward(Reward):
 
     def _scores(self, sent: dict[str, Any]) -> list[float | None]:
         count = len(sent["responses"])
-        body = json.dumps(sent, default=str).encode()
+        body = json.dumps(json.loads(json.dumps(sent, default=str), parse_constant=str)).encode()  # NaN is no JSON
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self._filled_headers()}
         text = self.patience.ask(lambda: self._post(body, headers))
         try:

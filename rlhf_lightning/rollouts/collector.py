@@ -119,7 +119,8 @@ class Collector:
         rollout = self._measured(
             Rows(**kept), rewards.nan_to_num(0.0), values, completions.logprobs, completions.values
         )
-        self.metrics = self._rollout_metrics(rollout, rewards, parts)
+        parts = parts if count else {name: [] for name in parts}
+        self.metrics = self._rollout_metrics(rollout, rewards.isnan() & count, parts)
         self.metrics |= {"time/generate": written - started, "time/score": scored - written}
         self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (written - started)
         return rollout
@@ -171,7 +172,7 @@ class Collector:
         )
 
     def _rollout_metrics(
-        self, rollout: Rollout, rewards: Tensor, parts: dict[str, list[float | None]]
+        self, rollout: Rollout, unscored: Tensor, parts: dict[str, list[float | None]]
     ) -> dict[str, float]:
         valid = rollout.mask.any(-1)
         mean, variance = masked_moments(rollout.rewards, valid)
@@ -183,10 +184,10 @@ class Collector:
             "policy/entropy": -masked_mean(rollout.logprobs, rollout.mask),
             "response/length": masked_mean(lengths, valid),
             "response/truncated": masked_mean(truncated, valid),
-            "reward/unscored": all_sum(rewards.isnan().sum().float()),
+            "reward/unscored": all_sum(unscored.sum().float()),
         }
         for name, part in parts.items():
-            metrics[f"reward/{name}"] = mean_score(part, rewards.device)
+            metrics[f"reward/{name}"] = mean_score(part, unscored.device)
         return {name: float(value) for name, value in metrics.items()}
 
 

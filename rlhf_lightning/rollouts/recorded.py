@@ -22,12 +22,13 @@ class RecordedReference:
     """Looks up what the policy said of a response before it learned anything; no second model is held.
 
     Args:
-        path: a safetensors file in the run's folder; a resumed run reads it instead of computing again.
+        path: a safetensors file in the run's folder.
+        resumed: read it instead of computing again; a run that begins anew may have another policy than the one that left it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resumed: bool) -> None:
         self.path = path
-        self.known: dict[str, Tensor] = load_file(path) if path.is_file() else {}
+        self.known: dict[str, Tensor] = load_file(path) if resumed and path.is_file() else {}
 
     def fill(self, policy: Policy, batches: Iterable[Rows]) -> None:
         """Compute what is missing under `policy`, each rank its share of the batches, and write the file."""

@@ -186,9 +186,11 @@ class PolicyStage(Stage):
     def _reference(self) -> Any:
         if self.reward is not None:
             return build_reference(self.reference_kind, self.config, self.policy.model, self.device)  # type: ignore[union-attr]
-        fresh = Policy(load_causal_lm(self.config)).to(self.device).eval() if self.trainer.ckpt_path else self.policy
-        recorded = RecordedReference(Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors")
-        assert fresh is not None
+        fresh, resumed = self.network, bool(self.trainer.ckpt_path)
+        if resumed:
+            anew = Policy(load_causal_lm(self.config), temperature=self.generation.temperature)
+            fresh = self.trainer.precision_plugin.convert_module(anew).to(self.device).eval()  # type: ignore[assignment]
+        recorded = RecordedReference(Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors", resumed)
         with self.measuring():
             encoded = (encode_pairs(self.coder, rows, self.max_length) for rows in self.all_rows())
             recorded.fill(fresh, (rows.to(self.device) for rows in encoded))

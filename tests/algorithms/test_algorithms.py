@@ -124,6 +124,7 @@ def test_the_two_options_with_tests_of_their_own() -> None:
         (PPO, {"value_clip_range": 0.0}, "value_clip_range is 0.0"),
         (PPO, {"gamma": 1.5}, "PPO.gamma is 1.5; it must be from 0 to 1"),
         (PPO, {"gae_lambda": -0.1}, "gae_lambda is -0.1"),
+        (PPO, {"dual_clip": 0.2}, "PPO.dual_clip is 0.2; it must be above 1"),
         (GRPO, {"clip_range_high": -0.2}, "GRPO.clip_range_high is -0.2"),
         (GRPO, {"responses_per_prompt": 1}, "needs at least 2"),
         (GRPO, {"aggregation": "dr_grpo"}, "max_response_length"),
@@ -134,6 +135,8 @@ def test_the_two_options_with_tests_of_their_own() -> None:
         (KLPenalty, {"coef": -1.0}, "negative"),
         (KLPenalty, {"target": 0.0}, "positive"),
         (KLPenalty, {"placement": "loss"}, "expected gradient of zero"),
+        (DPO, {"label_smoothing": 0.1, "loss_type": "ipo"}, "label_smoothing changes loss_type sigmoid alone"),
+        (KLPenalty, {"coef": 0.0, "target": 0.1}, "kl.coef is 0, which no kl.target can raise"),
     ],
 )
 def test_values_that_cannot_work(kind: Any, option: dict[str, Any], expected: str) -> None:

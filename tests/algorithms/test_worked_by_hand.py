@@ -52,7 +52,9 @@ def rollout(**changes: Any) -> Rollout:
 
 
 def output(gradient: bool = False) -> PolicyOutput:
-    return PolicyOutput(padded(NOW).requires_grad_(gradient), padded(ENTROPY), padded(VALUES_NOW))
+    return PolicyOutput(
+        padded(NOW).requires_grad_(gradient), padded(ENTROPY).requires_grad_(gradient), padded(VALUES_NOW)
+    )
 
 
 def on_tokens(tensor: Tensor | None) -> list[float]:
@@ -117,14 +119,17 @@ def test_what_a_truncated_response_pays_and_who_it_is() -> None:
     assert torch.equal(fined.advantages[1], free.advantages[1])
 
 
-def test_the_policy_moves_from_the_rollout_after_the_warm_up_on() -> None:
-    algorithm = PPO(critic_warmup=2, kl=NO_KL)
+@pytest.mark.parametrize("kl", [NO_KL, KLPenalty(placement="loss", estimator="k2")])
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.1])
+def test_the_policy_moves_from_the_rollout_after_the_warm_up_on(kl: KLPenalty, entropy_coef: float) -> None:
+    algorithm = PPO(critic_warmup=2, kl=kl, entropy_coef=entropy_coef)
     moved = []
     for _ in range(4):
         batch = algorithm.prepare(rollout())
         said = output(gradient=True)
-        (gradient,) = torch.autograd.grad(algorithm.loss(said, batch).loss, said.logprobs)
-        moved.append(bool(gradient.any()))
+        loss = algorithm.loss(said, batch).loss
+        gradients = torch.autograd.grad(loss, [said.logprobs, said.entropy], allow_unused=True, materialize_grads=True)
+        moved.append(any(bool(gradient.any()) for gradient in gradients))
     assert moved == [False, False, True, True]
 
 

@@ -111,6 +111,13 @@ def test_groups() -> None:
     assert leave_one_out(returns, groups, without)[0] == 1.0  # alone, so it counts for nothing
 
 
+def test_equal_rewards_have_no_deviation_however_large_they_are() -> None:
+    rewards = torch.full((7,), 1000.1)  # seven of which sum to something else in float32
+    mean, deviation = group_moments(rewards, torch.zeros(7, dtype=torch.long), torch.ones(7, dtype=torch.bool))
+    assert torch.equal(mean, rewards)
+    assert not deviation.any()
+
+
 def test_best_and_worst_with_ties_and_unscored_rows() -> None:
     scores = torch.tensor([1.0, 3.0, 2.0, 5.0, 5.0, 5.0, 9.0, 1.0, 0.0])
     groups = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])

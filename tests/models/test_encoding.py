@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.encoding import Encoder, left_padded, recorded_rows, right_padded
 
 TALK = [{"role": "user", "content": "hello"}]
@@ -21,6 +24,28 @@ def test_a_recorded_response_ends_with_one_stop_token(encoder: Encoder) -> None:
     assert encoder.response("say", "the cat") == [*plain, 2]
     assert encoder.response("say", "the cat<eos>") == [*plain, 2]
     assert encoder.response(TALK, "the cat") == [*plain, 2]  # whose template writes it
+
+
+def test_the_stop_token_that_a_template_writes_stays(tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = copy.deepcopy(tokenizer)
+    turns.chat_template = "{% for message in messages %}{{ message['content'] }}!\n{% endfor %}"
+    end = turns.get_vocab()["!"]  # as Gemma's <end_of_turn>, which its models write and which is not its <eos>
+    assert Encoder(turns, [2, end]).response(TALK, "the cat") == [*turns("the cat")["input_ids"], end]
+
+
+def test_a_prompt_of_no_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    for length in (0, -3):
+        with pytest.raises(UserError, match=f"max_prompt_length is {length}; it must be at least 1"):
+            Encoder(tokenizer, [2], max_prompt_length=length)
+        with pytest.raises(UserError, match=f"max_length is {length}; it must be at least 2"):
+            Encoder(tokenizer, [2]).pair([5, 6], [7, 2], length)
+
+
+def test_an_empty_prompt_is_a_token(encoder: Encoder, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert encoder.prompt("") == [1]
+    without = copy.deepcopy(tokenizer)
+    without.bos_token = None
+    assert Encoder(without, [2]).prompt("") == [0]
 
 
 def test_a_dialogue_is_cut_between_prompt_and_answer(encoder: Encoder) -> None:

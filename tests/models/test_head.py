@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models import policy as policy_module
-from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import Policy, token_scores
+from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
+from rlhf_lightning.models.policy import Policy, check_head, token_scores
 from rlhf_lightning.types import Rows
+from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]
 
@@ -71,3 +73,30 @@ def test_logits_are_scaled_as_the_architecture_does(kind: str, rows: Rows) -> No
     logprobs: Tensor = token_scores(model, rows, 0.7).logprobs
     expected = distribution(model, rows, 0.7).log_prob(rows.tokens[:, 4:])
     torch.testing.assert_close(logprobs[rows.mask], expected[rows.mask], rtol=0, atol=1e-4)
+    check_head(model)
+
+
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "modernbert-decoder": {"cls_token_id": 1, "sep_token_id": 2},  # a layer and a norm before the last
+    "recurrent_gemma": {"logits_soft_cap": 2.0, "lru_width": 32},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_an_architecture_that_makes_its_logits_otherwise_is_refused(kind: str, dtype: torch.dtype) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        kind, **sizes, vocab_size=50, bos_token_id=1, eos_token_id=2, pad_token_id=0, **OTHERWISE[kind]
+    )
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.get_input_embeddings().weight.data.normal_()  # which is the head too
+    with pytest.raises(UserError, match="ForCausalLM makes its logits in a way of its own"):
+        Policy(model).settle()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_others_are_not(arch: str, dtype: Any, tiny_model_folder: Folder) -> None:
+    Policy(load_causal_lm(ModelConfig(tiny_model_folder(arch), dtype=dtype, lora=LoraOptions(r=2)))).settle()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, Gemma3Config, PreTrainedTokenizerFast
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import (
@@ -247,6 +247,35 @@ def test_a_classifier_with_more_outputs_is_no_reward_model(tiny_model_folder: Fo
     )
     with pytest.raises(UserError, match="a classifier with 3 outputs"):
         load_reward_model(ModelConfig(str(tmp_path)))
+
+
+def test_a_model_that_sees_as_well_names_its_tokens_with_its_text(
+    tokenizer: Any, tokenizer_folder: str, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {
+        **sizes,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 300,
+        "eos_token_id": 7,
+        "pad_token_id": None,
+    }
+    found = Gemma3Config(text_config=text, vision_config={**sizes, "image_size": 28, "patch_size": 14})
+    AutoModelForCausalLM.from_config(found).save_pretrained(tmp_path)
+    config = ModelConfig(str(tmp_path), tokenizer=tokenizer_folder)
+    assert stop_token_ids(tokenizer, load_model_config(config), config) == [2, 7]
+    assert load_reward_model(config).config.get_text_config().pad_token_id == 0
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "roberta"])
+def test_an_encoder_which_reads_its_first_token_is_no_reward_model(kind: str, tokenizer_folder: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = {"model_type": kind, **sizes}
+    with pytest.raises(
+        UserError, match=r"is a \w+ForSequenceClassification, an encoder, whose classifier does not read"
+    ):
+        load_reward_model(ModelConfig(config=config, tokenizer=tokenizer_folder))
 
 
 def test_chat_template(tiny_model_folder: Folder, tmp_path: Path) -> None:

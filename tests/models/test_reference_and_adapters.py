@@ -7,13 +7,15 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.kl import kl_estimate
-from rlhf_lightning.models.adapters import REFERENCE, is_adapted, reference_view, trainable_state_dict
+from rlhf_lightning.models.adapters import REFERENCE, is_adapted, reference_view
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
 from rlhf_lightning.models.policy import response_logprobs
@@ -234,20 +236,6 @@ def test_looking_past_the_adapter_changes_nothing(
     assert torch.equal(response_logprobs(policy, *rows), logprobs)
 
 
-@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
-def test_what_trains_is_enough_to_restore_a_run(
-    tiny_model_folder: Folder, rows: Rows, quantization: str | None
-) -> None:
-    config = ModelConfig(tiny_model_folder("llama"), lora=LORA, quantization=quantization)  # type: ignore[arg-type]
-    policy = load_causal_lm(config)
-    train_a_little(policy)
-    state = trainable_state_dict(policy)
-    assert set(state) == {name for name, p in policy.named_parameters() if p.requires_grad}
-    fresh = load_causal_lm(config)
-    assert not fresh.load_state_dict(state, strict=False).unexpected_keys
-    assert torch.equal(response_logprobs(fresh, *rows), response_logprobs(policy, *rows))
-
-
 def test_lora_options_change_the_adapter(tiny_model_folder: Folder) -> None:
     options = LoraOptions(r=3, alpha=6, target_modules=["q_proj"], rslora=True)
     model = load_causal_lm(ModelConfig(tiny_model_folder("llama"), lora=options))
@@ -276,3 +264,22 @@ def test_nothing_is_printed(
     build_reference("int8", config, policy, "cpu").logprobs(*rows, 1.0)
     assert capfd.readouterr() == ("", "")
     assert [str(w.message) for w in recwarn if not issubclass(w.category, DeprecationWarning)] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "expected"),
+    [
+        (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), 0, "prompt learning"),
+        (peft.LoraConfig(task_type="CAUSAL_LM", r=2, bias="all"), 0, "only 1 adapter with bias"),
+        (peft.LoraConfig(task_type="SEQ_CLS", r=2), 2, r"size mismatch for .*score.*\[2, 32\]"),
+    ],
+)
+def test_adapters_of_others_that_cannot_go_on_are_refused_in_a_line(
+    tiny_model_folder: Folder, tmp_path: Path, options: peft.PeftConfig, labels: int, expected: str
+) -> None:
+    base, auto = tiny_model_folder("llama"), AutoModelForSequenceClassification if labels else AutoModelForCausalLM
+    model = auto.from_pretrained(base, **({"num_labels": labels} if labels else {}))
+    peft.get_peft_model(model, copy.deepcopy(options)).save_pretrained(tmp_path)
+    load = load_reward_model if labels else load_causal_lm
+    with pytest.raises(UserError, match=rf"^the adapter {tmp_path} cannot go on training: .*{expected}"):
+        load(ModelConfig(str(tmp_path), tokenizer=base))

@@ -45,6 +45,10 @@ def test_a_pattern() -> None:
         ("#### 5", "#### 2", 0.25),
         ("the answer is 2", "#### 2", 0.0),
         ("#### 2", 2, 1.0),
+        ("#### 0.00002", 2e-5, 1.0),
+        ("#### 20", 1e20, 0.25),  # which Python writes as 1e+20
+        ("#### 2.5e3", 2500, 1.0),
+        ("#### .5", "#### 0.5", 1.0),
         ("#### 2", "unknown", None),
     ],
 )
@@ -93,6 +97,10 @@ async def slow(responses, prompts, answer, scale=1.0):
 def everything(**columns):
     return [len(columns)] * len(columns["responses"])
 
+def sorts(responses):
+    responses.sort()
+    return [0.0] * len(responses)
+
 def wants(responses, solution):
     return [0.0] * len(responses)
 """
@@ -114,6 +122,9 @@ def test_functions_plain_async_and_with_columns(functions: Path) -> None:
     assert FunctionReward("scores_of_mine.everything")(rows) == [3, 3]
     with pytest.raises(UserError, match="wants 'solution'"):
         FunctionReward("scores_of_mine.wants")(rows)
+    last = completions(["b", "a"])
+    both = WeightedSum({"sorts": FunctionReward("scores_of_mine.sorts"), "found": PatternReward("a")})
+    assert both(last) == [0.0, 1.0], "a function changed what the next reward reads"
 
 
 def test_a_file_may_hold_dataclasses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +198,10 @@ def test_scores_that_are_right() -> None:
         ([1.0, float("nan")], "returned nan for completion 1"),
         ([float("inf"), 1.0], "returned inf for completion 0"),
         (["good", 1.0], "'good' for completion 0"),
+        ([0.0, 1e39], "returned 1e+39 for completion 1"),  # infinite in float32
+        ([10**400, 0.0], "for completion 0; a number or None is needed"),
+        ({0: 0.5, 1: 0.7}, "returned {0: 0.5, 1: 0.7}; it must return 2 scores"),  # whose keys are numbers
+        ("12", "returned '12'; it must return 2 scores"),
     ],
 )
 def test_scores_that_are_wrong(answer: Any, expected: str) -> None:
@@ -233,6 +248,8 @@ def test_a_reward_model_scores_as_transformers_does(
 
 def test_a_language_model_is_no_reward_and_a_reward_model_no_policy() -> None:
     ModelReward("playground/reward").check()
+    with pytest.raises(UserError, match=r"ModelReward.batch_size is -1; it must be at least 1"):
+        ModelReward("playground/reward", batch_size=-1).check()
     with pytest.raises(UserError, match=r"playground/sft is a language model \(LlamaForCausalLM\) .*reward.yaml"):
         ModelReward("playground/sft").check()
     with pytest.raises(UserError, match=r"playground/reward is a classifier \(LlamaForSequenceClassification\)"):

@@ -101,8 +101,9 @@ def test_it_sends_texts_and_columns_and_returns_the_scores(server: Server) -> No
 
 def test_null_is_no_score_and_a_column_without_json_goes_as_text(server: Server) -> None:
     server.script = [says(200, '{"scores": [null, -1.5]}')]
-    assert ServerReward(server.url)(completions(["a", "b"], when=[{1}, None])) == [None, -1.5]
-    assert server.asked[0][2]["columns"] == {"when": ["{1}", None]}
+    columns = {"when": [{1}, None], "rated": [float("nan"), {"by": float("inf")}]}
+    assert ServerReward(server.url)(completions(["a", "b"], **columns)) == [None, -1.5]
+    assert server.asked[0][2]["columns"] == {"when": ["{1}", None], "rated": ["NaN", {"by": "Infinity"}]}
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 9, None])

@@ -18,7 +18,7 @@ from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy, response_logprobs
 from rlhf_lightning.models.reference import CopiedReference
 from rlhf_lightning.models.value import SeparateCritic, SharedCritic
-from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards import Reward, WeightedSum
 from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
 from rlhf_lightning.rollouts.generation import Generation, Sampler, TransformersGenerate
 from rlhf_lightning.rollouts.recorded import RecordedReference
@@ -60,6 +60,14 @@ def collected(collector: Collector, values: bool = False, count: bool = True) ->
 def asked(model: Any, rollout: Rollout, temperature: float = 0.7) -> Tensor:
     with torch.no_grad():
         return response_logprobs(model, rollout.tokens, rollout.prompt_mask, rollout.mask, temperature)
+
+
+def test_a_response_to_an_empty_prompt_is_read_as_it_was_written(collector: Collector) -> None:
+    rows = [{"prompt": "", "worth": 1.0}, PROMPTS[0]]
+    rollout = collector.online(rows, 4, False, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        rollout.logprobs, asked(collector.writer.policy.model, rollout) * rollout.mask, rtol=0, atol=1e-5
+    )
 
 
 def test_the_responses_of_a_prompt_stand_side_by_side(collector: Collector) -> None:
@@ -141,9 +149,11 @@ def test_a_response_without_a_score_counts_for_nothing_and_no_metric_sees_it(col
 
 
 def test_rows_that_only_keep_step_count_for_nothing(collector: Collector) -> None:
+    collector.reward = WeightedSum({"worth": Worth()})
     rollout = collected(collector, count=False)
     assert len(rollout) == 8
     assert not rollout.mask.any()
+    assert collector.metrics["reward/worth"] == collector.metrics["reward/unscored"] == 0
     pairs = collector.recorded(PAIRS, None, torch.device("cpu"), count=False)
     assert len(pairs) == 6
     assert not pairs.mask.any()
@@ -165,13 +175,13 @@ def test_recorded_references_are_found_whatever_padding_lies_around_them(collect
     policy, encoder = collector.writer.policy, collector.writer.encoder
     path = tmp_path / "run/reference_logprobs.safetensors"
     with torch.no_grad():
-        recorded = RecordedReference(path)
+        recorded = RecordedReference(path, False)
         recorded.fill(policy, [encode_pairs(encoder, PAIRS, None)])
     for place in range(3):  # alone, so without the padding of the others
         rows = encode_pairs(encoder, PAIRS[place : place + 1], None)
         with torch.no_grad():
             expected = policy(rows).logprobs
-        for known in (recorded, RecordedReference(path)):
+        for known in (recorded, RecordedReference(path, True)):
             found = known.logprobs(rows.tokens, rows.prompt_mask, rows.mask, 0.7)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     elsewhere = encode_pairs(encoder, [{**PAIRS[0], "prompt": "thank"}], None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
@@ -41,6 +43,18 @@ def test_greedy_is_what_transformers_writes(model: Any, prompts: Any, pad: int) 
     theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, pad, seeded(), 0.0)
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.mask, theirs.mask)
+
+
+def test_what_a_model_adds_to_its_distribution_is_left_out(
+    prompts: Any, tiny_model_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model_folder("llama"), tmp_path / "model")
+    plain = load_causal_lm(ModelConfig(str(folder)))
+    GenerationConfig(repetition_penalty=5.0, min_new_tokens=9, num_beams=2).save_pretrained(folder)
+    model = load_causal_lm(ModelConfig(str(folder)))
+    ours = Sampler(10).write(plain, *prompts, 1, STOPS, 0, seeded(), 0.0)
+    theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, 0, seeded(), 0.0)
+    assert torch.equal(ours.tokens, theirs.tokens)
 
 
 def test_log_probabilities_agree_three_ways(model: Any, prompts: Any) -> None:

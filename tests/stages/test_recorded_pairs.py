@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.stages import PolicyStage
 
 
@@ -48,13 +49,17 @@ class Watched(PolicyStage):
         self.network.register_forward_hook(lambda *_: setattr(self, "passes", self.passes + 1))
 
 
+def training(root: Path, **options: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=root, **options,
+    )  # fmt: skip
+
+
 def fitted(algorithm: DPO, folder: str, root: Path, accumulate: int = 1) -> Watched:
     torch.manual_seed(3)
     stage = Watched(ModelConfig(folder), algorithm, optimizer=partial(torch.optim.SGD, lr=0.5))
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=root, accumulate_grad_batches=accumulate,
-    )  # fmt: skip
+    trainer = training(root, accumulate_grad_batches=accumulate)
     trainer.fit(stage, datamodule=Pairs())
     assert trainer.global_step == 4 * algorithm.epochs
     return stage
@@ -88,3 +93,26 @@ def test_several_steps_on_the_same_pairs_are_held_against_the_policy_before_the_
     stage = fitted(DPO(epochs=2), folder, tmp_path)
     assert stage.passes == 4 * (1 + 2)
     assert all(abs(values["kl/update"]) > 1e-5 for values in stage.__dict__["logged"] if values)
+
+
+def test_a_run_that_begins_anew_has_a_reference_of_its_own(
+    tiny_model_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    fitted(DPO(), tiny_model_folder("qwen2"), tmp_path / "earlier")
+    anew, alone = (fitted(DPO(), tiny_model_folder("llama"), tmp_path / name) for name in ("earlier", "alone"))
+    for name, value in alone.network.state_dict().items():
+        assert torch.equal(anew.network.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_run_that_goes_on_elsewhere_finds_the_same_reference(folder: str, tmp_path: Path, precision: str) -> None:
+    known = []
+    for root, checkpoint in ((tmp_path / "here", None), (tmp_path / "there", tmp_path / "last.ckpt")):
+        stage = PolicyStage(ModelConfig(folder), DPO(), generation=Sampler(temperature=0.5))
+        trainer = training(root, max_steps=1 + len(known), precision=precision)
+        trainer.fit(stage, datamodule=Pairs(), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        known.append(stage.collector.reference.known)  # type: ignore[union-attr]
+    assert known[0].keys() == known[1].keys()
+    for name, value in known[0].items():
+        assert torch.equal(known[1][name], value), name
