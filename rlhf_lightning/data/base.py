@@ -133,6 +133,8 @@ class FileData(RowData):
         super().__init__(batch_size, validation_batch_size, num_workers, seed)
         if not 0 <= validation_fraction < 1:
             raise UserError(f"data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
+        if limit is not None and limit < 1:
+            raise UserError(f"data.limit is {limit}; it must be at least 1, or null for all rows")
         self.sources = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.columns, self.validation_fraction = columns or {}, validation_fraction
         self.limit, self.on_bad_row = limit, on_bad_row

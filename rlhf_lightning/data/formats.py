@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -87,8 +88,11 @@ def before_answer(prompt: str | Messages) -> str | Messages:
 
 
 def number(value: Any, column: str) -> float:
-    """A column that must be a number."""
+    """A column that must be a number, and neither NaN nor infinite."""
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError):
-        raise BadRow(f"column {column!r} must be a number, found {value!r}") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise BadRow(f"column {column!r} must be a number, found {value!r}")
+    return found
