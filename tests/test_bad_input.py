@@ -73,6 +73,15 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
             ["leave_one_out", "at least 2"],
         ),
         (["--model.algorithm.minibatches", "0"], ["minibatches is 0", "at least 1"]),
+        (["--model.algorithm.clip_range", ".nan"], ["PPO.clip_range is nan"]),
+        (["--model.algorithm.kl.coef", ".inf"], ["kl.coef is inf"]),
+        (["--model.generation.temperature", ".nan"], ["generation.temperature is nan"]),
+        (["--model.iterations", "0"], ["model.iterations is 0", "at least 1"]),
+        (["--model.max_prompt_length", "-3"], ["model.max_prompt_length is -3", "at least 1"]),
+        (["--model.max_length", "1"], ["model.max_length is 1", "at least 2"]),
+        (["--model.policy.lora.r", "0"], ["lora.r is 0", "at least 1"]),
+        (["--model.policy.lora.dropout", "2"], ["lora.dropout is 2", "below 1"]),
+        (["--trainer.accumulate_grad_batches", "0"], ["accumulate_grad_batches is 0", "at least 1"]),
         (["--model.reward", "ServerReward", "--model.reward.url", "localhost:8000"], ["'localhost:8000'", "http://"]),
         (
             ["--model.reward", "ServerReward", "--model.reward.url", "http://localhost", "--model.reward.retry", "3"],
@@ -179,6 +188,16 @@ def test_data_that_cannot_be_used(fails: Callable[..., str]) -> None:
     line = fails(*prompts_config("rows.jsonl", validation_fraction=0))
     assert "prompt of rows.jsonl:1 has 240 tokens" in line
     assert "context of 128" in line
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("key", "least"), [("limit", 1), ("batch_size", 1), ("validation_batch_size", 1), ("num_workers", 0)]
+)
+def test_a_number_of_the_data_that_is_too_small(fails: Callable[..., str], key: str, least: int) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "name one fruit ."}\n' * 4)
+    line = fails(*prompts_config("rows.jsonl", **{key: least - 1}))
+    assert f"data.{key} is {least - 1}; it must be at least {least}" in line
 
 
 @pytest.mark.usefixtures("no_weights")

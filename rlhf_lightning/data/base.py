@@ -41,6 +41,10 @@ class RowData(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
+        if validation_batch_size is not None and validation_batch_size < 1:
+            raise UserError(f"data.validation_batch_size is {validation_batch_size}; it must be at least 1")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers is {num_workers}; it must be at least 0")
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size or batch_size
         self.num_workers, self.seed = num_workers, seed
         self.train_rows: list[Row] | None = None

@@ -30,6 +30,17 @@ class LoraOptions:
     rslora: bool = False
     """Scale by alpha / √r instead."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no adapter.
+
+        Raises:
+            UserError: a rank below one, or a dropout outside [0, 1).
+        """
+        if self.r < 1:
+            raise UserError(f"lora.r is {self.r}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout is {self.dropout}; it must be at least 0 and below 1")
+
 
 @dataclass
 class ModelConfig:

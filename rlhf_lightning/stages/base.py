@@ -454,6 +454,17 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def check_least(least: int, **given: int | None) -> None:
+    """Refuse numbers of a stage that are too small; null is none.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise UserError(f"model.{name} is {value}; it must be at least {least}")
+
+
 def peak_memory() -> float:
     """GiB that this process (on CUDA: its tensors) had at most."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
