@@ -108,6 +108,16 @@ def test_a_run_that_ended_by_max_steps_is_extended_from_its_last_checkpoint(
     assert (extended / "summary.json").read_text() == (whole / "summary.json").read_text()
 
 
+def test_a_run_that_was_stopped_after_its_last_checkpoint_has_its_summary(run: Callable[..., Path]) -> None:
+    words = ["--config", "reinforce.yaml", *SMALL, *ROLLOUTS]
+    whole = run("whole", "fit", *words)
+    summary = (whole / "summary.json").read_text()
+    assert json.loads(summary)["val/reward/mean"]["after"] is not None
+    (whole / "summary.json").unlink()
+    run("whole", "fit", *words, "--ckpt_path", "last")
+    assert (whole / "summary.json").read_text() == summary
+
+
 STOP = """
 from lightning.pytorch import Callback
 
