@@ -85,8 +85,8 @@ class ModelConfig:
                 passes of no token.
         """
         if (self.name_or_path is None) == (self.config is None):
-            given = "neither" if self.config is None else "both"
-            raise UserError(f"a model needs one of name_or_path and config, and {given} is given")
+            given = "neither is" if self.config is None else "both are"
+            raise UserError(f"a model needs one of name_or_path and config, and {given} given")
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise UserError(
                 f"max_tokens_per_batch is {self.max_tokens_per_batch}; it must be at least 1, or null for no limit"

@@ -89,20 +89,19 @@ async def _awaited(answer: Awaitable[Any], limit: float | None) -> Any:
 
 def _imported(path: str) -> Callable[..., Any]:
     file, colon, name = path.rpartition(":")
-    if colon:
-        module = _module_of(Path(file))
-    else:
-        place, _, name = path.rpartition(".")
-        if not place:
-            raise UserError(f"reward function {path!r} names no module; write module.name or path/to/file.py:name")
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"reward function {path}: there is no module {error.name!r} in the current folder or installed"
-            ) from error
+    place, _, name = (file, "", name) if colon else path.rpartition(".")
+    if not place:
+        raise UserError(f"reward function {path!r} names no module; write module.name or path/to/file.py:name")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = _module_of(Path(file)) if colon else importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"reward function {path}: there is no module {error.name!r} in the current folder or installed"
+        ) from error
+    except SyntaxError as error:
+        raise UserError(f"reward function {path}: {error.filename}:{error.lineno} is no Python: {error.msg}") from error
     function = getattr(module, name, None)
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

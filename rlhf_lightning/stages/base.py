@@ -79,7 +79,7 @@ class Stage(LightningModule):
 
     def load_encoder(self, max_prompt_length: int | None = None) -> Encoder:
         """Tokenizer, stop tokens and context of the model, without its weights."""
-        tokenizer, model_config = load_tokenizer(self.config), load_model_config(self.config)
+        model_config, tokenizer = load_model_config(self.config), load_tokenizer(self.config)
         stops = stop_token_ids(tokenizer, model_config, self.config)
         context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
         return Encoder(tokenizer, stops, context, max_prompt_length)
