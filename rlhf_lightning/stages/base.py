@@ -409,6 +409,8 @@ class Stage(LightningModule):
         self.skipped_steps = checkpoint["skipped_steps"]
         loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
         self.loader_state = loaders[0]
+        if self.trainer.state.fn != "fit":  # else what is measured would be logged as of step 0
+            self.trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
 
     def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
         if saved is None:

@@ -118,6 +118,18 @@ def test_a_run_that_was_stopped_after_its_last_checkpoint_has_its_summary(run: C
     assert (whole / "summary.json").read_text() == summary
 
 
+@pytest.mark.parametrize("config", ["reinforce.yaml", "sft.yaml"])
+def test_what_is_measured_of_a_checkpoint_is_of_its_step(config: str, run: Callable[..., Path]) -> None:
+    words = ["--config", config, *SMALL, "--trainer.val_check_interval", "1.0", "--trainer.max_epochs", "2"]
+    folder = run("out", "fit", *words, "--trainer.check_val_every_n_epoch", "1")
+    steps = [row["step"] for row in metrics(folder)]
+    written = [row["step"] for row in lines(folder / "samples.jsonl")]
+    assert steps[-1] == str(written[-1]) != "0"
+    run("out", "validate", *words, "--ckpt_path", "last")
+    assert [row["step"] for row in metrics(folder)] == steps
+    assert [row["step"] for row in lines(folder / "samples.jsonl")] == written
+
+
 STOP = """
 from lightning.pytorch import Callback
 
