@@ -14,6 +14,7 @@ from combinations import SEEDS, drawn
 from leavings import ROLLOUTS, SMALL, differing, equal, lines, metrics, weights
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.run.integrity import newest_whole
 
 CHECKPOINTS = """
 trainer:
@@ -128,6 +129,25 @@ def test_what_is_measured_of_a_checkpoint_is_of_its_step(config: str, run: Calla
     run("out", "validate", *words, "--ckpt_path", "last")
     assert [row["step"] for row in metrics(folder)] == steps
     assert [row["step"] for row in lines(folder / "samples.jsonl")] == written
+
+
+def test_a_run_that_began_anew_does_not_go_on_with_an_earlier_one(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--config", "reinforce.yaml", *SMALL, *ROLLOUTS]
+    checkpoints = run("out", "fit", *words) / "checkpoints"
+    kept = {path.name for path in checkpoints.glob("step-*.ckpt")}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhf_lightning.stages.policy.PolicyStage.collect", interrupted)
+        assert main(["fit", *words, "--trainer.default_root_dir", "out"]) == 130
+    assert newest_whole(checkpoints) == (None, [])
+    assert {path.name for path in (checkpoints / "earlier").iterdir()} == kept  # nothing is lost until there is another
+    run("out", "fit", *words, "--ckpt_path", "last")
+    assert {path.name for path in checkpoints.iterdir()} == {*kept, "last.ckpt"}
 
 
 STOP = """
