@@ -65,6 +65,11 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model.reward", "LengthReward"], ["limit is required and not given"]),
         (["--model.reference", "nf5"], ["reference must be one of", "'nf5'"]),
         (
+            ["--trainer.precision", "bf17"],
+            ["precision must be one of 64, 32, 16 or one of 'transformer-engine'", "'bf17'"],
+        ),
+        (["-data.batch_size", "4"], ["-data.batch_size begins with one dash; did you mean '--data.batch_size'?"]),
+        (
             ["--model.algorithm", "DPO", "--model.algorithm.responses_per_prompt", "1"],
             ["responses_per_prompt is 1", "at least 2"],
         ),
@@ -73,6 +78,15 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
             ["leave_one_out", "at least 2"],
         ),
         (["--model.algorithm.minibatches", "0"], ["minibatches is 0", "at least 1"]),
+        (["--model.algorithm.clip_range", ".nan"], ["PPO.clip_range is nan"]),
+        (["--model.algorithm.kl.coef", ".inf"], ["kl.coef is inf"]),
+        (["--model.generation.temperature", ".nan"], ["generation.temperature is nan"]),
+        (["--model.iterations", "0"], ["model.iterations is 0", "at least 1"]),
+        (["--model.max_prompt_length", "-3"], ["model.max_prompt_length is -3", "at least 1"]),
+        (["--model.max_length", "1"], ["model.max_length is 1", "at least 2"]),
+        (["--model.policy.lora.r", "0"], ["lora.r is 0", "at least 1"]),
+        (["--model.policy.lora.dropout", "2"], ["lora.dropout is 2", "below 1"]),
+        (["--trainer.accumulate_grad_batches", "0"], ["accumulate_grad_batches is 0", "at least 1"]),
         (["--model.reward", "ServerReward", "--model.reward.url", "localhost:8000"], ["'localhost:8000'", "http://"]),
         (
             ["--model.reward", "ServerReward", "--model.reward.url", "http://localhost", "--model.reward.retry", "3"],
@@ -134,6 +148,10 @@ def test_configs_that_cannot_be_read(fails: Callable[..., str]) -> None:
     assert "did you mean 'ppo.yaml'?" in fails("fit", "--config", "pppo.yaml")
     Path("broken.yaml").write_text("model:\n  a: [1\n")
     assert "broken.yaml:3" in fails("fit", "--config", "broken.yaml")
+    Path("twice.yaml").write_text("trainer: {max_steps: 1}\ndata:\n  class_path: A\ntrainer: {devices: 1}\n")
+    assert "twice.yaml:4 is no YAML: the key 'trainer' stands twice" in fails("fit", "--config", "twice.yaml")
+    Path("part.yaml").write_text("data:\n  class_path: PlaygroundPrompts\n")
+    assert "error: model is required and not given" in fails("fit", "--config", "part.yaml")
     Path("list.yaml").write_text("- 1\n")
     assert "must hold keys" in fails("fit", "--config", "list.yaml")
     Path("typo.yaml").write_text("model:\n  init_args:\n    algorithm:\n      init_args:\n        epoch: 3\n")
@@ -182,6 +200,16 @@ def test_data_that_cannot_be_used(fails: Callable[..., str]) -> None:
 
 
 @pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("key", "least"), [("limit", 1), ("batch_size", 1), ("validation_batch_size", 1), ("num_workers", 0)]
+)
+def test_a_number_of_the_data_that_is_too_small(fails: Callable[..., str], key: str, least: int) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "name one fruit ."}\n' * 4)
+    line = fails(*prompts_config("rows.jsonl", **{key: least - 1}))
+    assert f"data.{key} is {least - 1}; it must be at least {least}" in line
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_rows_of_another_stage(fails: Callable[..., str]) -> None:
     small = ["--data.size", "8", "--data.validation_size", "4"]
     line = fails("fit", "--config", "sft.yaml", "--data", "PlaygroundPreferences", *small)
@@ -196,6 +224,23 @@ def test_rows_of_another_stage(fails: Callable[..., str]) -> None:
     Path("rows.jsonl").write_text('{"question": "2+2?", "completion": "4"}\n')
     line = fails("fit", "--config", "sft.yaml", "--data", "InstructionData", "--data.train", "rows.jsonl")
     assert "no column 'prompt' and no 'messages' among completion, question; say which it is with data.columns" in line
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_folder_that_is_no_model_and_a_template_that_is_none(fails: Callable[..., str]) -> None:
+    Path("empty").mkdir()
+    line = fails("fit", "--config", "ppo.yaml", *SMALL, "--model.policy.name_or_path", "empty")
+    assert "the folder empty holds no model; a model's folder has a config.json" in line
+    Path("chat.jsonl").write_text('{"prompt": [{"role": "user", "content": "hello there"}]}\n' * 4)
+    for template, said in {"{% for %}": "", "{{ raise_exception('only dogs') }}": "only dogs"}.items():
+        line = fails(*prompts_config("chat.jsonl"), f"--model.policy.chat_template={template}")
+        assert "the chat template cannot write the conversation that begins with 'user: hello there'" in line
+        assert said in line
+
+
+def test_what_init_cannot_write(fails: Callable[..., str]) -> None:
+    Path("file").write_text("")
+    assert "file/x/configs" in fails("init", "file/x")
 
 
 REWARDS = """
@@ -240,6 +285,16 @@ def test_a_reward_that_misbehaves(fails: Callable[..., str], function: str, expe
         *("--model.reward", "FunctionReward", "--model.reward.function", f"my_rewards.py:{function}"),
     )
     assert all(piece in line for piece in expected), line
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("function", ["unfinished.f", "unfinished.py:f"])
+def test_a_reward_function_in_a_file_that_is_no_python(fails: Callable[..., str], function: str) -> None:
+    Path("unfinished.py").write_text("\ndef f(responses:\n")
+    words = ["--model.reward", "FunctionReward", "--model.reward.function", function]
+    line = fails("fit", "--config", "ppo.yaml", *SMALL, *words)
+    assert f"reward function {function}: " in line
+    assert "unfinished.py:2 is no Python: '(' was never closed" in line
 
 
 def test_a_tokenizer_without_pad_or_stop_token(fails: Callable[..., str], tokenizer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from operator import attrgetter
@@ -40,9 +41,12 @@ class Algorithm(ABC):
         """Check the hyper-parameters that all algorithms have.
 
         Raises:
-            UserError: a count is below one, or too few responses of a prompt for this algorithm.
+            UserError: a count is below one, a number is NaN, or too few responses of a prompt for this algorithm.
         """
         name = type(self).__name__
+        for field, value in vars(self).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise UserError(f"{name}.{field} is nan; it must be a number")
         for field in ("responses_per_prompt", "epochs", "minibatches"):
             if getattr(self, field) < 1:
                 raise UserError(f"{name}.{field} is {getattr(self, field)}; it must be at least 1")
@@ -117,10 +121,11 @@ class KLPenalty:
         """Refuse what cannot penalise.
 
         Raises:
-            UserError: a negative coefficient, a target that is not positive or out of reach, or k1 as an unweighted loss.
+            UserError: a coefficient that is negative or no number, a target that is not positive or out of reach, or k1 as
+                an unweighted loss.
         """
-        if self.coef < 0:
-            raise UserError(f"kl.coef is {self.coef}; it must not be negative")
+        if not 0 <= self.coef < math.inf:
+            raise UserError(f"kl.coef is {self.coef}; it must be a number and not negative")
         if self.target is not None and self.target <= 0:
             raise UserError(f"kl.target is {self.target}; it must be positive, or null for a fixed coefficient")
         if self.target is not None and self.coef == 0:

@@ -39,10 +39,12 @@ class RowData(LightningDataModule):
         self, batch_size: int = 8, validation_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size, "validation_batch_size": validation_batch_size}
-        for name, size in sizes.items():
-            if size is not None and size < 1:
-                raise UserError(f"data.{name} is {size}; it must be at least 1")
+        if batch_size < 1:
+            raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
+        if validation_batch_size is not None and validation_batch_size < 1:
+            raise UserError(f"data.validation_batch_size is {validation_batch_size}; it must be at least 1")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers is {num_workers}; it must be at least 0")
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size or batch_size
         self.num_workers, self.seed = num_workers, seed
         self.train_rows: list[Row] | None = None
@@ -136,7 +138,7 @@ class FileData(RowData):
         if not 0 <= validation_fraction < 1:
             raise UserError(f"data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
         if limit is not None and limit < 1:
-            raise UserError(f"data.limit is {limit}; it must be at least 1, or null")
+            raise UserError(f"data.limit is {limit}; it must be at least 1, or null for all rows")
         self.sources = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.columns, self.validation_fraction = columns or {}, validation_fraction
         self.limit, self.on_bad_row = limit, on_bad_row

@@ -91,7 +91,10 @@ def _json_lines(path: Path, limit: int | None) -> Source:
             break
         place = f"{path}:{number}"
         try:
-            row = json.loads(line.rstrip("\r\n"))
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
+        except UnicodeDecodeError as error:
+            source.faults.append(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)")
+            continue
         except json.JSONDecodeError as error:
             source.faults.append(f"{place}: not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
             continue
@@ -103,8 +106,8 @@ def _json_lines(path: Path, limit: int | None) -> Source:
     return source
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
@@ -112,16 +115,19 @@ def _whole(path: Path, suffix: str, limit: int | None) -> Source:
     import datasets
 
     kind = suffix[1:]
+    if not path.stat().st_size:
+        return Source(str(path), [])
     try:
         with _quiet(datasets):
             found = datasets.load_dataset(kind, data_files=str(path), split="train")
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
+        if "corresponds to no data" in reason:
+            return Source(str(path), [])
         raise UserError(f"data file {path} is no good {kind.upper()}: {reason}") from error
     rows = [dict(row) for row in islice(found, limit)]
-    first = 2 if kind == "csv" else 1
-    unit = f"{path}:" if kind == "csv" else f"{path}, row "
-    return Source(str(path), rows, [f"{unit}{i + first}" for i in range(len(rows))])
+    # not lines: a quoted cell of CSV may have several
+    return Source(str(path), rows, [f"{path}, row {i + 1}" for i in range(len(rows))])
 
 
 def _from_hub(name: str, limit: int | None) -> Source:
@@ -141,15 +147,17 @@ def _from_hub(name: str, limit: int | None) -> Source:
 
 
 class _quiet:
-    """No progress bars of `datasets` while a local file is read."""
+    """No progress bars of `datasets` while a local file is read, nor its own lines about a fault that is raised too."""
 
     def __init__(self, datasets: Any) -> None:
         self.datasets = datasets
 
     def __enter__(self) -> None:
-        self.shown = self.datasets.is_progress_bar_enabled()
+        self.shown, self.verbosity = self.datasets.is_progress_bar_enabled(), self.datasets.logging.get_verbosity()
         self.datasets.disable_progress_bars()
+        self.datasets.logging.set_verbosity(self.datasets.logging.CRITICAL)
 
     def __exit__(self, *_: object) -> None:
+        self.datasets.logging.set_verbosity(self.verbosity)
         if self.shown:
             self.datasets.enable_progress_bars()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
@@ -92,9 +93,18 @@ class Encoder:
                 f"the data is conversational and the tokenizer {self.tokenizer.name_or_path!r} has no chat template; "
                 "set chat_template beside the model's name (a path, a template, or one of: dialogue, chatml)"
             )
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+        except TemplateError as error:
+            said = f"{messages[0]['role']}: {messages[0]['content']:.60}"
+            raise UserError(
+                f"the chat template cannot write the conversation that begins with {said!r}: {error}; change the row, or give "
+                "another template with chat_template beside the model's name"
+            ) from error
 
     def pair(self, prompt: list[int], response: list[int], max_length: int | None) -> tuple[list[int], list[int]]:
         """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response.

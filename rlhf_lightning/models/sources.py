@@ -30,6 +30,17 @@ class LoraOptions:
     rslora: bool = False
     """Scale by alpha / √r instead."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no adapter.
+
+        Raises:
+            UserError: a rank below one, or a dropout outside [0, 1).
+        """
+        if self.r < 1:
+            raise UserError(f"lora.r is {self.r}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout is {self.dropout}; it must be at least 0 and below 1")
+
 
 @dataclass
 class ModelConfig:
@@ -74,8 +85,8 @@ class ModelConfig:
                 passes of no token.
         """
         if (self.name_or_path is None) == (self.config is None):
-            given = "neither" if self.config is None else "both"
-            raise UserError(f"a model needs one of name_or_path and config, and {given} is given")
+            given = "neither is" if self.config is None else "both are"
+            raise UserError(f"a model needs one of name_or_path and config, and {given} given")
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise UserError(
                 f"max_tokens_per_batch is {self.max_tokens_per_batch}; it must be at least 1, or null for no limit"

@@ -98,6 +98,8 @@ def _imported(path: str) -> Callable[..., Any]:
         raise UserError(
             f"reward function {path}: there is no module {error.name!r} in the current folder or installed"
         ) from error
+    except SyntaxError as error:
+        raise UserError(f"reward function {path}: {error.filename}:{error.lineno} is no Python: {error.msg}") from error
     except Exception as error:  # whatever the module does while it is imported
         raise UserError(f"reward function {path} cannot be imported: {told_in_short(error)}") from error
     function = getattr(module, name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +43,11 @@ class Generation(ABC):
         """Check.
 
         Raises:
-            UserError: no token may be written, or a temperature below zero.
+            UserError: no token may be written, or a temperature that is below zero or no number.
         """
         if self.max_new_tokens < 1:
             raise UserError(f"generation.max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise UserError(f"generation.temperature is {self.temperature}; it must be positive, or 0 for greedy")
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -74,6 +75,9 @@ def _check_begins(words: Sequence[str]) -> None:
         raise UserError(f"{words[0]} wants a config: {words[0]} --config ppo.yaml, for instance")
     if not first.startswith("-"):
         raise UserError(f"{first} stands alone; did you mean '{words[0]} --config {first}'?")
+    for word in words:
+        if re.match(r"-[A-Za-z_]\w*\.", word):
+            raise UserError(f"{word} begins with one dash; did you mean '-{word}'?")
 
 
 def _check_folder(folder: Path) -> None:
@@ -127,9 +131,22 @@ def find_config(name: str) -> Path:
     raise UserError(f"config {name} is neither here, nor in ./configs, nor in the package; {nearest(name, known)}")
 
 
+class _Unique(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last and what is under it."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+                problem = f"the key {key.value!r} stands twice here"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Unique)
     except UnicodeDecodeError as error:
         raise UserError(f"config {path} is not UTF-8 text (byte {error.start})") from error
     except yaml.YAMLError as error:

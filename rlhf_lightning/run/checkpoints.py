@@ -21,6 +21,9 @@ from rlhf_lightning.functional.ranks import any_rank, gathered
 from rlhf_lightning.run.integrity import newest_first, plain_only
 from rlhf_lightning.run.stopping import Stopped, requeue
 
+EARLIER = "earlier"
+"""Where the checkpoints of an earlier run are until the one that began anew in its folder has one of its own."""
+
 
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes beside the file, to the disk, and only then under its name; a failure leaves what was there before.
@@ -95,6 +98,16 @@ class Checkpoints(Checkpoint):
         self.received: int | None = None
         self.requeue_signal: signal.Signals | None = None
         self.handlers: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that begins anew puts an earlier run's checkpoints aside, or `last` would go on with that one."""
+        if trainer.ckpt_path is not None or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        (folder / "last.ckpt").unlink(missing_ok=True)
+        for path in newest_first(folder, "step-*.ckpt"):
+            (folder / EARLIER).mkdir(exist_ok=True)
+            path.rename(folder / EARLIER / path.name)
 
     # -- when ----------------------------------------------------------------------------------------------------------
 
@@ -197,6 +210,7 @@ class Checkpoints(Checkpoint):
             link.unlink(missing_ok=True)
             link.symlink_to(f"step-{step}.ckpt")
             os.replace(link, folder / "last.ckpt")
+            shutil.rmtree(folder / EARLIER, ignore_errors=True)
             for path in newest_first(folder, "step-*.ckpt")[self.keep :]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

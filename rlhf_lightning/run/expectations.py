@@ -35,8 +35,12 @@ class Expectations(Callback):
         """Before weights are loaded.
 
         Raises:
-            UserError: validation is to come after more batches than an epoch has.
+            UserError: validation is to come after more batches than an epoch has, or steps are made of no part.
         """
+        if trainer.accumulate_grad_batches < 1:
+            raise UserError(
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; it must be at least 1"
+            )
         interval = getattr(trainer, "val_check_interval", None)  # which is not there if it is a time
         if stage != "fit" or not isinstance(interval, int) or interval < 2 or trainer.check_val_every_n_epoch is None:
             return

@@ -34,6 +34,7 @@ TRANSLATED = (
     r"\S+ is required and not given",
 )
 """What this module said of a nested parser, inside the report of the one around it."""
+SUBCOMMAND = r"^(fit|validate|test|predict)\."
 REQUIRED = r"[Kk]ey \"([\w.]+)\" is required|option '?\"?([\w.]+)\"?'? is required|the following arguments are required: ([\w.]+)"
 
 
@@ -51,7 +52,8 @@ def readable(parser: Any, message: str) -> str:
     if found := re.search(WRONG_VALUE, text):
         return f"{where or 'an option'} must be {_type(found.group(1))}, found {found.group(2)!r}"
     if found := re.search(REQUIRED, text):
-        return f"{'.'.join(x for x in (where, *found.groups()) if x)} is required and not given"
+        key = ".".join(part for part in (where, *found.groups()) if part)
+        return f"{re.sub(SUBCOMMAND, '', key)} is required and not given"
     return _no_class(where, text) or text[:400]
 
 
@@ -60,7 +62,7 @@ def _no_class(where: str, text: str) -> str | None:
     if found := re.search(IMPORT_FAULT, text):
         path, fault, module = found.groups()
         of_another = module and not f"{path}.".startswith(f"{module}.")
-        unlike_any = module and "did you mean" not in _unknown_class(where, path)
+        unlike_any = "did you mean" not in _unknown_class(where, path)
         if "cannot import" in fault or of_another or unlike_any:
             return f"class_path {path!r} of {where or 'this key'} cannot be imported: {fault}"
         return _unknown_class(where, path)
@@ -71,7 +73,7 @@ def _no_class(where: str, text: str) -> str | None:
             f"{where or 'this key'} wants a class of {base}, and {path} is none{function if base == 'Reward' else ''}"
         )
     if _base_of(where) is None and (found := re.search(WRONG_UNION, text)):
-        kinds = re.sub(r", (?![^\[]*\])", " or ", _type(found.group(1))).replace("NoneType", "null")
+        kinds = " or ".join(map(_type, re.split(r", (?![^\[]*\])", found.group(1)))).replace("NoneType", "null")
         return f"{where or 'an option'} must be {kinds}, found {found.group(2)!r}"
     for pattern in UNKNOWN_CLASS:
         if found := re.search(pattern, text):

@@ -21,7 +21,7 @@ def initialize(words: Sequence[str]) -> int:
     """`init DIR`: lay down configs/ and callbacks/ for a user to own.
 
     Raises:
-        UserError: a file is there already and would be overwritten, or the command line is not understood.
+        UserError: a file is there already and would be overwritten, or cannot be written, or the command line is not understood.
     """
     parser = _Parser(
         prog="rlhf_lightning init",
@@ -43,7 +43,10 @@ def initialize(words: Sequence[str]) -> int:
     if there and not options.force:
         raise UserError(f"{there[0]} is there already ({len(there)} such files); choose another folder, or add --force")
     for path, target in copies.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise UserError(f"{target} cannot be written: {error.strerror}; choose another folder") from error
         print(target)
     return 0

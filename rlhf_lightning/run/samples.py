@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ class Samples(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         if trainer.state.fn == "fit":
             self._drop_from(path, trainer.global_step)
+        else:
+            _keep(path, lambda step: step != trainer.global_step)
         append(path, ({"step": trainer.global_step, **sample} for sample in samples))
 
     def _drop_from(self, path: Path, step: int) -> None:
         """Take out what this validation repeats: the same step, or what a run that was killed wrote after its checkpoint."""
         if self.step is None:
-            _keep_before(path, step)
+            _keep(path, lambda earlier: earlier < step)
         elif self.step == step and path.exists():
             os.truncate(path, self.place)
         self.step, self.place = step, path.stat().st_size if path.exists() else 0
@@ -54,10 +56,10 @@ def json_line(row: dict[str, Any]) -> str:
     return json.dumps(known, default=str, ensure_ascii=False) + "\n"
 
 
-def _keep_before(path: Path, step: int) -> None:
-    """Take out the samples of a step and of later ones, and a line that was cut off."""
+def _keep(path: Path, wanted: Callable[[int], bool]) -> None:
+    """Take out the samples of other steps than those `wanted`, and a line that was cut off."""
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] < step]
+    kept = [line for line in lines if line.endswith(b"\n") and wanted(json.loads(line)["step"])]
     if len(kept) < len(lines):
         partial = path.with_suffix(".partial")
         partial.write_bytes(b"".join(kept))

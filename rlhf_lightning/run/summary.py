@@ -98,12 +98,13 @@ class Summary(Callback):
         Console(highlight=False).print(table)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured before the first step."""
-        return {"before": self.before, "first": self.first}
+        """What was measured before the first step, and what was last: a run that goes on may have nothing left to measure."""
+        return {name: getattr(self, name) for name in ("before", "first", "after", "last", "step")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it, for a run that goes on."""
-        self.before, self.first = state_dict["before"], state_dict["first"]
+        for name, value in state_dict.items():
+            setattr(self, name, value)
 
 
 def measured(trainer: Trainer, prefix: str) -> dict[str, float]:

@@ -79,7 +79,7 @@ class Stage(LightningModule):
 
     def load_encoder(self, max_prompt_length: int | None = None) -> Encoder:
         """Tokenizer, stop tokens and context of the model, without its weights."""
-        tokenizer, model_config = load_tokenizer(self.config), load_model_config(self.config)
+        model_config, tokenizer = load_model_config(self.config), load_tokenizer(self.config)
         stops = stop_token_ids(tokenizer, model_config, self.config)
         context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
         return Encoder(tokenizer, stops, context, max_prompt_length)
@@ -388,6 +388,8 @@ class Stage(LightningModule):
         self.skipped_steps = checkpoint["skipped_steps"]
         loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
         self.loader_state = loaders[0]
+        if self.trainer.state.fn != "fit":  # else what is measured would be logged as of step 0
+            self.trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
 
     def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
         if saved is None:
@@ -431,6 +433,17 @@ def _wrapped(original: Callable[[], Any], wrap: Callable[[Any], Any]) -> Callabl
 def say(line: str) -> None:
     """Print a line, once whatever the number of ranks."""
     print(line, flush=True)
+
+
+def check_least(least: int, **given: int | None) -> None:
+    """Refuse numbers of a stage that are too small; null is none.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise UserError(f"model.{name} is {value}; it must be at least {least}")
 
 
 def peak_memory() -> float:

@@ -33,7 +33,7 @@ from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs, m
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RolloutLoader, RowSource
 from rlhf_lightning.rollouts.recorded import RecordedReference
-from rlhf_lightning.stages.base import OnNonFinite, Stage, peak_memory, say
+from rlhf_lightning.stages.base import OnNonFinite, Stage, check_least, peak_memory, say
 from rlhf_lightning.stages.meter import Meter
 from rlhf_lightning.stages.optimizers import adamw
 from rlhf_lightning.types import Batch, Completions, LossOutput
@@ -95,6 +95,8 @@ class PolicyStage(Stage):
                 f"overlap is {overlap}: it must be at least 1, and more than 1 is for rewards that can be asked while the policy "
                 "writes, FunctionReward and ServerReward or a WeightedSum of them"
             )
+        check_least(1, iterations=iterations, max_prompt_length=max_prompt_length)
+        check_least(2, max_length=max_length)  # a token of the prompt and one of the response
         self.overlap = overlap
         self.algorithm, self.reward, self.reference_kind, self.critic_kind = algorithm, reward, reference, critic
         self.generation, self.iterations, self.predict_temperature = generation, iterations, predict_temperature

@@ -20,7 +20,7 @@ from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
 from rlhf_lightning.models.reward import RewardModel, normalized, set_normalization
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import OnNonFinite, Stage
+from rlhf_lightning.stages.base import OnNonFinite, Stage, check_least
 from rlhf_lightning.stages.optimizers import adamw
 from rlhf_lightning.types import LossOutput, PreferenceBatch
 
@@ -54,6 +54,7 @@ class RewardStage(Stage):
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__(model, optimizer, lr_scheduler, on_nonfinite)
+        check_least(2, max_length=max_length)  # a token of the prompt and one of the response
         self.objective, self.margin, self.centering = objective, margin, centering
         self.calibrate, self.max_length = calibrate, max_length
         self.scorer: RewardModel | None = None

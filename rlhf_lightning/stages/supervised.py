@@ -19,7 +19,7 @@ from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Writer
 from rlhf_lightning.rollouts.generation import Generation, Sampler
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import OnNonFinite, Stage
+from rlhf_lightning.stages.base import OnNonFinite, Stage, check_least
 from rlhf_lightning.stages.optimizers import adamw
 from rlhf_lightning.types import InstructionBatch, LossOutput
 
@@ -52,6 +52,7 @@ class SupervisedStage(Stage):
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__(model, optimizer, lr_scheduler, on_nonfinite)
+        check_least(2, max_length=max_length)  # a token of the prompt and one of the response
         self.completion_only, self.max_length, self.generation = completion_only, max_length, generation
         self.evaluation_rewards, self.predict_temperature = evaluation_rewards or {}, predict_temperature
         self.policy: Policy | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,41 @@ def test_bad_rows_can_be_left_out_and_are_counted(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     assert "left out 1 bad rows and kept 2" in said
     assert "rows.jsonl:2" in said
+
+
+def test_a_line_that_is_no_utf8_is_a_bad_row_and_a_byte_order_mark_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "first"}\r\n{"prompt": "na\xefve"}\r\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: not UTF-8 text \(byte 15 of the line\)"):
+        rows_of(PromptData(train=str(path), validation_fraction=0))
+    data = PromptData(train=str(path), on_bad_row="skip", validation_fraction=0)
+    assert [row["prompt"] for row in rows_of(data)] == ["first"]
+
+
+def test_rows_of_csv_are_counted_as_a_cell_may_have_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('prompt,answer\n"a\nb\nc",x\n\n,y\n')
+    with pytest.raises(UserError, match=r"rows\.csv, row 2: column 'prompt' must be text"):
+        rows_of(PromptData(train=str(tmp_path / "rows.csv"), validation_fraction=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.jsonl", "\n"), ("a.json", ""), ("b.json", "[]"), ("a.csv", ""), ("b.csv", "prompt\n"), ("a.parquet", "")],
+)
+def test_a_file_without_rows_is_called_empty(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} is empty: no row to use"):
+        rows_of(PromptData(train=str(tmp_path / name)))
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "rows.csv").write_text("prompt\na\nb,c\n")
+    theirs = logging.getLogger("datasets")
+    theirs.addHandler(caplog.handler)
+    with pytest.raises(UserError, match=r"no good CSV: .*line 3"):
+        rows_of(PromptData(train=str(tmp_path / "rows.csv")))
+    theirs.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_what_is_no_data_at_all(tmp_path: Path) -> None:

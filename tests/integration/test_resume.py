@@ -14,6 +14,7 @@ from combinations import SEEDS, drawn
 from leavings import ROLLOUTS, SMALL, differing, equal, lines, metrics, weights
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.run.integrity import newest_whole
 
 CHECKPOINTS = """
 trainer:
@@ -109,6 +110,47 @@ def test_a_run_that_ended_by_max_steps_is_extended_from_its_last_checkpoint(
     assert metrics(extended) == metrics(whole)
     assert lines(extended / "samples.jsonl") == lines(whole / "samples.jsonl")
     assert (extended / "summary.json").read_text() == (whole / "summary.json").read_text()
+
+
+def test_a_run_that_was_stopped_after_its_last_checkpoint_has_its_summary(run: Callable[..., Path]) -> None:
+    words = ["--config", "reinforce.yaml", *SMALL, *ROLLOUTS]
+    whole = run("whole", "fit", *words)
+    summary = (whole / "summary.json").read_text()
+    assert json.loads(summary)["val/reward/mean"]["after"] is not None
+    (whole / "summary.json").unlink()
+    run("whole", "fit", *words, "--ckpt_path", "last")
+    assert (whole / "summary.json").read_text() == summary
+
+
+@pytest.mark.parametrize("config", ["reinforce.yaml", "sft.yaml"])
+def test_what_is_measured_of_a_checkpoint_is_of_its_step(config: str, run: Callable[..., Path]) -> None:
+    words = ["--config", config, *SMALL, "--trainer.val_check_interval", "1.0", "--trainer.max_epochs", "2"]
+    folder = run("out", "fit", *words, "--trainer.check_val_every_n_epoch", "1")
+    steps = [row["step"] for row in metrics(folder)]
+    written = [row["step"] for row in lines(folder / "samples.jsonl")]
+    assert steps[-1] == str(written[-1]) != "0"
+    run("out", "validate", *words, "--ckpt_path", "last")
+    assert [row["step"] for row in metrics(folder)] == steps
+    assert [row["step"] for row in lines(folder / "samples.jsonl")] == written
+
+
+def test_a_run_that_began_anew_does_not_go_on_with_an_earlier_one(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--config", "reinforce.yaml", *SMALL, *ROLLOUTS]
+    checkpoints = run("out", "fit", *words) / "checkpoints"
+    kept = {path.name for path in checkpoints.glob("step-*.ckpt")}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhf_lightning.stages.policy.PolicyStage.collect", interrupted)
+        assert main(["fit", *words, "--trainer.default_root_dir", "out"]) == 130
+    assert newest_whole(checkpoints) == (None, [])
+    assert {path.name for path in (checkpoints / "earlier").iterdir()} == kept  # nothing is lost until there is another
+    run("out", "fit", *words, "--ckpt_path", "last")
+    assert {path.name for path in checkpoints.iterdir()} == {*kept, "last.ckpt"}
 
 
 STOP = """

@@ -188,7 +188,7 @@ def test_old_names_of_keys_are_known(tokenizer_folder: str) -> None:
 def test_neither_or_both_of_name_and_config() -> None:
     with pytest.raises(UserError, match="neither is given"):
         ModelConfig()
-    with pytest.raises(UserError, match="both is given"):
+    with pytest.raises(UserError, match="both are given"):
         ModelConfig("a/b", config={"model_type": "llama"}, tokenizer="t")
     with pytest.raises(UserError, match="needs a tokenizer"):
         ModelConfig(config={"model_type": "llama"})

@@ -145,7 +145,7 @@ def test_a_file_may_hold_dataclasses(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("plain", "names no module"),
         ("absent.py:plain", "absent.py is not there"),
         ("notes.txt:plain", "notes.txt is no Python file"),
-        ("broken.py:plain", r"broken.py:plain cannot be imported: SyntaxError: .*line 1"),
+        ("broken.py:plain", r"broken.py:1 is no Python: "),
         ("fails.plain", "fails.plain cannot be imported: ZeroDivisionError"),
     ],
 )
