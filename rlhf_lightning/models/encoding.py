@@ -31,17 +31,6 @@ class Encoder:
     cut: dict[str, int] = field(default_factory=dict)
     """How many prompts and responses were shortened."""
 
-    def __post_init__(self) -> None:
-        """Check.
-
-        Raises:
-            UserError: no token of a prompt may stay.
-        """
-        if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            raise UserError(
-                f"max_prompt_length is {self.max_prompt_length}; it must be at least 1, or null for no limit"
-            )
-
     def prompt(self, text: Text) -> list[int]:
         """Token ids of a prompt, at least one; messages go through the chat template, up to where the assistant answers."""
         if isinstance(text, str):

@@ -26,7 +26,7 @@ from rlhf_lightning.algorithms.ppo import PPO
 @dataclass
 class Odd(PPO):
     bad: int = 10
-    factor: float = float("nan")
+    factor: str = "nan"
     def __post_init__(self):
         super().__post_init__()
         self.calls = 0
@@ -35,7 +35,8 @@ class Odd(PPO):
         if self.calls != self.bad:
             return found
         total, count = found.means["loss/value"]
-        return replace(found, loss=found.loss * self.factor, means={**found.means, "loss/value": (total * self.factor, count)})
+        factor = float(self.factor)
+        return replace(found, loss=found.loss * factor, means={**found.means, "loss/value": (total * factor, count)})
 
 class Call(Callback):
     def __init__(self, step: int, what: str):
@@ -87,7 +88,7 @@ def call(step: int, what: str) -> list[str]:
 def test_a_number_that_is_not_finite_stops_the_run_before_the_step(
     factor: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*ODD, "--model.algorithm.factor", f".{factor}", "--trainer.default_root_dir", "out", *QUIET]
+    words = [*ODD, "--model.algorithm.factor", factor, "--trainer.default_root_dir", "out", *QUIET]
     assert main(words) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert (

@@ -33,10 +33,8 @@ def test_the_stop_token_that_a_template_writes_stays(tokenizer: PreTrainedTokeni
     assert Encoder(turns, [2, end]).response(TALK, "the cat") == [*turns("the cat")["input_ids"], end]
 
 
-def test_a_prompt_of_no_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_pair_that_has_no_room_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     for length in (0, -3):
-        with pytest.raises(UserError, match=f"max_prompt_length is {length}; it must be at least 1"):
-            Encoder(tokenizer, [2], max_prompt_length=length)
         with pytest.raises(UserError, match=f"max_length is {length}; it must be at least 2"):
             Encoder(tokenizer, [2]).pair([5, 6], [7, 2], length)
 
