@@ -99,16 +99,6 @@ class Checkpoints(Checkpoint):
         self.requeue_signal: signal.Signals | None = None
         self.handlers: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that begins anew puts an earlier run's checkpoints aside, or `last` would go on with that one."""
-        if trainer.ckpt_path is not None or not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        (folder / "last.ckpt").unlink(missing_ok=True)
-        for path in newest_first(folder, "step-*.ckpt"):
-            (folder / EARLIER).mkdir(exist_ok=True)
-            path.rename(folder / EARLIER / path.name)
-
     # -- when ----------------------------------------------------------------------------------------------------------
 
     def on_train_batch_end(
@@ -163,9 +153,16 @@ class Checkpoints(Checkpoint):
     # -- signals -------------------------------------------------------------------------------------------------------
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen, from the first hook after Lightning does: its handlers talk to other processes in the middle of anything."""
-        if self.handlers:
-            return
+        """The first hook after every strategy has read its checkpoint, and Lightning has begun to listen for signals."""
+        if trainer.ckpt_path is None and trainer.is_global_zero:
+            self._put_aside(Path(trainer.default_root_dir) / "checkpoints")
+        if not self.handlers:
+            self._listen(trainer)
+
+    on_train_start = on_sanity_check_start
+
+    def _listen(self, trainer: Trainer) -> None:
+        """In Lightning's place: its handlers talk to other processes in the middle of anything."""
         launcher = trainer.strategy.launcher
 
         def note(number: int, frame: FrameType | None) -> None:
@@ -178,8 +175,6 @@ class Checkpoints(Checkpoint):
             self.requeue_signal = environment.requeue_signal or signal.SIGUSR1
         numbers = {signal.SIGTERM, self.requeue_signal} - {None}
         self.handlers = {number: signal.signal(number, note) for number in numbers if number is not None}
-
-    on_train_start = on_sanity_check_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen no more."""
@@ -199,6 +194,14 @@ class Checkpoints(Checkpoint):
         raise Stopped(number)
 
     # -- writing -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _put_aside(folder: Path) -> None:
+        """Those of an earlier run, where this one begins anew: `last` would go on with that one."""
+        (folder / "last.ckpt").unlink(missing_ok=True)
+        for path in newest_first(folder, "step-*.ckpt"):
+            (folder / EARLIER).mkdir(exist_ok=True)
+            path.rename(folder / EARLIER / path.name)
 
     def save(self, trainer: Trainer) -> None:
         """Write `step-N.ckpt`, point `last.ckpt` at it, and remove what is older than the last few."""
