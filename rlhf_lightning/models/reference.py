@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import is_adapted, reference_view
-from rlhf_lightning.models.policy import response_logprobs
+from rlhf_lightning.models.policy import language_model, response_logprobs
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.loading import ModelConfig
@@ -76,7 +76,8 @@ def build_reference(kind: ReferenceKind, config: ModelConfig, policy: nn.Module,
                 "train one, or choose another reference (nf4, int8, full)"
             )
         return AdapterReference(policy)
-    return CopiedReference(_copy(chosen, config, device).to(device), chosen)
+    dtype: Any = str(language_model(policy).dtype).removeprefix("torch.")  # to which bf16-true has converted it
+    return CopiedReference(_copy(chosen, replace(config, dtype=dtype), device).to(device), chosen)
 
 
 def _copy(kind: Literal["nf4", "int8", "full"], config: ModelConfig, device: Any) -> nn.Module:

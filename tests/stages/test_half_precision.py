@@ -17,6 +17,7 @@ from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
+from rlhf_lightning.rewards import LengthReward
 from rlhf_lightning.rewards.model import ModelReward
 from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.stages import PolicyStage, RewardStage, SupervisedStage
@@ -75,6 +76,17 @@ def test_a_rollout_keeps_its_numbers_in_float32(algorithm: Algorithm, folder: st
     assert len(floats) > 3
     assert {value.dtype for value in floats} == {torch.float32}
     assert (batch.logprobs != batch.logprobs.bfloat16()).any(), "they went through bfloat16"
+
+
+@pytest.mark.parametrize("reference", ["full", "nf4"])
+def test_the_reference_is_a_copy_of_the_policy_as_it_is_converted(reference: Any, folder: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"generation": Sampler(8), "iterations": 1, "optimizer": OPTIMIZER}
+    stage = PolicyStage(ModelConfig(folder), REINFORCE(responses_per_prompt=2), LengthReward(2), reference, **options)
+    fitted(stage, tmp_path)
+    assert stage.collector is not None
+    copy = stage.collector.reference._model  # type: ignore[attr-defined]
+    floats = {value.dtype for value in copy.parameters() if value.is_floating_point()}
+    assert floats == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(
