@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.credit import group_moments
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.functional.ranks import all_sum, together
@@ -121,6 +122,8 @@ class Collector:
         )
         parts = parts if count else {name: [] for name in parts}
         self.metrics = self._rollout_metrics(rollout, rewards.isnan() & count, parts)
+        if responses_per_prompt > 1:
+            self.metrics["reward/tied"] = _tied(rollout)
         self.metrics |= {"time/generate": written - started, "time/score": scored - written}
         self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (written - started)
         return rollout
@@ -189,6 +192,13 @@ class Collector:
         for name, part in parts.items():
             metrics[f"reward/{name}"] = mean_score(part, unscored.device)
         return {name: float(value) for name, value in metrics.items()}
+
+
+def _tied(rollout: Rollout) -> float:
+    """Share of responses, over all ranks, to prompts whose rewards are all equal: there is nothing to compare them with."""
+    valid = rollout.mask.any(-1)
+    deviation = group_moments(rollout.rewards, rollout.groups, valid)[1]
+    return float(masked_mean((deviation == 0).float(), valid))
 
 
 def mean_score(scores: Sequence[float | None], device: torch.device | str = "cpu") -> Tensor:

@@ -148,6 +148,18 @@ def test_a_response_without_a_score_counts_for_nothing_and_no_metric_sees_it(col
     assert found["response/truncated"] == float(rollout.truncated[:4].sum()) / 4
 
 
+def test_how_many_responses_have_nothing_to_compare_is_told(collector: Collector) -> None:
+    class Rated(Reward):
+        def __call__(self, completions: Completions) -> Sequence[float | None]:
+            return [1e6 / 3 if row < 4 else None if row == 4 else row for row in range(len(completions))]
+
+    collector.reward = Rated()
+    collected(collector)
+    assert collector.metrics["reward/tied"] == pytest.approx(4 / 7)  # the one prompt
+    collector.online(PROMPTS, 1, False, torch.Generator().manual_seed(0))
+    assert "reward/tied" not in collector.metrics
+
+
 def test_rows_that_only_keep_step_count_for_nothing(collector: Collector) -> None:
     collector.reward = WeightedSum({"worth": Worth()})
     rollout = collected(collector, count=False)
