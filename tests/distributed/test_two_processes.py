@@ -37,7 +37,7 @@ trainer:
       init_args: {every_n_steps: 1, keep: 100}
 """
 OFTEN = [
-    *((name, "fsdp", False) for name in RUNS),
+    *((name, "fsdp", False) for name in RUNS if name not in ("reinforce", "grpo")),
     *((name, "ddp", False) for name in ("ppo", "reinforce", "dpo_offline", "sft", "reward")),
     # what an adapter changes on several processes does not depend on what is learned, but for recorded rows
     *((name, strategy, True) for name in ("ppo", "sft") for strategy in ("ddp", "fsdp")),

@@ -43,7 +43,7 @@ RUNS = {
     "reward": (["--config", "reward.yaml", "--trainer.max_epochs", "2", "--trainer.val_check_interval", "0.5"], 4),
 }
 """A command line, and the step at which a rollout or an epoch of it is used up."""
-SLOW = ("eight_bits", "lora", "ppo_adaptive", "reward", "sft_seldom")
+SLOW = ("eight_bits", "lora", "ppo_adaptive", "ppo_in_pieces", "ppo_two_epochs", "reward", "sft_seldom")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in sorted(RUNS)])
