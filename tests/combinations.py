@@ -63,10 +63,10 @@ GRADIENTS: Options = [
         [
             "ALGORITHM.kl.placement loss ALGORITHM.kl.estimator k2",
             "ALGORITHM.kl.placement loss ALGORITHM.kl.estimator k3",
+            "ALGORITHM.kl.placement loss ALGORITHM.kl.ratio_weighted true",
         ],
     ),
     (0.3, ["ALGORITHM.kl.target 0.05"]),
-    (0.2, ["ALGORITHM.kl.ratio_weighted true"]),
     (1.0, ["ALGORITHM.minibatches 1", "ALGORITHM.minibatches 2", "ALGORITHM.minibatches 3"]),
 ]
 OWN: dict[str, Options] = {

@@ -121,8 +121,8 @@ class KLPenalty:
         """Refuse what cannot penalise.
 
         Raises:
-            UserError: a coefficient that is negative or no number, a target that is not positive or out of reach, or k1 as
-                an unweighted loss.
+            UserError: a coefficient that is negative or no number, a target that is not positive or out of reach, k1 as an
+                unweighted loss, or a weight for a loss that there is not.
         """
         if not 0 <= self.coef < math.inf:
             raise UserError(f"kl.coef is {self.coef}; it must be a number and not negative")
@@ -134,6 +134,8 @@ class KLPenalty:
             raise UserError(
                 "kl.estimator k1 in the loss has an expected gradient of zero; use k2, or kl.ratio_weighted: true"
             )
+        if self.ratio_weighted and self.placement == "reward":
+            raise UserError("kl.ratio_weighted is of a penalty in the loss, and kl.placement is reward; set it to loss")
 
     def in_reward(self, rollout: Rollout) -> Tensor:
         """float32 [B, T]: what each token's reward is lowered by; zeros where the penalty is in the loss."""

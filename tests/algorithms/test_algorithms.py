@@ -137,6 +137,11 @@ def test_the_two_options_with_tests_of_their_own() -> None:
         (KLPenalty, {"placement": "loss"}, "expected gradient of zero"),
         (DPO, {"label_smoothing": 0.1, "loss_type": "ipo"}, "label_smoothing changes loss_type sigmoid alone"),
         (KLPenalty, {"coef": 0.0, "target": 0.1}, "kl.coef is 0, which no kl.target can raise"),
+        (
+            KLPenalty,
+            {"ratio_weighted": True},
+            "kl.ratio_weighted is of a penalty in the loss, and kl.placement is reward",
+        ),
     ],
 )
 def test_values_that_cannot_work(kind: Any, option: dict[str, Any], expected: str) -> None:
