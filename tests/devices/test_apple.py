@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import lightning.fabric.accelerators
@@ -12,6 +13,7 @@ from leavings import ROLLOUTS, SMALL, column
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.stages.base import peak_memory
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,12 @@ def test_a_run_takes_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--trainer.default_root_dir", "out"]) == 0, capsys.readouterr().err
     assert column(Path("out"), "reward/mean")
     assert "accelerator: auto" in Path("out/config.yaml").read_text()  # the config is not of one machine
+
+
+def test_peak_memory_is_counted_in_bytes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = peak_memory()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_memory() == pytest.approx(elsewhere / 1024, rel=0.05)
 
 
 @pytest.fixture
