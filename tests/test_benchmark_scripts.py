@@ -88,7 +88,7 @@ def test_every_config_that_is_written_for_a_run_is_understood(
 def test_every_side_of_the_sampling_benchmark_writes_the_lengths_it_is_told(
     side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"PROMPTS": 2, "COPIES": 2, "PROMPT_LENGTH": 4, "MEAN": 4, "CAP": 8, "VOCABULARY": 16}.items():
+    for name, value in {"PROMPTS": 2, "COPIES": 2, "PROMPT_LENGTH": 4, "MEAN": 4, "CAP": 8}.items():
         monkeypatch.setattr(sampling, name, value)
     monkeypatch.setattr(generation, "Transcript", generation.Transcript)  # put back what it replaces
     found = sampling.measure(side, 4, 1)
