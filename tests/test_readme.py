@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,3 +45,12 @@ def test_configs_that_the_readme_names_exist() -> None:
     names = set(re.findall(r"--config (\w+\.yaml)", README)) - {"extended.yaml"}
     assert names
     assert all((ROOT / "configs" / name).is_file() for name in names)
+
+
+def test_what_is_tested_together_can_be_installed_on_every_python_that_the_readme_names() -> None:
+    found = re.search(r"Python (3\.\d+) to (3\.\d+)", README)
+    assert found
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    assert len(pinned) > 10
+    wanted = {name: SpecifierSet(metadata(name)["Requires-Python"]) for name in [*pinned, "rlhf_lightning"]}
+    assert [name for name, pythons in wanted.items() if not all(v in pythons for v in found.groups())] == []

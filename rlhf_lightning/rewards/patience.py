@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -105,8 +104,7 @@ def may_pass(error: Exception) -> bool:
     """
     if isinstance(error, HTTPError):
         return error.code in (408, 425, 429) or error.code >= 500
-    # asyncio's TimeoutError is a class of its own in Python 3.10
-    return isinstance(error, OSError | asyncio.TimeoutError) and not isinstance(error, LASTING)
+    return isinstance(error, OSError) and not isinstance(error, LASTING)
 
 
 def told_in_short(error: BaseException) -> str:
