@@ -26,14 +26,19 @@ def _inverted(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """int64 [N]: the first token at which the sum of `probabilities` [N, V] passes `uniforms`; never one that cannot be."""
     count, vocabulary = probabilities.shape
     blocks = F.pad(probabilities, (0, -vocabulary % BLOCK)).view(count, -1, BLOCK)
-    ends = blocks.sum(-1).double().cumsum(-1)
-    mark = uniforms.double()[:, None] * ends[:, -1:]
-    block = torch.searchsorted(ends, mark, right=True).clamp(max=ends.shape[1] - 1)
-    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1).double().cumsum(-1)
-    # a block's sum was rounded to float32: what is left of the mark must still lie inside of it
-    rest = torch.minimum(mark - F.pad(ends, (1, 0)).gather(1, block), inside[:, -1:].nextafter(inside.new_zeros(())))
+    ends = _whole(blocks.sum(-1)).cumsum(-1)
+    mark = (uniforms.double()[:, None] * ends[:, -1:]).long()
+    block = torch.searchsorted(ends, mark, right=True).clamp(max=ends.shape[1] - 1)  # of NaN, which the loss will tell
+    inside = _whole(blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1)).cumsum(-1)
+    # a block's sum was rounded: what is left of the mark must still lie inside of it
+    rest = torch.minimum(mark - F.pad(ends, (1, 0)).gather(1, block), inside[:, -1:] - 1)
     chosen = block * BLOCK + torch.searchsorted(inside, rest, right=True)
     return chosen.squeeze(-1).clamp(max=vocabulary - 1)
+
+
+def _whole(probabilities: Tensor) -> Tensor:
+    """In units of 2^-40, at least one for what can be: sums of whole numbers are exact, also where CUDA adds in any order."""
+    return (probabilities.double() * 2.0**40).ceil().long()
 
 
 class Transcript:

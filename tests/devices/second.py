@@ -83,6 +83,8 @@ NUMBERS = INDEXING | {"where", "masked_fill", "masked_fill_", "fill_"}
 """Take a number in a CPU tensor without dimensions, as pointwise operators do."""
 WAITS = "_local_scalar_dense nonzero masked_select _unique2 unique_dim repeat_interleave equal bincount".split()
 """Operators for which the host waits until the device has come so far."""
+UNREPEATABLE = "put_ histc median nll_loss2d_forward".split()
+"""Operators that CUDA refuses where all must be deterministic, beside cumulative sums of numbers that are not whole."""
 waits: Counter[str] = Counter()
 """How often it waited, by operator, and `copies` from the device."""
 
@@ -161,7 +163,7 @@ def _new(host: Tensor) -> Tensor:
 
 
 def _check(op: Any, kind: _Kind, args: Any, given: list[Any]) -> None:
-    """Raise what CUDA raises where tensors or generators of both devices meet, and count what it would wait for."""
+    """Raise what CUDA raises where both devices meet, or where nothing may depend on chance; count what it would wait for."""
     tensors = [x for x in given if isinstance(x, Tensor)]
     strangers = [x for x in tensors if x.device.type == "cpu"]
     if len(strangers) < len(tensors):
@@ -174,6 +176,8 @@ def _check(op: Any, kind: _Kind, args: Any, given: list[Any]) -> None:
                 f"Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and cpu! ({op} was "
                 f"given tensors of the CPU of shapes {[tuple(x.shape) for x in strangers]})"
             )
+        if op._opname in UNREPEATABLE or (op._opname.startswith("cumsum") and tensors[0].is_floating_point()):
+            raise RuntimeError(f"{op} does not have a deterministic implementation, but you set trainer.deterministic")
         masks = op._opname == "_index_put_impl_" and any(x is not None and x.dtype == torch.bool for x in args[1])
         if masks or op._opname in WAITS:
             waits[op._opname] += 1

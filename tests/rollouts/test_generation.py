@@ -140,6 +140,19 @@ def test_draw_inverts_the_cumulative_distribution() -> None:
     assert draw(logits, 0.0, torch.zeros(4))[0].tolist() == [2] * 4
 
 
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+@pytest.mark.parametrize("vocabulary", [3, 64, 70, 5000])
+def test_what_cannot_be_is_never_drawn_and_numbers_that_are_none_draw_some_token(
+    vocabulary: int, uniform: float
+) -> None:
+    logits = torch.full((4, vocabulary), -torch.inf)
+    logits[0, -1], logits[1, 0], logits[2, [0, -1]] = 0.0, 0.0, torch.tensor([0.0, -80.0])
+    logits[3] = torch.nan
+    chosen = draw(logits, 1.0, torch.full((4,), uniform))[0].tolist()
+    assert chosen[:3] == [vocabulary - 1, 0, 0]
+    assert 0 <= chosen[3] < vocabulary
+
+
 def test_lengths_and_temperatures_that_cannot_be() -> None:
     for option, expected in (({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "positive")):
         with pytest.raises(UserError, match=expected):
