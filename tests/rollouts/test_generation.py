@@ -153,6 +153,12 @@ def test_what_cannot_be_is_never_drawn_and_numbers_that_are_none_draw_some_token
     assert 0 <= chosen[3] < vocabulary
 
 
+def test_what_is_very_unlikely_can_be_and_what_is_beside_it_cannot() -> None:
+    logits = torch.full((1, 128), -29.0)  # below 2^-40
+    logits[0, 0], logits[0, 64] = -torch.inf, 0.0
+    assert draw(logits, 1.0, torch.zeros(1))[0].tolist() == [1]
+
+
 def test_lengths_and_temperatures_that_cannot_be() -> None:
     for option, expected in (({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "positive")):
         with pytest.raises(UserError, match=expected):
