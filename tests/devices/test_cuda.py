@@ -22,6 +22,7 @@ from rlhf_lightning.rollouts.generation import Sampler, TransformersGenerate
 from rlhf_lightning.types import Rows
 
 DEVICE = os.environ.get("CUDA_TESTS_ON", "cuda")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA refuses to be deterministic
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA device"),
@@ -156,8 +157,7 @@ def test_a_run_ends_with_an_export_that_transformers_loads(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["ppo", "ppo, qlora, 8-bit AdamW", "dpo_offline"])
-def test_a_run_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def test_a_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     (tmp_path / "often.yaml").write_text(
         "trainer: {callbacks: [{class_path: Checkpoints, init_args: {every_n_steps: 1, keep: 100}}]}"
