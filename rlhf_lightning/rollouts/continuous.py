@@ -110,11 +110,11 @@ class ContinuousBatch:
             self._close(ended)
 
     def _prefill(self) -> bool:
-        """Compute as many prompts as would fill all slots and draw the first token of all of their rows.
+        """Compute as many prompts as would fill all slots, or a pass, and draw the first token of all of their rows.
 
         False if there are no more prompts.
         """
-        asked = range(self.asked, min(self.asked + max(1, self.slots // self.copies), len(self.prompts)))
+        asked = self._next_prompts()
         if not asked:
             return False
         self.asked = asked.stop
@@ -138,6 +138,16 @@ class ContinuousBatch:
             row = asked.start * self.copies + index
             self.waiting.append(Waiting(row, prompt, known[prompt], tokens[index]))
         return True
+
+    def _next_prompts(self) -> range:
+        limit = getattr(self.lm.base_model, "max_tokens_per_batch", None) or 2**62
+        stop = min(self.asked + max(1, self.slots // self.copies), len(self.prompts))
+        longest = 0
+        for prompt in range(self.asked, stop):
+            longest = max(longest, self.known_lengths[prompt])
+            if prompt > self.asked and (prompt + 1 - self.asked) * longest > limit:
+                return range(self.asked, prompt)
+        return range(self.asked, stop)
 
     def _place(self, slots: list[int], arriving: list[Waiting]) -> None:
         if self.cache is None:

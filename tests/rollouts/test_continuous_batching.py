@@ -79,6 +79,15 @@ def test_any_number_of_slots_writes_what_all_rows_at_once_write(
         assert_same(write(model, prompts, max_batch_size=slots), together)
 
 
+def test_prompts_are_read_in_passes_of_as_many_tokens_as_any_other_pass(llama: Any, prompts: Any) -> None:
+    llama.base_model.max_tokens_per_batch = None
+    at_once = write(llama, prompts)
+    llama.base_model.max_tokens_per_batch = 12
+    passes = Passes(llama)
+    assert_same(write(llama, prompts), at_once)
+    assert [shape for shape in passes.shapes if shape[1] > 1] == [(2, 6), (2, 5), (1, 6)]
+
+
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "gpt_neox"])
 def test_mixed_precision_writes_what_a_pass_over_the_rows_says(
     arch: str, prompts: Any, tiny_model_folder: Callable[[str], str]
