@@ -39,16 +39,20 @@ class OutOfMemory(Callback):
             limit = getattr(getattr(pl_module, "config", None), "max_tokens_per_batch", None)
             found = ASKED.search(str(exception))
             asked = f" (asked for {found.group(1)})" if found else ""
-            exception.args = (f"out of memory{asked}, {_there_is(pl_module.device)}: {self._advice(trainer, limit)}",)
+            exception.args = (
+                f"out of memory{asked}, {_there_is(pl_module.device)}: {self._advice(trainer, pl_module, limit)}",
+            )
 
-    def _advice(self, trainer: Trainer, limit: int | None) -> str:
+    def _advice(self, trainer: Trainer, pl_module: LightningModule, limit: int | None) -> str:
         smaller = "; a smaller base: --config qlora.yaml (4 bits, an adapter trains), or gradient_checkpointing: true"
         size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
         given = "" if size is None else f", now {size}"
         if self.batch is None:
+            slots = getattr(getattr(pl_module, "generation", None), "max_batch_size", None)
+            fewer = "" if slots is None else f"generation.max_batch_size, now {slots}, which changes no response, or "
             return (
-                f"rows were written or measured; lower data.batch_size{given}, generation.max_new_tokens, or the policy's "
-                f"max_tokens_per_batch{smaller}"
+                f"rows were written or measured; lower {fewer}data.batch_size{given}, generation.max_new_tokens, or the "
+                f"policy's max_tokens_per_batch{smaller}"
             )
         rows, held = "rows", limit
         if hasattr(self.batch, "tokens"):

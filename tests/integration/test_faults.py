@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,6 +169,19 @@ def test_out_of_memory_says_what_to_change(capsys: pytest.CaptureFixture[str]) -
     assert "GiB of this machine are free" in said
     rows, tokens = map(int, re.search(r"(\d+) rows of up to (\d+) tokens", said).groups())  # type: ignore[union-attr]
     assert f"max_tokens_per_batch: {rows * tokens // 2} (now 2048) beside the model's name" in said
+
+
+def test_out_of_memory_while_writing_names_what_changes_no_response(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity …")
+
+    monkeypatch.setattr("rlhf_lightning.rollouts.continuous.SlotCache", full)
+    assert main([*PPO, "--trainer.default_root_dir", "out", *QUIET]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "out of memory (asked for 2.00 GiB)" in said
+    assert "lower generation.max_batch_size, now 256, which changes no response, or data.batch_size, now 4" in said
 
 
 def test_random_states_of_every_library_go_on(run: Callable[..., Path]) -> None:
