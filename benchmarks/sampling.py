@@ -92,7 +92,7 @@ def measure(
 
         setattr(owner, name, wrapper)
 
-    options = {"max_batch_size": max(slots, 1), "continuous_batching": side == "sampler"}
+    options = {"max_batch_size": slots or PROMPTS * COPIES, "continuous_batching": side == "sampler"}
     if side == "generate":
         sampler = generation.TransformersGenerate(CAP)
         everyone = torch.arange(PROMPTS * COPIES, device=device)

@@ -91,9 +91,10 @@ class Sampler(Generation):
     temperature: float = 1.0
     """Divides the logits, here and in every log-probability; 0 is greedy (for `predict`, not for learning)."""
     max_batch_size: int = 256
-    """Rows that decode at a time; others wait until one of them ends. Memory for keys and values grows with it."""
+    """Rows that decode at a time, and others wait; memory for keys and values grows with it, and no response changes."""
     continuous_batching: bool = True
-    """False: all rows decode at a time, with the cache of transformers; so it is for models with windows or states anyway."""
+    """False: a row waits until all that decode have ended, and the cache is that of transformers; so it is for models with
+    windows or states anyway."""
 
     def __post_init__(self) -> None:
         """See `Generation.__post_init__`."""
@@ -119,14 +120,14 @@ class Sampler(Generation):
         heat = self.temperature if temperature is None else temperature
         rows, width = len(prompts) * responses_per_prompt, self.max_new_tokens
         transcript = Transcript(rows, width, heat, stop_tokens, pad_token, generator, critic)
-        given = (lm, prompts, prompt_mask, responses_per_prompt)
+        given = (lm, prompts, prompt_mask, responses_per_prompt, self.max_batch_size, transcript)
         if not (self.continuous_batching and rows_are_independent(lm, prompts.shape[1] + width)):
-            write_together(*given, transcript)
+            write_together(*given)
         else:
             try:
-                ContinuousBatch(*given, self.max_batch_size, transcript).run()
+                ContinuousBatch(*given).run()
             except UnsuitableCacheError:
-                write_together(*given, transcript)
+                write_together(*given)
         return Written(transcript.tokens, transcript.mask, transcript.logprobs, transcript.values)
 
 

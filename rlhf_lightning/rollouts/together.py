@@ -1,4 +1,4 @@
-"""All rows side by side from the first token to the last, with the model's own cache: right for any that transformers has."""
+"""Rows side by side from the first token to the last, with the model's own cache: right for any that transformers has."""
 
 from __future__ import annotations
 
@@ -12,20 +12,30 @@ from rlhf_lightning.models.policy import Head
 from rlhf_lightning.rollouts.drawing import Transcript
 
 
-def write_together(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, transcript: Transcript) -> None:
-    """Fill the transcript; every row's next token stands in the same column, and finished rows leave the batch.
+def write_together(
+    lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, most: int, transcript: Transcript
+) -> None:
+    """Fill the transcript, the responses to as many prompts at a time as are `most` rows, or to one."""
+    count = max(1, most // copies)
+    for first in range(0, len(prompts), count):
+        some = slice(first, first + count)
+        _write(lm, prompts[some], prompt_mask[some], copies, first * copies, transcript)
+
+
+def _write(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, first: int, transcript: Transcript) -> None:
+    """Every row's next token stands in the same column, and finished rows leave the batch.
 
     Args:
         lm: a causal language model of transformers.
         prompts: int64 [N, P], left padded; `prompt_mask` bool [N, P].
         copies: responses a prompt.
-        transcript: of N × `copies` rows.
+        first: the transcript's row of the first response.
 
     Raises:
         UserError: the model goes on from something else than such a cache.
     """
     decoder = _Decoder(lm, prompts, prompt_mask, copies, transcript.width)
-    active = torch.arange(len(prompts) * copies, device=prompts.device)
+    active = torch.arange(first, first + len(prompts) * copies, device=prompts.device)
     while True:
         chosen, going = transcript.extend(active, decoder.hidden, decoder.head.logits(decoder.hidden))
         index = torch.nonzero(going).flatten()

@@ -13,6 +13,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.cache import SlotCache, rows_are_independent
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import response_logprobs
+from rlhf_lightning.rollouts import generation
 from rlhf_lightning.rollouts.drawing import draw
 from rlhf_lightning.rollouts.generation import Sampler, TransformersGenerate, Written
 
@@ -125,10 +126,14 @@ def test_a_row_that_waits_takes_the_slot_of_one_that_ended(llama: Any, prompts: 
     assert 1 < prefills[1] < prefills[2] < full
 
 
-def test_without_the_switch_all_rows_decode_at_a_time(llama: Any, prompts: Any) -> None:
+@pytest.mark.parametrize(("rows", "prompts_at_a_time"), [(256, [5]), (7, [2, 2, 1]), (2, [1] * 5)])
+def test_without_the_switch_rows_wait_until_all_that_decode_have_ended(
+    rows: int, prompts_at_a_time: list[int], llama: Any, prompts: Any
+) -> None:
     passes = Passes(llama)
-    write(llama, prompts, stops=[], max_batch_size=4, continuous_batching=False)
-    assert passes.shapes == [(5, 6)] + [(15, 1)] * 11
+    found = write(llama, prompts, stops=[], max_batch_size=rows, continuous_batching=False)
+    assert passes.shapes == [shape for n in prompts_at_a_time for shape in [(n, 6)] + [(3 * n, 1)] * 11]
+    assert_same(found, write(llama, prompts, stops=[]))
 
 
 def test_long_responses_outgrow_the_room_that_slots_have_at_first(llama: Any, prompts: Any) -> None:
@@ -200,14 +205,14 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_more_than_keys_and_values_decodes_together(name: str, prompts: Any) -> None:
+def test_what_is_more_than_keys_and_values_decodes_together(
+    name: str, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(generation, "ContinuousBatch")
     kind, options = OTHERS[name]
     model = tiny(kind, **options)
     assert not rows_are_independent(model, 16)
-    passes = Passes(model)
-    ours = Sampler(10, max_batch_size=2).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
-    assert passes.shapes[0] == (5, 6)
-    assert passes.shapes[1][0] > 2
+    ours = Sampler(10).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
     theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
     assert torch.equal(ours.tokens, theirs.tokens)
 
@@ -249,8 +254,8 @@ def test_a_model_with_a_cache_of_its_own_decodes_together(llama: Any, prompts: A
     expected = write(llama, prompts)
     llama.base_model.register_forward_hook(swap)
     passes = Passes(llama)
-    assert_same(write(llama, prompts, max_batch_size=2), expected)
-    assert passes.shapes[:2] == [(1, 6), (5, 6)]  # begun again, with all prompts
+    assert_same(write(llama, prompts, max_batch_size=6), expected)
+    assert passes.shapes[:2] == [(2, 6), (2, 6)]  # begun again
 
 
 def test_draws_are_those_of_a_sum_over_the_whole_vocabulary() -> None:
