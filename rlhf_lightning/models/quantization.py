@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.linear import linear_layers, unlike_linear
 
 Kind = Literal["nf4", "int8"]
 
@@ -19,11 +20,11 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quantize_(model: nn.Module, kind: Kind, device: torch.device | str | None = None) -> nn.Module:
-    """Replace the linear layers of a transformers model, but its heads, by frozen quantised ones, in place.
+    """Replace the linear layers of a transformers model, but its heads and those it reads itself, by frozen quantised ones.
 
     nf4: 4-bit normal floats (Dettmers et al. 2023, section 3); int8: one scale per output (the weights of Dettmers et al.
     2022). Activations stay as they are, so that a row's log-probabilities depend neither on the rows beside it nor on
-    train or eval mode. Nothing of the model trains afterwards. Runs on the CPU and on CUDA.
+    train or eval mode. In place; nothing of the model trains afterwards. Runs on the CPU and on CUDA.
 
     Args:
         model: a model for language modelling or sequence classification.
@@ -34,9 +35,8 @@ def quantize_(model: nn.Module, kind: Kind, device: torch.device | str | None = 
         UserError: the model has no linear layer to quantise.
     """
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}  # type: ignore[operator]
-    layers = [
-        (name, module) for name, module in model.named_modules() if _is_linear(module) and id(module) not in heads
-    ]
+    others = unlike_linear(model)
+    layers = [(n, module) for n, module in linear_layers(model).items() if id(module) not in heads and n not in others]
     if not layers:
         raise UserError(f"{type(model).__name__} has no linear layer that could be quantised to {kind}")
     with warnings.catch_warnings():
@@ -66,12 +66,6 @@ def dequantize_(model: nn.Module) -> nn.Module:
             setattr(model.get_submodule(parent), leaf, plain)
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # type: ignore[assignment]
     return model
-
-
-def _is_linear(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _quantized(module: Any, kind: Kind, device: torch.device | str | None) -> nn.Module:
