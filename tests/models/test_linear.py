@@ -1,7 +1,8 @@
-"""Layers that only look linear stay what they are: routers that return more, weights that a model reads without their layer."""
+"""What is quantised and adapted: no layer that only looks linear, and experts that are one tensor where that is possible."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,3 +51,22 @@ def test_they_are_found_and_neither_quantised_nor_adapted(
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_B" in name]
     assert all(model.get_parameter(name).grad is not None for name in trained)
     assert not [name for name in trained if any(part in name for part in odd)]
+
+
+@pytest.mark.parametrize("arch", ["mixtral", "phimoe", "jamba"])
+def test_experts_in_one_tensor_are_quantised_in_a_reference_and_named_where_they_are_not(
+    arch: str, tokenizer_folder: str, rows: tuple[Tensor, Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ModelConfig(config={"model_type": arch, **SIZES, **ODD[arch][0]}, tokenizer=tokenizer_folder)
+    plain = load_causal_lm(config)
+    left = f"the experts of {type(plain).__name__} stay in torch.float32, "
+    sizes: dict[str, int] = {}
+    for kind in ("full", "nf4", "int8"):
+        reference: Any = build_reference(kind, config, plain, "cpu")  # type: ignore[arg-type]
+        experts = [p for name, p in reference._model.named_parameters() if ".experts." in name]
+        sizes[kind] = sum(p.numel() * p.element_size() for p in experts)
+        assert (left in capsys.readouterr().out) == (kind == "int8")
+        assert (experts[0].dtype == torch.uint8) == (kind == "nf4")
+    assert sizes["nf4"] * 8 == sizes["full"] == sizes["int8"]
+    load_causal_lm(replace(config, quantization="nf4", lora=LoraOptions(r=2)))
+    assert f"nf4: {left}" in capsys.readouterr().out
