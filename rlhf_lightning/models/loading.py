@@ -223,6 +223,8 @@ def _finished(model: Any, config: ModelConfig, task: str) -> Any:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"  # Llama 4 names its trunk as the model with images does
     model.base_model.max_tokens_per_batch = config.max_tokens_per_batch
     if not config.pack:
         model.base_model.packs = False
@@ -259,4 +261,7 @@ def _recompute_activations(model: Any) -> None:
         options["context_fn"] = lambda: (nullcontext(), view_of_now(model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a new name for it, which older versions do not know
-        (model.get_base_model() if is_adapted(model) else model).gradient_checkpointing_enable(options)
+        try:
+            (model.get_base_model() if is_adapted(model) else model).gradient_checkpointing_enable(options)
+        except ValueError as error:
+            raise UserError(f"{one_line(error)} Set gradient_checkpointing to false") from error

@@ -131,6 +131,16 @@ def test_nothing_but_an_adapters_dropout_is_random_in_training(
         torch.testing.assert_close(found, model(input_ids=tokens, use_cache=False).logits, atol=1e-5, rtol=0)
 
 
+def test_blocks_that_cannot_be_recomputed_are_named(tokenizer_folder: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_key_value_heads": 4}
+    described = {"model_type": "jetmoe", "kv_channels": 8, "num_local_experts": 2, "num_experts_per_tok": 2, **sizes}
+    config = ModelConfig(config=described, tokenizer=tokenizer_folder, gradient_checkpointing=True)
+    with pytest.raises(
+        UserError, match=r"^JetMoe.* does not support activation.* Set gradient_checkpointing to false$"
+    ):
+        load_causal_lm(config)
+
+
 def test_stop_tokens_come_from_tokenizer_model_generation_config_and_user(
     tiny_model_folder: Folder, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
