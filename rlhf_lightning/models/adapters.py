@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.linear import unlike_linear
 from rlhf_lightning.models.seeding import seeded
 from rlhf_lightning.models.sources import one_line
 
@@ -52,11 +53,13 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     assert config.lora is not None
+    others = unlike_linear(model) if config.lora.target_modules == "all-linear" else []
     options = LoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
+        exclude_modules=others or None,
         use_rslora=config.lora.rslora,
         task_type=task,
     )

@@ -45,7 +45,7 @@ def export_model(
             if is_adapted(model):
                 _save_adapter(model, partial, folder, state)
             else:
-                model.save_pretrained(partial, **({} if state is None else {"state_dict": state}))
+                model.save_pretrained(partial, **({} if state is None else {"state_dict": _tied(model, state)}))
         _save_generation(language_model(model), tokenizer, stop_tokens, partial)
         tokenizer.save_pretrained(partial)
         os.chmod(partial, 0o755)
@@ -88,7 +88,14 @@ def _save_base(model: Any, folder: Path, state: dict[str, Tensor] | None) -> Non
     with torch.device("meta"):
         bare = type(lm)(copy.deepcopy(lm.config))
     named = {name.removeprefix("base_model.model.").replace(".base_layer.", "."): x for name, x in state.items()}
-    bare.save_pretrained(folder, state_dict={name: x for name, x in named.items() if ".lora_" not in name})
+    kept = {name: x for name, x in named.items() if ".lora_" not in name}
+    bare.save_pretrained(folder, state_dict=_tied(bare, kept))
+
+
+def _tied(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor for weights that the model ties, as gathering gives each its own, and both would be written."""
+    source = getattr(model, "all_tied_weights_keys", {})
+    return {name: state.get(source.get(name, name), x) for name, x in state.items()}
 
 
 def _save_generation(lm: Any, tokenizer: Any, stop_tokens: list[int], folder: Path) -> None:

@@ -60,7 +60,7 @@ def load_model_config(config: ModelConfig) -> Any:
         found = _described(config.config, load_tokenizer(config))
     for part in {id(c): c for c in (found, found.get_text_config())}.values():
         for name, value in vars(part).items():
-            if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+            if "drop" in name and isinstance(value, float):  # of activations, attention and whole layers
                 setattr(part, name, 0.0)
     return found
 
@@ -223,6 +223,8 @@ def _finished(model: Any, config: ModelConfig, task: str) -> Any:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"  # Llama 4 names its trunk as the model with images does
     model.base_model.max_tokens_per_batch = config.max_tokens_per_batch
     if not config.pack:
         model.base_model.packs = False
@@ -235,8 +237,19 @@ def _finished(model: Any, config: ModelConfig, task: str) -> Any:
         model = with_adapter(model, config, adapter if is_adapter(adapter) else None, task)
     if config.gradient_checkpointing:
         _recompute_activations(model)
-    # an adapter's dropout and transformers' recomputing of activations need train mode, which Lightning does not switch on
-    return model.train(config.gradient_checkpointing or bool(config.lora and config.lora.dropout))
+    return _in_modes(model, config)
+
+
+def _in_modes(model: Any, config: ModelConfig) -> Any:
+    """In eval mode, which Lightning leaves alone, but for an adapter's dropout and blocks that run again, which need train mode.
+
+    Routers of experts would add noise in it, and a step would learn from other log-probabilities than were sampled.
+    """
+    dropout = config.lora is not None and config.lora.dropout > 0
+    for name, module in model.eval().named_modules():
+        again = config.gradient_checkpointing and getattr(module, "gradient_checkpointing", False)
+        module.training = bool(again or (dropout and "lora_dropout" in name))
+    return model
 
 
 def _recompute_activations(model: Any) -> None:
@@ -248,4 +261,7 @@ def _recompute_activations(model: Any) -> None:
         options["context_fn"] = lambda: (nullcontext(), view_of_now(model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a new name for it, which older versions do not know
-        (model.get_base_model() if is_adapted(model) else model).gradient_checkpointing_enable(options)
+        try:
+            (model.get_base_model() if is_adapted(model) else model).gradient_checkpointing_enable(options)
+        except ValueError as error:
+            raise UserError(f"{one_line(error)} Set gradient_checkpointing to false") from error

@@ -89,7 +89,7 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [N, V]: the head's output as the architecture caps (Gemma) and scales it."""
-        logits = self.project(hidden).float()
+        logits = self.project(hidden.to(self.project.weight.dtype)).float()  # Mamba's states are float32 in any model
         cap = getattr(self.config, "final_logit_softcapping", None)
         if cap:
             logits = cap * torch.tanh(logits / cap)

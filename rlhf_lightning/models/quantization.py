@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.ranks import rank
+from rlhf_lightning.models.linear import linear_layers, unlike_linear
 
 Kind = Literal["nf4", "int8"]
 
@@ -18,25 +20,28 @@ Kind = Literal["nf4", "int8"]
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def quantize_(model: nn.Module, kind: Kind, device: torch.device | str | None = None) -> nn.Module:
-    """Replace the linear layers of a transformers model, but its heads, by frozen quantised ones, in place.
+def quantize_(
+    model: nn.Module, kind: Kind, device: torch.device | str | None = None, experts: bool = False
+) -> nn.Module:
+    """Replace the linear layers of a transformers model, but its heads and those it reads itself, by frozen quantised ones.
 
     nf4: 4-bit normal floats (Dettmers et al. 2023, section 3); int8: one scale per output (the weights of Dettmers et al.
     2022). Activations stay as they are, so that a row's log-probabilities depend neither on the rows beside it nor on
-    train or eval mode. Nothing of the model trains afterwards. Runs on the CPU and on CUDA.
+    train or eval mode. In place; nothing of the model trains afterwards. Runs on the CPU and on CUDA.
 
     Args:
         model: a model for language modelling or sequence classification.
         kind: nf4 or int8.
         device: where the quantised layers go, and where NF4 is computed; by default each stays where it is.
+        experts: also the experts of a layer that are one tensor, which no layer stands for: with nf4, and in a model on which
+            no adapter will lie. A line says so where they are left as they are.
 
     Raises:
         UserError: the model has no linear layer to quantise.
     """
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}  # type: ignore[operator]
-    layers = [
-        (name, module) for name, module in model.named_modules() if _is_linear(module) and id(module) not in heads
-    ]
+    others = unlike_linear(model)
+    layers = [(n, module) for n, module in linear_layers(model).items() if id(module) not in heads and n not in others]
     if not layers:
         raise UserError(f"{type(model).__name__} has no linear layer that could be quantised to {kind}")
     with warnings.catch_warnings():
@@ -44,10 +49,39 @@ def quantize_(model: nn.Module, kind: Kind, device: torch.device | str | None = 
         for name, module in layers:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, _quantized(module, kind, device))
+    _quantize_experts(model, device) if experts and kind == "nf4" else _say_left(model, kind)
     model.requires_grad_(False)
     # what peft looks at to choose its layers
     setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
     return model
+
+
+def _expert_weights(model: nn.Module) -> list[tuple[str, str]]:
+    """Layer and name of every weight [experts, outputs, inputs]."""
+    return [
+        (path, name)
+        for path, module in model.named_modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3 and min(weight.shape[1:]) > 1 and "Conv" not in type(module).__name__
+    ]
+
+
+def _quantize_experts(model: nn.Module, device: torch.device | str | None) -> None:
+    """In NF4, read as numbers again a layer at a time."""
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    for path, name in _expert_weights(model):
+        layer = model.get_submodule(path)
+        weight = getattr(layer, name)
+        setattr(layer, name, nn.Parameter(weight.detach().to(device or weight.device), requires_grad=False))
+        replace_parameter_4bit(layer, name, quant_type="nf4")
+
+
+def _say_left(model: nn.Module, kind: Kind) -> None:
+    left = [model.get_submodule(path).get_parameter(name) for path, name in _expert_weights(model)]
+    if left and rank() == 0:
+        size = sum(weight.numel() * weight.element_size() for weight in left) / 2**30
+        print(f"{kind}: the experts of {type(model).__name__} stay in {left[0].dtype}, {size:.2g} GiB", flush=True)
 
 
 def dequantize_(model: nn.Module) -> nn.Module:
@@ -66,12 +100,6 @@ def dequantize_(model: nn.Module) -> nn.Module:
             setattr(model.get_submodule(parent), leaf, plain)
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False  # type: ignore[assignment]
     return model
-
-
-def _is_linear(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _quantized(module: Any, kind: Kind, device: torch.device | str | None) -> nn.Module:

@@ -90,4 +90,4 @@ def _copy(kind: Literal["nf4", "int8", "full"], config: ModelConfig, device: Any
         return model
     if is_adapted(model):  # an adapter trained before: its weights become part of what is quantised
         model = model.merge_and_unload(adapter_names=["default"])
-    return quantize_(model, kind, device)
+    return quantize_(model, kind, device, experts=True)

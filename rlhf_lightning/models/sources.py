@@ -26,7 +26,10 @@ class LoraOptions:
     dropout: float = 0.0
     """Dropout on the adapter's input; keep 0 where log-probabilities are compared."""
     target_modules: str | list[str] = "all-linear"
-    """Names of the layers that get one; all linear layers but the head by default."""
+    """Names of the layers that get one; by default all linear layers but the head.
+
+    Of a mixture of experts it is what peft makes of that: attention, routers and experts, and no dense or shared MLP, of Mixtral,
+    Qwen, DeepSeek and GLM; no experts of GPT-OSS, Granite, PhiMoE, Jamba and Llama 4."""
     rslora: bool = False
     """Scale by alpha / √r instead."""
 

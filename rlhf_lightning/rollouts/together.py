@@ -60,7 +60,7 @@ class _Decoder:
                 "generation: TransformersGenerate"
             )
         self.cache, self.seen = output.past_key_values, prompts.shape[1]
-        self.cache.batch_repeat_interleave(copies)
+        self._take(torch.arange(len(prompts), device=prompts.device).repeat_interleave(copies))
         self.hidden = output.last_hidden_state[:, -1].repeat_interleave(copies, 0)
         self.positions = positions[:, -1:].repeat_interleave(copies, 0)
         written = torch.ones(len(prompts), width, dtype=torch.long, device=prompts.device)
@@ -69,7 +69,7 @@ class _Decoder:
     def advance(self, tokens: Tensor, index: Tensor) -> None:
         """Append `tokens` [N]; rows that `index` does not name leave."""
         if len(index) < len(tokens):
-            self.cache.batch_select_indices(index)
+            self._take(index)
             tokens, self.positions, self.attention = tokens[index], self.positions[index], self.attention[index]
         self.seen, self.positions = self.seen + 1, self.positions + 1
         output = self.lm.base_model(
@@ -81,3 +81,8 @@ class _Decoder:
         )
         self.cache = output.past_key_values
         self.hidden = output.last_hidden_state[:, -1]
+
+    def _take(self, index: Tensor) -> None:
+        """Rows `index` of the cache; the states of recurrent layers are reached by its method for beams alone."""
+        states = any(hasattr(layer, "recurrent_states") for layer in getattr(self.cache, "layers", ()))
+        (self.cache.reorder_cache if states else self.cache.batch_select_indices)(index)

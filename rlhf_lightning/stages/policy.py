@@ -148,7 +148,7 @@ class PolicyStage(Stage):
     def _critic(self, model: nn.Module) -> nn.Module | None:
         if not self.algorithm.needs_values:
             return None
-        size = language_model(model).config.get_text_config().hidden_size
+        size = language_model(model).get_output_embeddings().weight.shape[-1]  # of small OPTs not the hidden size
         if self.critic_kind == "shared":
             return SharedCritic(size)
         if not self._shares(model):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from rlhf_lightning.models.export import export_model
@@ -119,3 +120,16 @@ def test_an_export_that_fails_leaves_the_old_one(
     monkeypatch.undo()
     export_model(model, tokenizer, folder, [2])
     assert (folder / "model.safetensors").read_bytes() != old["model.safetensors"]
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_weights_that_are_tied_are_written_once(gathered: bool, tiny_model_folder: Folder, tmp_path: Path) -> None:
+    config = ModelConfig(tiny_model_folder("gpt2"))
+    model = learned(config)
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}  # as those that were cut over ranks
+    export_model(model, load_tokenizer(config), tmp_path / "export", [2], state if gathered else None)
+    written = load_file(tmp_path / "export" / "model.safetensors")
+    assert set(state) - set(written) == {"lm_head.weight"}
+    again = load_causal_lm(ModelConfig(str(tmp_path / "export")))
+    assert again.lm_head.weight is again.transformer.wte.weight
+    assert all(torch.equal(weight, state[name]) for name, weight in again.state_dict().items())

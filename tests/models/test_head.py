@@ -100,3 +100,33 @@ def test_an_architecture_that_makes_its_logits_otherwise_is_refused(kind: str, d
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_others_are_not(arch: str, dtype: Any, tiny_model_folder: Folder) -> None:
     Policy(load_causal_lm(ModelConfig(tiny_model_folder(arch), dtype=dtype, lora=LoraOptions(r=2)))).settle()
+
+
+UNUSUAL: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 4, "hidden_size": 32, "num_hidden_layers": 2},  # whose states stay float32
+    "llama4_text": {  # whose trunk has another name than it says
+        **{
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "intermediate_size_mlp": 64,
+            "num_hidden_layers": 2,
+            "head_dim": 8,
+        },
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", UNUSUAL)
+@torch.no_grad()
+def test_states_of_another_type_and_trunks_of_another_name_are_read(
+    kind: str, dtype: Any, rows: Rows, tokenizer_folder: str
+) -> None:
+    config = ModelConfig(config={"model_type": kind, **UNUSUAL[kind]}, tokenizer=tokenizer_folder, dtype=dtype)
+    model = load_causal_lm(config)
+    Policy(model).settle()
+    expected = distribution(model, rows, 0.7).log_prob(rows.tokens[:, 4:])
+    found = token_scores(model, rows, 0.7).logprobs
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    torch.testing.assert_close(found[rows.mask], expected[rows.mask].float(), rtol=0, atol=tolerance)

@@ -21,6 +21,7 @@ from rlhf_lightning.models.loading import (
     resolve_path,
     stop_token_ids,
 )
+from rlhf_lightning.models.packing import evaluating
 from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]
@@ -108,6 +109,36 @@ def test_gradient_checkpointing_takes_place_and_changes_no_gradient(tiny_model_f
         passes.append(len(count))
     assert passes == [1, 2]
     assert torch.allclose(*gradients, atol=1e-6)
+
+
+NOISY: dict[str, dict[str, Any]] = {
+    "mixtral": {"intermediate_size": 64, "num_local_experts": 4, "num_key_value_heads": 4, "router_jitter_noise": 0.9},
+    "opt": {"layerdrop": 0.9, "word_embed_proj_dim": 32, "ffn_dim": 64},
+}
+
+
+@pytest.mark.parametrize("arch", NOISY)
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"lora": LoraOptions(2, 4, 0.5, ["q_proj"])}])
+def test_nothing_but_an_adapters_dropout_is_random_in_training(
+    arch: str, options: dict[str, Any], tokenizer_folder: str
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    described = {"model_type": arch, **sizes, **NOISY[arch]}
+    model = load_causal_lm(ModelConfig(config=described, tokenizer=tokenizer_folder, **options))
+    tokens = torch.arange(20).view(2, 10)
+    found = model(input_ids=tokens, use_cache=False).logits  # as it trains; an adapter begins as nothing
+    with evaluating(model):
+        torch.testing.assert_close(found, model(input_ids=tokens, use_cache=False).logits, atol=1e-5, rtol=0)
+
+
+def test_blocks_that_cannot_be_recomputed_are_named(tokenizer_folder: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_key_value_heads": 4}
+    described = {"model_type": "jetmoe", "kv_channels": 8, "num_local_experts": 2, "num_experts_per_tok": 2, **sizes}
+    config = ModelConfig(config=described, tokenizer=tokenizer_folder, gradient_checkpointing=True)
+    with pytest.raises(
+        UserError, match=r"^JetMoe.* does not support activation.* Set gradient_checkpointing to false$"
+    ):
+        load_causal_lm(config)
 
 
 def test_stop_tokens_come_from_tokenizer_model_generation_config_and_user(

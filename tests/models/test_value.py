@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.value import SeparateCritic, SharedCritic
+from rlhf_lightning.rewards import RandomReward
+from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Rows
 
 Folder = Callable[[str], str]
@@ -58,3 +61,20 @@ def test_a_separate_critic_moves_no_weight_of_the_policy(tiny_model_folder: Fold
     policy(rows).values.sum().backward()
     assert all(p.grad is None for p in policy.model.parameters())
     assert any(p.grad is not None for p in policy.critic.trunk.parameters())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_a_critic_is_as_wide_as_what_the_head_reads(kind: str, tokenizer_folder: str, rows: Rows) -> None:
+    sizes = {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    config = ModelConfig(config={"model_type": "opt", **sizes}, tokenizer=tokenizer_folder)  # as OPT 350m
+    stage = PolicyStage(config, PPO(), RandomReward(), critic=kind)  # type: ignore[arg-type]
+    model = load_causal_lm(config)
+    values = Policy(model, stage._critic(model))(rows).values
+    assert values is not None
+    assert values.shape == rows.mask.shape
