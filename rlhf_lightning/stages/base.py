@@ -36,6 +36,7 @@ from rlhf_lightning.stages.optimizers import build_optimizer
 from rlhf_lightning.stages.precision import check_device, keep_float32
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
+from rlhf_lightning.stages.unfinished import begin_step_again
 from rlhf_lightning.types import LossOutput, RowsT
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -63,6 +64,7 @@ class Stage(LightningModule):
         self.meter = Meter()
         self.held_out = HeldOutMeasures()
         self.encoder: Encoder | None = None
+        self.loader: Any = None
         self.loader_state: dict[str, Any] | None = None
         self.started = time.perf_counter()
 
@@ -92,13 +94,15 @@ class Stage(LightningModule):
         """
         check_device(self.trainer.strategy.root_device)
         keep_float32(self.trainer.precision_plugin)
+        if self.trainer.state.fn == "fit":
+            self.forget_run()
         data: LightningDataModule | None = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError(
                 f"{type(self).__name__} takes its rows from a data module, and there is none: give `data:` in the config"
             )
         for name, wrap in {
-            "train_dataloader": lambda loader: self._restored(train(loader)),
+            "train_dataloader": lambda loader: self._continued(train, loader),
             "val_dataloader": HeldOut,
             "test_dataloader": HeldOut,
             "predict_dataloader": HeldOut,
@@ -108,12 +112,27 @@ class Stage(LightningModule):
             original = getattr(getattr(data, name), "original", getattr(data, name))
             setattr(data, name, _wrapped(original, wrap))
 
-    def _restored(self, loader: Any) -> Any:
-        """Continue where the checkpoint says, also at the end of an epoch, where Lightning 2.6 drops a loader's state."""
-        if self.loader_state is not None:
-            loader.load_state_dict(self.loader_state)
-            self.loader_state = None
-        return loader
+    def forget_run(self) -> None:
+        """What an earlier `fit` with this stage left, which may have ended within a step."""
+        self.parts, self.meter, self.skipped_steps = [], Meter(), 0
+        self.loader = self.loader_state = self.random_states = None
+
+    def _continued(self, train: Callable[[Iterable[Any]], Any], rows: Iterable[Any]) -> Any:
+        """Continue where the checkpoint says, also at the end of an epoch, where Lightning 2.6 drops a loader's state.
+
+        Or where the loader was that this one replaces (`reload_dataloaders_every_n_epochs`).
+        """
+        state = self.loader.state_dict() if self.loader_state is None and self.loader is not None else self.loader_state
+        self.loader, self.loader_state = train(rows), None
+        if state is not None:
+            self.loader.load_state_dict(state)
+        return self.loader
+
+    def epoch_of(self, whole: int) -> dict[str, Any]:
+        """How many of so many batches Lightning takes in an epoch, and whether each epoch shall have the same."""
+        limit = self.trainer.limit_train_batches
+        taken = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+        return {"limit": max(1, taken), "repeat": bool(self.trainer.overfit_batches)}  # type: ignore[attr-defined]
 
     def rows_to_check(self) -> list[tuple[str, Any]]:
         """The data module's rows, where it shows them, with a name for messages."""
@@ -386,10 +405,11 @@ class Stage(LightningModule):
         if len(checkpoint["ranks"]) == self.trainer.world_size:
             self.load_rank_state(checkpoint["ranks"][self.global_rank])
         self.skipped_steps = checkpoint["skipped_steps"]
-        loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
-        self.loader_state = loaders[0]
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        begin_step_again(fit_loop, self.accumulate)
+        self.loader, self.loader_state = None, (fit_loop["state_dict"].get("combined_loader") or [None])[0]
         if self.trainer.state.fn != "fit":  # else what is measured would be logged as of step 0
-            self.trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
+            self.trainer.fit_loop.load_state_dict(fit_loop)
 
     def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
         if saved is None:

@@ -104,7 +104,6 @@ class PolicyStage(Stage):
         self.max_prompt_length, self.max_length, self.share_base = max_prompt_length, max_length, share_base
         self.policy: Policy | None = None
         self.collector: Collector | None = None
-        self.loader: RolloutLoader | None = None
         self.skipping, self.step_meter = False, Meter()
         self.restored_metrics: dict[str, float] = {}
 
@@ -117,6 +116,11 @@ class PolicyStage(Stage):
         self.wrap_loaders(self.rollout_loader)
         for name, rows in self.rows_to_check():
             self._check_rows(name, rows)
+
+    def forget_run(self) -> None:
+        """Also what the rollout measured that it ended in."""
+        super().forget_run()
+        self.skipping, self.step_meter, self.restored_metrics = False, Meter(), {}
 
     @property
     def rewards(self) -> dict[str, Reward]:
@@ -204,10 +208,15 @@ class PolicyStage(Stage):
         """Rollouts made from a loader of prompts or of preference pairs."""
         seed = int(torch.initial_seed() % 2**31)
         parts = self.algorithm.epochs * self.algorithm.minibatches * self.accumulate
-        self.loader = RolloutLoader(
-            RowSource(prompts, seed), self.collect, self._buffer, parts, self.iterations, seed, self.device
-        )
-        return self.loader
+        source = RowSource(prompts, seed)
+        iterations = len(source) if self.iterations is None else self.iterations
+        epoch = self.epoch_of(iterations * parts)
+        if epoch["limit"] % self.accumulate:
+            raise UserError(
+                f"an epoch of {epoch['limit']} batches ends within an optimiser step of {self.accumulate}: set "
+                "trainer.limit_train_batches to a multiple of trainer.accumulate_grad_batches"
+            )
+        return RolloutLoader(source, self.collect, self._buffer, parts, iterations, seed, self.device, **epoch)
 
     def collect(self, rows: RawRows, count: bool, generator: torch.Generator, seed: int) -> RolloutBuffer:
         """Rows → rollout → credit → a full buffer; rows that do not `count` keep this rank in step with the others."""
