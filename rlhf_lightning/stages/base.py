@@ -58,6 +58,9 @@ class Stage(LightningModule):
         self.on_nonfinite = on_nonfinite
         self.parts: list[Part] = []
         self.skipped_steps = 0
+        self.moved = False
+        """The weights are no longer those that `config` names."""
+        self.steps_before: int | None = None
         self.random_states: dict[str, Any] | None = None
         self.validation_samples: list[Sample] = []
         self.best: dict[str, float] = {}
@@ -137,7 +140,7 @@ class Stage(LightningModule):
     def rows_to_check(self) -> list[tuple[str, Any]]:
         """The data module's rows, where it shows them, with a name for messages."""
         data = getattr(self.trainer, "datamodule", None)
-        named = [("train", getattr(data, "train_rows", None)), ("validation", getattr(data, "validation_rows", None))]
+        named = [(name, getattr(data, f"{name}_rows", None)) for name in ("train", "validation", "test")]
         return [(f"{name} data", rows) for name, rows in named if rows is not None]
 
     def check_rows(self, reads: Callable[[Any], object], wanted: str) -> None:
@@ -155,7 +158,7 @@ class Stage(LightningModule):
                 ) from error
 
     def all_rows(self, size: int = 16) -> Iterator[RawRows]:
-        """Every row of training and validation once, `size` at a time; from the loaders of a data module that hides its rows."""
+        """Every row to learn from or to measure once, `size` at a time; from the loaders of a data module that hides its rows."""
         shown = self.rows_to_check()
         for _, rows in shown:
             yield from (
@@ -177,7 +180,7 @@ class Stage(LightningModule):
 
     def placed(self, network: NetworkT) -> NetworkT:
         """The network, cut over the ranks where the strategy is FSDP2."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+        if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             assert self.device_mesh is not None
             shard_(network, self.device_mesh["data_parallel"])
         return network
@@ -233,7 +236,8 @@ class Stage(LightningModule):
             self.report(self._step_metrics(), shown)
 
     def _step_metrics(self) -> dict[str, float]:
-        return {} if self.global_step % self.trainer.log_every_n_steps else self.unreported()  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return self.unreported() if every and self.global_step % every == 0 else {}
 
     def unreported(self) -> dict[str, float]:
         """What was measured since the last report, over all ranks."""
@@ -281,12 +285,14 @@ class Stage(LightningModule):
         """Log the mean of every held-out number, over all ranks, also of the validation before the first step."""
         self.validation_samples = self.held_out.samples()
         values = self.held_out.means(self.device) | self.held_out_metrics()
-        prefix = "test" if self.trainer.testing else "val"
-        for logger in self.loggers:
-            logger.log_metrics({f"{prefix}/{name}": value for name, value in values.items()}, step=self.global_step)
+        prefix, fitting = "test" if self.trainer.testing else "val", self.trainer.state.fn == "fit"
+        if (
+            fitting
+        ):  # Lightning would log after checkpoints are written, and nothing of the validation before the first step
+            self.tell_loggers({f"{prefix}/{name}": value for name, value in values.items()})
         for name, value in values.items():
             shown = name in ("reward/mean", "reward/true", "preference/accuracy")
-            self.log(f"{prefix}/{name}", value, prog_bar=shown, logger=False, batch_size=1)
+            self.log(f"{prefix}/{name}", value, prog_bar=shown, logger=not fitting, batch_size=1)
 
     def held_out_metrics(self) -> dict[str, float]:
         """What a stage measures besides means of numbers, over all ranks."""
@@ -363,6 +369,7 @@ class Stage(LightningModule):
     def on_train_start(self) -> None:
         """Log a step that was taken when the checkpoint was written: its row comes after the checkpoint."""
         self.network.settle()
+        self.moved = True
         self._restore_random_states()
         if "optimizer/grad_norm" in self.meter.sums:
             self.tell_loggers(self._step_metrics())
@@ -402,6 +409,9 @@ class Stage(LightningModule):
             UserError: it is of a run that trained other weights; into an adapter run Lightning would take what fits.
         """
         self._check_weights(checkpoint.get("state_dict"))
+        self.moved = True
+        if self._trainer is None:  # load_from_checkpoint wants the weights alone
+            return
         if len(checkpoint["ranks"]) == self.trainer.world_size:
             self.load_rank_state(checkpoint["ranks"][self.global_rank])
         self.skipped_steps = checkpoint["skipped_steps"]
@@ -409,7 +419,21 @@ class Stage(LightningModule):
         begin_step_again(fit_loop, self.accumulate)
         self.loader, self.loader_state = None, (fit_loop["state_dict"].get("combined_loader") or [None])[0]
         if self.trainer.state.fn != "fit":  # else what is measured would be logged as of step 0
-            self.trainer.fit_loop.load_state_dict(fit_loop)
+            self.steps_before = self._count_as(checkpoint["global_step"])
+
+    def _count_as(self, step: int) -> int:
+        """Have the trainer say that so many steps are taken; gives what it said before."""
+        loop = self.trainer.fit_loop.epoch_loop
+        taken = loop.automatic_optimization.optim_progress.optimizer.step.total
+        before, taken.completed, loop._batches_that_stepped = taken.completed, step, step
+        return before
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the loader, as a stage may be copied; the steps of a checkpoint that was measured are not the trainer's."""
+        self.loader = None
+        if self.steps_before is not None:
+            self._count_as(self.steps_before)
+            self.steps_before = None
 
     def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
         if saved is None:

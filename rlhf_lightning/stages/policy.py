@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -105,12 +106,15 @@ class PolicyStage(Stage):
         self.policy: Policy | None = None
         self.collector: Collector | None = None
         self.skipping, self.step_meter = False, Meter()
+        self.prepared = False
+        """What is frozen is there, and has seen the rows of this `fit`, `validate` or `test`."""
         self.restored_metrics: dict[str, float] = {}
 
     # -- before the first step ---------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Tokenizer, checks, loaders: everything that can go wrong before weights are loaded."""
+        self.prepared = False
         self.check_rewards(self.rewards)
         self.encoder = self.load_encoder(self.max_prompt_length)
         self.wrap_loaders(self.rollout_loader)
@@ -141,7 +145,7 @@ class PolicyStage(Stage):
             return
         model = load_causal_lm(self.config)
         policy = Policy(model, self._critic(model), self.generation.temperature)
-        if self._shares(model) and not self.trainer.predicting:
+        if self._shares(model) and self._trainer is not None and not self.trainer.predicting:
             for reward in self.rewards.values():
                 reward.share(SharedBase(model, self.config))
         self.policy = self.placed(policy)
@@ -176,12 +180,14 @@ class PolicyStage(Stage):
         """Nothing is judged: neither a reference nor a reward is needed."""
 
     def _prepare(self) -> None:
-        if self.collector is not None:
-            return
-        self.load_rewards(self.rewards)
-        self.collector = Collector(
-            self.writer, self.reward, self._reference(), self.generation.temperature, self.overlap
-        )
+        if self.collector is None:
+            self.load_rewards(self.rewards)
+            self.collector = Collector(
+                self.writer, self.reward, self._reference(), self.generation.temperature, self.overlap
+            )
+        if not self.prepared and isinstance(self.collector.reference, RecordedReference):
+            self._fill(self.collector.reference)
+        self.prepared = True
 
     @property
     def writer(self) -> Writer:
@@ -192,15 +198,19 @@ class PolicyStage(Stage):
     def _reference(self) -> Any:
         if self.reward is not None:
             return build_reference(self.reference_kind, self.config, self.policy.model, self.device)  # type: ignore[union-attr]
-        fresh, resumed = self.network, bool(self.trainer.ckpt_path)
-        if resumed:
-            anew = Policy(load_causal_lm(self.config), temperature=self.generation.temperature)
-            fresh = self.trainer.precision_plugin.convert_module(anew).to(self.device).eval()  # type: ignore[assignment]
-        recorded = RecordedReference(Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors", resumed)
+        path = Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors"
+        return RecordedReference(path, bool(self.trainer.ckpt_path))
+
+    def _fill(self, recorded: RecordedReference) -> None:
+        """What the policy says, or said before it learned anything, of all recorded pairs that this trainer has."""
+        fresh = functools.cache(self._anew) if self.moved or self.trainer.ckpt_path else lambda: self.network
         with self.measuring():
             encoded = (encode_pairs(self.coder, rows, self.max_length) for rows in self.all_rows())
-            recorded.fill(fresh, (rows.to(self.device) for rows in encoded))
-        return recorded
+            recorded.fill(lambda rows: fresh()(rows).logprobs, (rows.to(self.device) for rows in encoded))
+
+    def _anew(self) -> Policy:
+        policy = Policy(load_causal_lm(self.config), temperature=self.generation.temperature)
+        return self.trainer.precision_plugin.convert_module(policy).to(self.device).eval()  # type: ignore[return-value]
 
     # -- rollouts ----------------------------------------------------------------------------------------------------
 
@@ -395,10 +405,12 @@ class PolicyStage(Stage):
 
     def on_train_start(self) -> None:
         """Do what ends a step, if one was taken when the checkpoint was written and it came before that."""
+        self._prepare()  # a tuner's trial comes before `on_fit_start`
         assert self.collector is not None
         if self.restored_metrics:  # not in `on_fit_start`: what is sharded reads its checkpoint after it
             self.collector.metrics, self.restored_metrics = self.restored_metrics, {}
         self.network.settle()
+        self.moved = True
         self._restore_random_states()
         if self.step_meter.sums or (self.loader is not None and self.loader.last_part):
             self.tell_loggers(self._end_step())
