@@ -17,6 +17,9 @@ RawRows = list[dict[str, Any]]
 AGAIN = "again"
 """A mark in a loader's state: the optimiser step that its last batch is part of was not taken, and is to be given again."""
 
+NO_BATCH = "the train data loader gives no batch; its batch size may be larger than its data set"
+BATCH = "a batch must be a list of rows (texts, or dictionaries with a prompt or messages) or a dictionary of columns"
+
 
 def rows_of(batch: Any) -> RawRows:
     """What a data loader gave, as a list of rows: rows already, plain prompts, or a dictionary of columns.
@@ -25,10 +28,30 @@ def rows_of(batch: Any) -> RawRows:
     [{'prompt': 'a'}, {'prompt': 'b'}]
     >>> rows_of({"prompt": ["a"], "answer": [1]})
     [{'prompt': 'a', 'answer': 1}]
+
+    Raises:
+        UserError: it is something else.
     """
-    if isinstance(batch, dict):
+    rows = _columns(batch) if isinstance(batch, dict) else None if isinstance(batch, str) else batch
+    if not isinstance(rows, Iterable):
+        raise UserError(f"{BATCH}, found {batch!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are")
+    found: RawRows = [row if isinstance(row, dict) else {"prompt": row} for row in rows]
+    for row in found:
+        if not isinstance(row.get("prompt", row.get("messages")), str | list):
+            raise UserError(
+                f"{BATCH}, found the row {row!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are"
+            )
+    return found
+
+
+def _columns(batch: dict[str, Any]) -> RawRows | None:
+    """The rows of columns; None where a value is none, as those of a single row."""
+    if any(isinstance(column, str) for column in batch.values()):
+        return None
+    try:
         return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    return [row if isinstance(row, dict) else {"prompt": row} for row in batch]
+    except (TypeError, ValueError):
+        return None
 
 
 def mine(rows: RawRows) -> tuple[RawRows, bool]:
@@ -49,20 +72,25 @@ class RowSource:
         self._batches: Iterator[Any] | None = None
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
+        try:
+            return len(self.loader)  # type: ignore[arg-type]
+        except TypeError as error:  # Lightning would ask for the next batch before the step is taken
+            raise UserError(
+                "the train data loader has no length: give its data set a __len__, or set model.iterations for rollouts"
+            ) from error
 
     def next(self) -> RawRows:
         """The next global batch; a new pass begins where one ends.
 
         Raises:
-            ValueError: the loader gives nothing at all.
+            UserError: the loader gives nothing at all.
         """
         batch = self._advance()
         if batch is None:
             self.passes, self.taken, self._batches = self.passes + 1, 0, None
             batch = self._advance()
         if batch is None:
-            raise ValueError("the data loader gave no batch; its batch size may be larger than its data set")
+            raise UserError(NO_BATCH)
         return rows_of(batch)
 
     def _advance(self) -> Any:

@@ -16,9 +16,11 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.ranks import any_rank, gathered, together
@@ -29,10 +31,11 @@ from rlhf_lightning.models.packing import evaluating, packs
 from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.cutting import pieces
-from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
+from rlhf_lightning.rollouts.loader import NO_BATCH, HeldOut, RawRows, rows_of
 from rlhf_lightning.stages.held_out import HeldOutMeasures, Sample
 from rlhf_lightning.stages.meter import Meter
-from rlhf_lightning.stages.optimizers import build_optimizer
+from rlhf_lightning.stages.misfits import check_trainer
+from rlhf_lightning.stages.optimizers import build_optimizer, scheduled
 from rlhf_lightning.stages.precision import check_device, keep_float32
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
@@ -98,11 +101,13 @@ class Stage(LightningModule):
         check_device(self.trainer.strategy.root_device)
         keep_float32(self.trainer.precision_plugin)
         if self.trainer.state.fn == "fit":
+            check_trainer(self.trainer)
             self.forget_run()
         data: LightningDataModule | None = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError(
-                f"{type(self).__name__} takes its rows from a data module, and there is none: give `data:` in the config"
+                f"{type(self).__name__} takes its rows from a data module, and there is none: give `data:` in the config, or in "
+                "Python trainer.fit(stage, datamodule=a LightningDataModule that returns your loaders)"
             )
         for name, wrap in {
             "train_dataloader": lambda loader: self._continued(train, loader),
@@ -132,7 +137,13 @@ class Stage(LightningModule):
         return self.loader
 
     def epoch_of(self, whole: int) -> dict[str, Any]:
-        """How many of so many batches Lightning takes in an epoch, and whether each epoch shall have the same."""
+        """How many of so many batches Lightning takes in an epoch, and whether each epoch shall have the same.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not whole:
+            raise UserError(NO_BATCH)
         limit = self.trainer.limit_train_batches
         taken = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
         return {"limit": max(1, taken), "repeat": bool(self.trainer.overfit_batches)}  # type: ignore[attr-defined]
@@ -165,8 +176,9 @@ class Stage(LightningModule):
                 [rows[i] for i in range(start, min(start + size, len(rows)))] for start in range(0, len(rows), size)
             )
         for name in () if shown else ("train_dataloader", "val_dataloader"):
-            original = getattr(getattr(self.trainer.datamodule, name), "original", None)  # type: ignore[attr-defined]
-            yield from (rows_of(batch) for batch in (original() if original else None) or ())
+            original = getattr(getattr(self.trainer.datamodule, name), "original", list)  # type: ignore[attr-defined]
+            loader = _only(original())
+            yield from (rows_of(batch) for batch in (() if loader is None else loader))
 
     @property
     def accumulate(self) -> int:
@@ -349,14 +361,11 @@ class Stage(LightningModule):
         self.meter.add(LossOutput(count, maxima={"optimizer/skipped_steps": count}))
 
     def configure_optimizers(self) -> Any:
-        """The optimizer of the weights that train; the scheduler steps with it."""
+        """The optimizer of the weights that train; the scheduler steps with it, or with the metric that it waits for."""
         optimizer = build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
         if self.make_lr_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": scheduled(self.make_lr_scheduler(optimizer))}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Nothing: `optimizer_step` has freed those of the step before, and `learn` has taken some of this one's already."""
@@ -398,7 +407,7 @@ class Stage(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was measured; leave out what an adapter run does not train, which comes from where it came from before."""
         checkpoint["ranks"], checkpoint["skipped_steps"] = gathered(self.rank_state()), self.skipped_steps
-        if not self.strict_loading:
+        if not self.strict_loading and "averaging_state" not in checkpoint:  # WeightAveraging reads all of it
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
@@ -438,9 +447,9 @@ class Stage(LightningModule):
     def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
         if saved is None:
             return
-        named = self.state_dict() if self.strict_loading else dict(self.named_parameters())
-        own = {name: x.shape for name, x in named.items() if self.strict_loading or x.requires_grad}
-        theirs = {name: x.shape for name, x in saved.items()}
+        known, trained = self.state_dict(), {name for name, x in self.named_parameters() if x.requires_grad}
+        own = {name: x.shape for name, x in known.items() if self.strict_loading or name in trained}
+        theirs = {name: x.shape for name, x in saved.items() if name in own or name not in known}
         if other := sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)):
             raise UserError(
                 f"the checkpoint is of a run that trains other weights than this run ({len(other)} differ, {other[0]} for "
@@ -466,11 +475,28 @@ class Stage(LightningModule):
 
 def _wrapped(original: Callable[[], Any], wrap: Callable[[Any], Any]) -> Callable[[], Any]:
     def load() -> Any:
-        loader = original()
+        loader = _only(original())
         return loader if loader is None or loader == [] else wrap(loader)
 
     load.original = original  # type: ignore[attr-defined]
     return load
+
+
+def _only(loader: Any) -> Any:
+    """The loader itself, also where it is alone in a list.
+
+    Raises:
+        UserError: there are several, which Lightning would take one after another or side by side.
+    """
+    if isinstance(loader, list | tuple) and any(isinstance(each, DataLoader) for each in loader):
+        if len(loader) == 1:
+            return loader[0]
+    elif not isinstance(loader, dict | CombinedLoader):
+        return loader
+    raise UserError(
+        "a stage takes one loader to learn from and one to measure with, and the data module gives several; put their rows into "
+        "one, with a column that tells them apart"
+    )
 
 
 @rank_zero_only

@@ -1,4 +1,4 @@
-"""Lightning's own loop around a stage: epochs that are cut short or repeated, loaders made anew, steps that were not taken."""
+"""Lightning's own loop and callbacks around a stage: epochs cut short, loaders made anew, steps that were not taken."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.models.loading import LoraOptions, ModelConfig
 from rlhf_lightning.rewards import LengthReward
 from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.stages import PolicyStage, SupervisedStage
@@ -32,8 +41,8 @@ class Rows(LightningDataModule):
         return DataLoader(ROWS, batch_size=2, shuffle=True, collate_fn=list)  # type: ignore[arg-type]
 
 
-def made(kind: str, folder: str) -> Stage:
-    config, optimizer = ModelConfig(name_or_path=folder), partial(torch.optim.AdamW, lr=0.01)
+def made(kind: str, folder: str, lora: LoraOptions | None = None) -> Stage:
+    config, optimizer = ModelConfig(name_or_path=folder, lora=lora), partial(torch.optim.AdamW, lr=0.01)
     if kind == "sft":
         return SupervisedStage(config, optimizer=optimizer)
     algorithm, reward = GRPO(responses_per_prompt=2, epochs=2), LengthReward(2)
@@ -63,7 +72,7 @@ def fitted(stage: Stage, root: Path, *callbacks: Callback, checkpoint: Path | No
     torch.manual_seed(3)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
-        enable_checkpointing=any(isinstance(each, OnExceptionCheckpoint) for each in callbacks),
+        enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),
         callbacks=list(callbacks), **{"max_epochs": 2, **options},
     )  # fmt: skip
     trainer.fit(stage, datamodule=Rows(), ckpt_path=checkpoint)
@@ -177,3 +186,41 @@ def test_a_stage_whose_run_failed_is_trained_anew(
     assert sum("optimizer/grad_norm" in values for values in told) == 1
     assert not stage.parts
     assert not stage.meter.sums
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        GradientAccumulationScheduler({1: 2}),
+        LearningRateFinder(),
+        ModelPruning("l1_unstructured"),
+        StochasticWeightAveraging(1e-3),
+    ],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_callbacks_that_would_do_nothing_or_something_else_are_refused(
+    callback: Callback, folder: str, tmp_path: Path
+) -> None:
+    stage = made("sft", folder)
+    with pytest.raises(UserError, match=rf"^trainer.callbacks: {type(callback).__name__} cannot work here: "):
+        fitted(stage, tmp_path, callback)
+    assert not list(stage.parameters())  # no weight was loaded
+
+
+def test_double_precision_is_refused(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer.precision 64-true cannot work here"):
+        fitted(made("sft", folder), tmp_path, precision="64-true")
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(r=2, alpha=4)], ids=["full", "lora"])
+def test_averaged_weights_go_on_and_a_stage_is_averaged_twice(
+    lora: LoraOptions | None, folder: str, tmp_path: Path
+) -> None:
+    whole, resumed = made("sft", folder, lora), made("sft", folder, lora)
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    fitted(whole, tmp_path, EMAWeightAveraging(decay=0.5), keep)
+    average = [x.detach().clone() for x in whole.parameters()]
+    fitted(resumed, tmp_path, EMAWeightAveraging(decay=0.5), checkpoint=tmp_path / "step=3.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(average, resumed.parameters(), strict=True))
+    fitted(whole, tmp_path, EMAWeightAveraging(decay=0.5))
+    assert not all(torch.equal(a, b) for a, b in zip(average, whole.parameters(), strict=True))
