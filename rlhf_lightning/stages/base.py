@@ -258,6 +258,9 @@ class Stage(LightningModule):
     def check_rewards(self, rewards: dict[str, Reward]) -> None:
         """Find what is wrong with rewards before weights are loaded, and note the best there can be."""
         for name, reward in rewards.items():
+            if not isinstance(reward, Reward):
+                given = f"{getattr(reward, '__module__', 'module')}.{getattr(reward, '__name__', 'name')}"
+                raise UserError(f"the reward {name!r} is no Reward; a function is given as FunctionReward({given!r})")
             reward.check()
             if reward.best is not None:
                 self.best[f"val/reward/{name}"] = reward.best

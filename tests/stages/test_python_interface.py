@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import ModelConfig
-from rlhf_lightning.rewards import LengthReward
+from rlhf_lightning.rewards import FunctionReward, LengthReward
 from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.stages import PolicyStage, RewardStage, SupervisedStage
 from rlhf_lightning.stages.base import Stage
@@ -131,3 +132,16 @@ def test_a_search_for_a_learning_rate_leaves_the_run_as_it_was(kind: str, folder
         own.fit(stage, datamodule=Data())
         weights.append([x.detach().clone() for x in stage.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_function_is_told_how_to_be_a_reward(folder: str, tmp_path: Path) -> None:
+    def polite(responses: list[str]) -> list[float]:
+        return [1.0] * len(responses)
+
+    stage = PolicyStage(**{**options("ppo", folder), "reward": polite})
+    with pytest.raises(
+        UserError, match=r"the reward 'mean' is no Reward; .* FunctionReward\('.*test_python_interface.polite'\)"
+    ):
+        trainer(tmp_path).fit(stage, datamodule=Data())
+    with pytest.raises(UserError, match=r"the import path of a function, .*: '.*test_python_interface.polite'"):
+        FunctionReward(polite)  # type: ignore[arg-type]
