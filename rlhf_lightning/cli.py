@@ -124,7 +124,7 @@ class CLI(LightningCLI):
             UserError: Lightning does not take its options.
         """
         given = self._get(self.config_init, "trainer", default={})
-        folder = Path(given["default_root_dir"])
+        folder = Path(given["default_root_dir"] or ".")  # of a command line that is not ours
         loggers = given.get("logger")
         theirs = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]
         kwargs["logger"] = [MetricsFile(folder, keep=self.subcommand != "fit"), *theirs]

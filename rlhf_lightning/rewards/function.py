@@ -28,7 +28,7 @@ class FunctionReward(Reward):
     abandoned and goes on (as a daemon, which ends with the process), and a retry runs beside it. An async one is cancelled.
 
     Args:
-        function: `module.name`, or `path/to/file.py:name`; the current folder is searched first.
+        function: `module.name`, or `path/to/file.py:name`; the current folder is searched first. (`__main__.name` in a notebook.)
         arguments: further keyword arguments.
         timeout: seconds for one call; null for no limit.
         retries: further calls after one that took too long or raised an OSError such as ConnectionError; any other error
@@ -46,6 +46,9 @@ class FunctionReward(Reward):
         retries: int = 0,
         backoff: float = 2.0,
     ) -> None:
+        if not isinstance(function, str):  # a checkpoint's run, and a config, could not name it
+            path = f"{getattr(function, '__module__', 'module')}.{getattr(function, '__name__', 'name')}"
+            raise UserError(f"FunctionReward takes the import path of a function, not the function itself: {path!r}")
         self.name, self.arguments = function, arguments or {}
         self.patience = Patience(f"reward FunctionReward {function}", timeout, retries, backoff)
         self.function: Callable[..., Any] | None = None

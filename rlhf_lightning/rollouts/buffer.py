@@ -54,6 +54,10 @@ class RolloutBuffer:
             self.cursor += 1  # before the yield: a checkpoint is written after the step
             yield replace(piece_of(self.batch, mine, units), weight=weight.clamp(min=1))
 
+    def step_back(self) -> None:
+        """Give the optimiser step that the last part is of again."""
+        self.cursor = (self.cursor - 1) // self.accumulate * self.accumulate
+
     def _minibatch(self, step: int) -> Tensor:
         """int64: the rows of an optimiser step, those of a unit side by side."""
         epoch, minibatch = divmod(step, self.minibatches)

@@ -14,6 +14,11 @@ from rlhf_lightning.functional.ranks import all_sum, gathered, rank, share, worl
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 
 RawRows = list[dict[str, Any]]
+AGAIN = "again"
+"""A mark in a loader's state: the optimiser step that its last batch is part of was not taken, and is to be given again."""
+
+NO_BATCH = "the train data loader gives no batch; its batch size may be larger than its data set"
+BATCH = "a batch must be a list of rows (texts, or dictionaries with a prompt or messages) or a dictionary of columns"
 
 
 def rows_of(batch: Any) -> RawRows:
@@ -23,10 +28,30 @@ def rows_of(batch: Any) -> RawRows:
     [{'prompt': 'a'}, {'prompt': 'b'}]
     >>> rows_of({"prompt": ["a"], "answer": [1]})
     [{'prompt': 'a', 'answer': 1}]
+
+    Raises:
+        UserError: it is something else.
     """
-    if isinstance(batch, dict):
+    rows = _columns(batch) if isinstance(batch, dict) else None if isinstance(batch, str) else batch
+    if not isinstance(rows, Iterable):
+        raise UserError(f"{BATCH}, found {batch!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are")
+    found: RawRows = [row if isinstance(row, dict) else {"prompt": row} for row in rows]
+    for row in found:
+        if not isinstance(row.get("prompt", row.get("messages")), str | list):
+            raise UserError(
+                f"{BATCH}, found the row {row!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are"
+            )
+    return found
+
+
+def _columns(batch: dict[str, Any]) -> RawRows | None:
+    """The rows of columns; None where a value is none, as those of a single row."""
+    if any(isinstance(column, str) for column in batch.values()):
+        return None
+    try:
         return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    return [row if isinstance(row, dict) else {"prompt": row} for row in batch]
+    except (TypeError, ValueError):
+        return None
 
 
 def mine(rows: RawRows) -> tuple[RawRows, bool]:
@@ -47,20 +72,25 @@ class RowSource:
         self._batches: Iterator[Any] | None = None
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
+        try:
+            return len(self.loader)  # type: ignore[arg-type]
+        except TypeError as error:  # Lightning would ask for the next batch before the step is taken
+            raise UserError(
+                "the train data loader has no length: give its data set a __len__, or set model.iterations for rollouts"
+            ) from error
 
     def next(self) -> RawRows:
         """The next global batch; a new pass begins where one ends.
 
         Raises:
-            ValueError: the loader gives nothing at all.
+            UserError: the loader gives nothing at all.
         """
         batch = self._advance()
         if batch is None:
             self.passes, self.taken, self._batches = self.passes + 1, 0, None
             batch = self._advance()
         if batch is None:
-            raise ValueError("the data loader gave no batch; its batch size may be larger than its data set")
+            raise UserError(NO_BATCH)
         return rows_of(batch)
 
     def _advance(self) -> Any:
@@ -75,6 +105,10 @@ class RowSource:
                     batch = next(self._batches, None)
         self.taken += batch is not None
         return batch
+
+    def restart(self) -> None:
+        """Begin with the first row again."""
+        self.load_state_dict({"passes": 0, "taken": 0})
 
     def state_dict(self) -> dict[str, int]:
         """Which pass, and how much of it is taken."""
@@ -92,6 +126,8 @@ class StepLoader:
         source: global batches of rows; `accumulate` of them in a row make an optimiser step.
         encode: rows of this rank → a batch with a field `weight`.
         weigh: what a batch counts for.
+        limit: batches of an epoch, where Lightning takes fewer than there are.
+        repeat: every epoch has the rows of the first.
     """
 
     def __init__(
@@ -100,20 +136,25 @@ class StepLoader:
         encode: Callable[[RawRows], Any],
         weigh: Callable[[Any], Tensor],
         accumulate: int,
+        limit: int | None = None,
+        repeat: bool = False,
     ) -> None:
         self.source, self.encode, self.weigh, self.accumulate = source, encode, weigh, accumulate
+        self.limit, self.repeat = len(source) if limit is None else limit, repeat
         self.cursor, self.step_start = 0, source.state_dict()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.cursor >= len(self):
+        if self.cursor >= self.limit:
             self.cursor = 0
-        while self.cursor < len(self):
+        if self.repeat and self.cursor == 0:
+            self.source.restart()
+        while self.cursor < self.limit:
             skip = self.cursor % self.accumulate
             self.step_start = self.source.state_dict()
-            parts = min(self.accumulate, len(self) - self.cursor + skip)
+            parts = min(self.accumulate, self.limit - self.cursor + skip)
             batches = [self._batch() for _ in range(parts)]
             weight = all_sum(torch.stack([self.weigh(batch).double() for batch in batches]).sum()).float().clamp(min=1)
             for batch in batches[skip:]:
@@ -127,13 +168,15 @@ class StepLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The rows taken, as of the first batch of a step that is not finished, and the batches given."""
-        whole = self.cursor % self.accumulate == 0 or self.cursor >= len(self)
-        return {"source": self.source.state_dict() if whole else self.step_start, "cursor": self.cursor}
+        whole = self.cursor % self.accumulate == 0 or self.cursor >= self.limit
+        source = self.source.state_dict() if whole else self.step_start
+        return {"source": source, "cursor": self.cursor, "step_start": self.step_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there."""
-        self.source.load_state_dict(state["source"])
-        self.cursor = state["cursor"]
+        """Continue from there; where the step of the last batch was not taken (`AGAIN`), from that step's first."""
+        again = state.get(AGAIN, False)
+        self.source.load_state_dict(state["step_start"] if again else state["source"])
+        self.cursor = (state["cursor"] - 1) // self.accumulate * self.accumulate if again else state["cursor"]
 
 
 class HeldOut:
@@ -159,9 +202,11 @@ class RolloutLoader:
         collect: rows of this rank, whether they count, a generator and a seed → a full buffer.
         parts: how many parts a buffer gives.
         empty: makes a buffer without a rollout in it, to restore one into.
-        iterations: rollouts of one Lightning epoch; None is one pass over the source.
+        iterations: rollouts of one Lightning epoch.
         seed: of the generator that sampling draws from, and of the order of minibatches.
         device: of the generator.
+        limit: parts of a Lightning epoch, where Lightning takes fewer than there are.
+        repeat: every epoch has the rows of the first.
     """
 
     def __init__(
@@ -170,12 +215,15 @@ class RolloutLoader:
         collect: Callable[[RawRows, bool, torch.Generator, int], RolloutBuffer],
         empty: Callable[[], RolloutBuffer],
         parts: int,
-        iterations: int | None,
+        iterations: int,
         seed: int,
         device: torch.device | str = "cpu",
+        limit: int | None = None,
+        repeat: bool = False,
     ) -> None:
         self.source, self.collect, self.empty, self.parts, self.seed = source, collect, empty, parts, seed
-        self.iterations = len(source) if iterations is None else iterations
+        self.iterations = iterations
+        self.limit, self.repeat = len(self) if limit is None else limit, repeat
         self.iteration = 0
         self.generator = torch.Generator(device).manual_seed(seed + 1_000_003 * rank())
         self.buffer: RolloutBuffer | None = None
@@ -187,12 +235,18 @@ class RolloutLoader:
     def __iter__(self) -> Iterator[Any]:
         if self.last_part:  # the step after it was taken, but Lightning had no reason to ask for more
             self.buffer, self.iteration = None, self.iteration + 1
-        start = self.iteration // self.iterations * self.iterations  # of this Lightning epoch
-        while self.iteration < start + self.iterations:
+        start = self._given // self.limit * self.limit  # of this Lightning epoch
+        if self.repeat and self._given == start:
+            self.source.restart()
+        while self._given < start + self.limit:
             if self.buffer is None:
                 self.buffer = self._collected()
             yield from self.buffer
             self.buffer, self.iteration = None, self.iteration + 1
+
+    @property
+    def _given(self) -> int:
+        return self.iteration * self.parts + (0 if self.buffer is None else self.buffer.cursor)
 
     def _collected(self) -> RolloutBuffer:
         """The next rollout; until it is whole, the state is that before it, so that a failure loses no row."""
@@ -225,7 +279,7 @@ class RolloutLoader:
         return {"source": sources["source"], "iteration": self.iteration, "ranks": gathered(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there, inside the buffer if it was not used up.
+        """Continue from there, inside the buffer if it was not used up; at its last step if that was not taken (`AGAIN`).
 
         Raises:
             UserError: another number of processes wrote it.
@@ -244,3 +298,5 @@ class RolloutLoader:
         if own["buffer"] is not None:
             self.buffer = self.empty()
             self.buffer.load_state_dict(own["buffer"])
+            if state.get(AGAIN, False):
+                self.buffer.step_back()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.ranks import gathered, rank, world_size
-from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.types import Rows
 
 
@@ -30,14 +29,14 @@ class RecordedReference:
         self.path = path
         self.known: dict[str, Tensor] = load_file(path) if resumed and path.is_file() else {}
 
-    def fill(self, policy: Policy, batches: Iterable[Rows]) -> None:
-        """Compute what is missing under `policy`, each rank its share of the batches, and write the file."""
+    def fill(self, said: Callable[[Rows], Tensor], batches: Iterable[Rows]) -> None:
+        """Have the log-probabilities that are missing `said` [B, T], each rank its share of the batches, and write the file."""
         before = len(self.known)
         for rows in islice(batches, rank(), None, world_size()):
             keys = content_keys(rows)
             if all(key in self.known for key in keys):
                 continue
-            logprobs = policy(rows).logprobs.cpu()
+            logprobs = said(rows).cpu()
             lengths = rows.mask.sum(-1).tolist()
             self.known |= {key: logprobs[i, : lengths[i]].contiguous() for i, key in enumerate(keys)}
         for known in gathered(self.known):

@@ -146,6 +146,8 @@ class Glance:
     def _check_class(self, name: str, path: str, kinds: set[str]) -> None:
         if "Reward" in kinds and is_plain_function(name):
             raise UserError(f"{path} wants a class, and {name} is a function; {self._as_class(name, path)}")
+        if name == "ReduceLROnPlateau" and "LRSchedulerCallable" in kinds:  # torch's is called so too
+            raise UserError(f"{path}: write lightning.pytorch.cli.{name}, which is told what to monitor")
         families = kinds & FAMILIES
         if not self.closed or not families or not name.isidentifier() or name in self.classes or os.path.exists(name):
             return

@@ -48,17 +48,11 @@ class Summary(Callback):
         """Where the last validation was."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take what was measured; `validate` prints it."""
-        if trainer.state.fn == "validate":
-            self._print_measured(trainer, "val/")
+        """Take what was measured."""
         metrics, samples = measured(trainer, "val/"), list(getattr(pl_module, "validation_samples", []))
         if not self.before:
             self.before, self.first = metrics, samples[:SHOWN_REPLIES]
         self.after, self.last, self.step = metrics, samples[:SHOWN_REPLIES], trainer.global_step
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print what was measured."""
-        self._print_measured(trainer, "test/")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print."""
@@ -88,14 +82,6 @@ class Summary(Callback):
         for first, last in zip(self.first, replies, strict=False):
             console.print(f"[bold]{escape(_said(first['prompt']))}[/bold]")
             console.print(f"  before: {escape(first['response'])}\n  after:  {escape(last['response'])}")
-
-    def _print_measured(self, trainer: Trainer, prefix: str) -> None:
-        if not trainer.is_global_zero:
-            return
-        table = Table("held-out", "measured")
-        for name, value in measured(trainer, prefix).items():
-            table.add_row(name, _number(value))
-        Console(highlight=False).print(table)
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured before the first step, and what was last: a run that goes on may have nothing left to measure."""

@@ -16,9 +16,11 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.ranks import any_rank, gathered, together
@@ -29,13 +31,15 @@ from rlhf_lightning.models.packing import evaluating, packs
 from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.cutting import pieces
-from rlhf_lightning.rollouts.loader import HeldOut, RawRows, rows_of
+from rlhf_lightning.rollouts.loader import NO_BATCH, HeldOut, RawRows, rows_of
 from rlhf_lightning.stages.held_out import HeldOutMeasures, Sample
 from rlhf_lightning.stages.meter import Meter
-from rlhf_lightning.stages.optimizers import build_optimizer
+from rlhf_lightning.stages.misfits import check_trainer
+from rlhf_lightning.stages.optimizers import build_optimizer, scheduled
 from rlhf_lightning.stages.precision import check_device, keep_float32
 from rlhf_lightning.stages.random_states import random_states, set_random_states
 from rlhf_lightning.stages.soundness import Fault, Part, find_fault, save_step
+from rlhf_lightning.stages.unfinished import begin_step_again
 from rlhf_lightning.types import LossOutput, RowsT
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -57,12 +61,16 @@ class Stage(LightningModule):
         self.on_nonfinite = on_nonfinite
         self.parts: list[Part] = []
         self.skipped_steps = 0
+        self.moved = False
+        """The weights are no longer those that `config` names."""
+        self.steps_before: int | None = None
         self.random_states: dict[str, Any] | None = None
         self.validation_samples: list[Sample] = []
         self.best: dict[str, float] = {}
         self.meter = Meter()
         self.held_out = HeldOutMeasures()
         self.encoder: Encoder | None = None
+        self.loader: Any = None
         self.loader_state: dict[str, Any] | None = None
         self.started = time.perf_counter()
 
@@ -92,13 +100,17 @@ class Stage(LightningModule):
         """
         check_device(self.trainer.strategy.root_device)
         keep_float32(self.trainer.precision_plugin)
+        if self.trainer.state.fn == "fit":
+            check_trainer(self.trainer)
+            self.forget_run()
         data: LightningDataModule | None = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError(
-                f"{type(self).__name__} takes its rows from a data module, and there is none: give `data:` in the config"
+                f"{type(self).__name__} takes its rows from a data module, and there is none: give `data:` in the config, or in "
+                "Python trainer.fit(stage, datamodule=a LightningDataModule that returns your loaders)"
             )
         for name, wrap in {
-            "train_dataloader": lambda loader: self._restored(train(loader)),
+            "train_dataloader": lambda loader: self._continued(train, loader),
             "val_dataloader": HeldOut,
             "test_dataloader": HeldOut,
             "predict_dataloader": HeldOut,
@@ -108,17 +120,38 @@ class Stage(LightningModule):
             original = getattr(getattr(data, name), "original", getattr(data, name))
             setattr(data, name, _wrapped(original, wrap))
 
-    def _restored(self, loader: Any) -> Any:
-        """Continue where the checkpoint says, also at the end of an epoch, where Lightning 2.6 drops a loader's state."""
-        if self.loader_state is not None:
-            loader.load_state_dict(self.loader_state)
-            self.loader_state = None
-        return loader
+    def forget_run(self) -> None:
+        """What an earlier `fit` with this stage left, which may have ended within a step."""
+        self.parts, self.meter, self.skipped_steps = [], Meter(), 0
+        self.loader = self.loader_state = self.random_states = None
+
+    def _continued(self, train: Callable[[Iterable[Any]], Any], rows: Iterable[Any]) -> Any:
+        """Continue where the checkpoint says, also at the end of an epoch, where Lightning 2.6 drops a loader's state.
+
+        Or where the loader was that this one replaces (`reload_dataloaders_every_n_epochs`).
+        """
+        state = self.loader.state_dict() if self.loader_state is None and self.loader is not None else self.loader_state
+        self.loader, self.loader_state = train(rows), None
+        if state is not None:
+            self.loader.load_state_dict(state)
+        return self.loader
+
+    def epoch_of(self, whole: int) -> dict[str, Any]:
+        """How many of so many batches Lightning takes in an epoch, and whether each epoch shall have the same.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not whole:
+            raise UserError(NO_BATCH)
+        limit = self.trainer.limit_train_batches
+        taken = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+        return {"limit": max(1, taken), "repeat": bool(self.trainer.overfit_batches)}  # type: ignore[attr-defined]
 
     def rows_to_check(self) -> list[tuple[str, Any]]:
         """The data module's rows, where it shows them, with a name for messages."""
         data = getattr(self.trainer, "datamodule", None)
-        named = [("train", getattr(data, "train_rows", None)), ("validation", getattr(data, "validation_rows", None))]
+        named = [(name, getattr(data, f"{name}_rows", None)) for name in ("train", "validation", "test")]
         return [(f"{name} data", rows) for name, rows in named if rows is not None]
 
     def check_rows(self, reads: Callable[[Any], object], wanted: str) -> None:
@@ -136,15 +169,16 @@ class Stage(LightningModule):
                 ) from error
 
     def all_rows(self, size: int = 16) -> Iterator[RawRows]:
-        """Every row of training and validation once, `size` at a time; from the loaders of a data module that hides its rows."""
+        """Every row to learn from or to measure once, `size` at a time; from the loaders of a data module that hides its rows."""
         shown = self.rows_to_check()
         for _, rows in shown:
             yield from (
                 [rows[i] for i in range(start, min(start + size, len(rows)))] for start in range(0, len(rows), size)
             )
         for name in () if shown else ("train_dataloader", "val_dataloader"):
-            original = getattr(getattr(self.trainer.datamodule, name), "original", None)  # type: ignore[attr-defined]
-            yield from (rows_of(batch) for batch in (original() if original else None) or ())
+            original = getattr(getattr(self.trainer.datamodule, name), "original", list)  # type: ignore[attr-defined]
+            loader = _only(original())
+            yield from (rows_of(batch) for batch in (() if loader is None else loader))
 
     @property
     def accumulate(self) -> int:
@@ -158,7 +192,7 @@ class Stage(LightningModule):
 
     def placed(self, network: NetworkT) -> NetworkT:
         """The network, cut over the ranks where the strategy is FSDP2."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+        if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             assert self.device_mesh is not None
             shard_(network, self.device_mesh["data_parallel"])
         return network
@@ -214,7 +248,8 @@ class Stage(LightningModule):
             self.report(self._step_metrics(), shown)
 
     def _step_metrics(self) -> dict[str, float]:
-        return {} if self.global_step % self.trainer.log_every_n_steps else self.unreported()  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return self.unreported() if every and self.global_step % every == 0 else {}
 
     def unreported(self) -> dict[str, float]:
         """What was measured since the last report, over all ranks."""
@@ -223,6 +258,9 @@ class Stage(LightningModule):
     def check_rewards(self, rewards: dict[str, Reward]) -> None:
         """Find what is wrong with rewards before weights are loaded, and note the best there can be."""
         for name, reward in rewards.items():
+            if not isinstance(reward, Reward):
+                given = f"{getattr(reward, '__module__', 'module')}.{getattr(reward, '__name__', 'name')}"
+                raise UserError(f"the reward {name!r} is no Reward; a function is given as FunctionReward({given!r})")
             reward.check()
             if reward.best is not None:
                 self.best[f"val/reward/{name}"] = reward.best
@@ -262,12 +300,14 @@ class Stage(LightningModule):
         """Log the mean of every held-out number, over all ranks, also of the validation before the first step."""
         self.validation_samples = self.held_out.samples()
         values = self.held_out.means(self.device) | self.held_out_metrics()
-        prefix = "test" if self.trainer.testing else "val"
-        for logger in self.loggers:
-            logger.log_metrics({f"{prefix}/{name}": value for name, value in values.items()}, step=self.global_step)
+        prefix, fitting = "test" if self.trainer.testing else "val", self.trainer.state.fn == "fit"
+        if (
+            fitting
+        ):  # Lightning would log after checkpoints are written, and nothing of the validation before the first step
+            self.tell_loggers({f"{prefix}/{name}": value for name, value in values.items()})
         for name, value in values.items():
             shown = name in ("reward/mean", "reward/true", "preference/accuracy")
-            self.log(f"{prefix}/{name}", value, prog_bar=shown, logger=False, batch_size=1)
+            self.log(f"{prefix}/{name}", value, prog_bar=shown, logger=not fitting, batch_size=1)
 
     def held_out_metrics(self) -> dict[str, float]:
         """What a stage measures besides means of numbers, over all ranks."""
@@ -324,14 +364,11 @@ class Stage(LightningModule):
         self.meter.add(LossOutput(count, maxima={"optimizer/skipped_steps": count}))
 
     def configure_optimizers(self) -> Any:
-        """The optimizer of the weights that train; the scheduler steps with it."""
+        """The optimizer of the weights that train; the scheduler steps with it, or with the metric that it waits for."""
         optimizer = build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
         if self.make_lr_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_lr_scheduler(optimizer), "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": scheduled(self.make_lr_scheduler(optimizer))}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Nothing: `optimizer_step` has freed those of the step before, and `learn` has taken some of this one's already."""
@@ -344,6 +381,7 @@ class Stage(LightningModule):
     def on_train_start(self) -> None:
         """Log a step that was taken when the checkpoint was written: its row comes after the checkpoint."""
         self.network.settle()
+        self.moved = True
         self._restore_random_states()
         if "optimizer/grad_norm" in self.meter.sums:
             self.tell_loggers(self._step_metrics())
@@ -372,7 +410,7 @@ class Stage(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was measured; leave out what an adapter run does not train, which comes from where it came from before."""
         checkpoint["ranks"], checkpoint["skipped_steps"] = gathered(self.rank_state()), self.skipped_steps
-        if not self.strict_loading:
+        if not self.strict_loading and "averaging_state" not in checkpoint:  # WeightAveraging reads all of it
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
@@ -383,20 +421,38 @@ class Stage(LightningModule):
             UserError: it is of a run that trained other weights; into an adapter run Lightning would take what fits.
         """
         self._check_weights(checkpoint.get("state_dict"))
+        self.moved = True
+        if self._trainer is None:  # load_from_checkpoint wants the weights alone
+            return
         if len(checkpoint["ranks"]) == self.trainer.world_size:
             self.load_rank_state(checkpoint["ranks"][self.global_rank])
         self.skipped_steps = checkpoint["skipped_steps"]
-        loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
-        self.loader_state = loaders[0]
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        begin_step_again(fit_loop, self.accumulate)
+        self.loader, self.loader_state = None, (fit_loop["state_dict"].get("combined_loader") or [None])[0]
         if self.trainer.state.fn != "fit":  # else what is measured would be logged as of step 0
-            self.trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
+            self.steps_before = self._count_as(checkpoint["global_step"])
+
+    def _count_as(self, step: int) -> int:
+        """Have the trainer say that so many steps are taken; gives what it said before."""
+        loop = self.trainer.fit_loop.epoch_loop
+        taken = loop.automatic_optimization.optim_progress.optimizer.step.total
+        before, taken.completed, loop._batches_that_stepped = taken.completed, step, step
+        return before
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the loader, as a stage may be copied; the steps of a checkpoint that was measured are not the trainer's."""
+        self.loader = None
+        if self.steps_before is not None:
+            self._count_as(self.steps_before)
+            self.steps_before = None
 
     def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
         if saved is None:
             return
-        named = self.state_dict() if self.strict_loading else dict(self.named_parameters())
-        own = {name: x.shape for name, x in named.items() if self.strict_loading or x.requires_grad}
-        theirs = {name: x.shape for name, x in saved.items()}
+        known, trained = self.state_dict(), {name for name, x in self.named_parameters() if x.requires_grad}
+        own = {name: x.shape for name, x in known.items() if self.strict_loading or name in trained}
+        theirs = {name: x.shape for name, x in saved.items() if name in own or name not in known}
         if other := sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)):
             raise UserError(
                 f"the checkpoint is of a run that trains other weights than this run ({len(other)} differ, {other[0]} for "
@@ -422,11 +478,28 @@ class Stage(LightningModule):
 
 def _wrapped(original: Callable[[], Any], wrap: Callable[[Any], Any]) -> Callable[[], Any]:
     def load() -> Any:
-        loader = original()
+        loader = _only(original())
         return loader if loader is None or loader == [] else wrap(loader)
 
     load.original = original  # type: ignore[attr-defined]
     return load
+
+
+def _only(loader: Any) -> Any:
+    """The loader itself, also where it is alone in a list.
+
+    Raises:
+        UserError: there are several, which Lightning would take one after another or side by side.
+    """
+    if isinstance(loader, list | tuple) and any(isinstance(each, DataLoader) for each in loader):
+        if len(loader) == 1:
+            return loader[0]
+    elif not isinstance(loader, dict | CombinedLoader):
+        return loader
+    raise UserError(
+        "a stage takes one loader to learn from and one to measure with, and the data module gives several; put their rows into "
+        "one, with a column that tells them apart"
+    )
 
 
 @rank_zero_only

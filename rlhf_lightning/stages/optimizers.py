@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,32 @@ def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.o
         optimizer = make(trained)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"the optimizer cannot be made: {_in_short(error)}") from error
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError(
+            "the optimizer LBFGS asks for the loss several times a step, which has gradients of its own each time"
+        )
     if any(isinstance(weight, DTensor) for weight in trained):
         _check_cut(optimizer)
     if type(optimizer).__module__.startswith("bitsandbytes") and trained:
         _try_out(type(optimizer).__name__, make, trained)
     _fuse_(optimizer)
     return optimizer
+
+
+def scheduled(scheduler: Any) -> dict[str, Any]:
+    """How Lightning steps a scheduler: after every optimiser step, or at the end of an epoch by the metric that it waits for.
+
+    Raises:
+        UserError: it waits for one and does not say for which.
+    """
+    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return {"scheduler": scheduler, "interval": "step"}
+    if not hasattr(scheduler, "monitor"):
+        raise UserError(
+            "ReduceLROnPlateau waits for a metric and does not say for which; use lightning.pytorch.cli.ReduceLROnPlateau with "
+            "monitor: val/reward/mean, for instance"
+        )
+    return {"scheduler": scheduler, "monitor": scheduler.monitor, "interval": "epoch"}
 
 
 def _fuse_(optimizer: torch.optim.Optimizer) -> None:

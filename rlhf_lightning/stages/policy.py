@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -104,19 +105,26 @@ class PolicyStage(Stage):
         self.max_prompt_length, self.max_length, self.share_base = max_prompt_length, max_length, share_base
         self.policy: Policy | None = None
         self.collector: Collector | None = None
-        self.loader: RolloutLoader | None = None
         self.skipping, self.step_meter = False, Meter()
+        self.prepared = False
+        """What is frozen is there, and has seen the rows of this `fit`, `validate` or `test`."""
         self.restored_metrics: dict[str, float] = {}
 
     # -- before the first step ---------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Tokenizer, checks, loaders: everything that can go wrong before weights are loaded."""
+        self.prepared = False
         self.check_rewards(self.rewards)
         self.encoder = self.load_encoder(self.max_prompt_length)
         self.wrap_loaders(self.rollout_loader)
         for name, rows in self.rows_to_check():
             self._check_rows(name, rows)
+
+    def forget_run(self) -> None:
+        """Also what the rollout measured that it ended in."""
+        super().forget_run()
+        self.skipping, self.step_meter, self.restored_metrics = False, Meter(), {}
 
     @property
     def rewards(self) -> dict[str, Reward]:
@@ -137,7 +145,7 @@ class PolicyStage(Stage):
             return
         model = load_causal_lm(self.config)
         policy = Policy(model, self._critic(model), self.generation.temperature)
-        if self._shares(model) and not self.trainer.predicting:
+        if self._shares(model) and self._trainer is not None and not self.trainer.predicting:
             for reward in self.rewards.values():
                 reward.share(SharedBase(model, self.config))
         self.policy = self.placed(policy)
@@ -172,12 +180,14 @@ class PolicyStage(Stage):
         """Nothing is judged: neither a reference nor a reward is needed."""
 
     def _prepare(self) -> None:
-        if self.collector is not None:
-            return
-        self.load_rewards(self.rewards)
-        self.collector = Collector(
-            self.writer, self.reward, self._reference(), self.generation.temperature, self.overlap
-        )
+        if self.collector is None:
+            self.load_rewards(self.rewards)
+            self.collector = Collector(
+                self.writer, self.reward, self._reference(), self.generation.temperature, self.overlap
+            )
+        if not self.prepared and isinstance(self.collector.reference, RecordedReference):
+            self._fill(self.collector.reference)
+        self.prepared = True
 
     @property
     def writer(self) -> Writer:
@@ -188,15 +198,19 @@ class PolicyStage(Stage):
     def _reference(self) -> Any:
         if self.reward is not None:
             return build_reference(self.reference_kind, self.config, self.policy.model, self.device)  # type: ignore[union-attr]
-        fresh, resumed = self.network, bool(self.trainer.ckpt_path)
-        if resumed:
-            anew = Policy(load_causal_lm(self.config), temperature=self.generation.temperature)
-            fresh = self.trainer.precision_plugin.convert_module(anew).to(self.device).eval()  # type: ignore[assignment]
-        recorded = RecordedReference(Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors", resumed)
+        path = Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors"
+        return RecordedReference(path, bool(self.trainer.ckpt_path))
+
+    def _fill(self, recorded: RecordedReference) -> None:
+        """What the policy says, or said before it learned anything, of all recorded pairs that this trainer has."""
+        fresh = functools.cache(self._anew) if self.moved or self.trainer.ckpt_path else lambda: self.network
         with self.measuring():
             encoded = (encode_pairs(self.coder, rows, self.max_length) for rows in self.all_rows())
-            recorded.fill(fresh, (rows.to(self.device) for rows in encoded))
-        return recorded
+            recorded.fill(lambda rows: fresh()(rows).logprobs, (rows.to(self.device) for rows in encoded))
+
+    def _anew(self) -> Policy:
+        policy = Policy(load_causal_lm(self.config), temperature=self.generation.temperature)
+        return self.trainer.precision_plugin.convert_module(policy).to(self.device).eval()  # type: ignore[return-value]
 
     # -- rollouts ----------------------------------------------------------------------------------------------------
 
@@ -204,10 +218,15 @@ class PolicyStage(Stage):
         """Rollouts made from a loader of prompts or of preference pairs."""
         seed = int(torch.initial_seed() % 2**31)
         parts = self.algorithm.epochs * self.algorithm.minibatches * self.accumulate
-        self.loader = RolloutLoader(
-            RowSource(prompts, seed), self.collect, self._buffer, parts, self.iterations, seed, self.device
-        )
-        return self.loader
+        source = RowSource(prompts, seed)
+        iterations = len(source) if self.iterations is None else self.iterations
+        epoch = self.epoch_of(iterations * parts)
+        if epoch["limit"] % self.accumulate:
+            raise UserError(
+                f"an epoch of {epoch['limit']} batches ends within an optimiser step of {self.accumulate}: set "
+                "trainer.limit_train_batches to a multiple of trainer.accumulate_grad_batches"
+            )
+        return RolloutLoader(source, self.collect, self._buffer, parts, iterations, seed, self.device, **epoch)
 
     def collect(self, rows: RawRows, count: bool, generator: torch.Generator, seed: int) -> RolloutBuffer:
         """Rows → rollout → credit → a full buffer; rows that do not `count` keep this rank in step with the others."""
@@ -386,10 +405,12 @@ class PolicyStage(Stage):
 
     def on_train_start(self) -> None:
         """Do what ends a step, if one was taken when the checkpoint was written and it came before that."""
+        self._prepare()  # a tuner's trial comes before `on_fit_start`
         assert self.collector is not None
         if self.restored_metrics:  # not in `on_fit_start`: what is sharded reads its checkpoint after it
             self.collector.metrics, self.restored_metrics = self.restored_metrics, {}
         self.network.settle()
+        self.moved = True
         self._restore_random_states()
         if self.step_meter.sums or (self.loader is not None and self.loader.last_part):
             self.tell_loggers(self._end_step())

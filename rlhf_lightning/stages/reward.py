@@ -97,7 +97,7 @@ class RewardStage(Stage):
 
     def _train_loader(self, loader: Iterable[Any]) -> StepLoader:
         source = RowSource(loader, int(torch.initial_seed() % 2**31))
-        return StepLoader(source, self.encode, self._weight, self.accumulate)
+        return StepLoader(source, self.encode, self._weight, self.accumulate, **self.epoch_of(len(source)))
 
     def encode(self, rows: RawRows) -> PreferenceBatch:
         """Rows → token ids, ratings and margins; the responses of one row are compared."""

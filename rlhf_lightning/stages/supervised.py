@@ -77,7 +77,9 @@ class SupervisedStage(Stage):
 
     def _train_loader(self, loader: Iterable[Any]) -> StepLoader:
         source = RowSource(loader, int(torch.initial_seed() % 2**31))
-        return StepLoader(source, self.encode, lambda batch: batch.mask.sum(), self.accumulate)
+        return StepLoader(
+            source, self.encode, lambda batch: batch.mask.sum(), self.accumulate, **self.epoch_of(len(source))
+        )
 
     def encode(self, rows: RawRows) -> InstructionBatch:
         """Rows → token ids; every turn of the assistant in a conversation is a completion of what stands before it."""

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.cli import CLI
 
 Fit = Callable[..., Path]
 
@@ -128,7 +130,7 @@ def test_a_later_validation_keeps_the_history(fit: Fit) -> None:
 @pytest.mark.parametrize(("subcommand", "name"), [("validate", "val/reward/mean"), ("test", "test/reward/mean")])
 def test_what_is_measured_is_printed(capsys: pytest.CaptureFixture[str], subcommand: str, name: str) -> None:
     assert main([subcommand, "--config", "own.yaml", "--trainer.default_root_dir", "out"]) == 0
-    assert any(name in line and "0.0000" in line for line in capsys.readouterr().out.splitlines())
+    assert any(name in line and " 0.0 " in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_a_fault_of_the_set_up_leaves_an_earlier_run_alone(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,3 +195,18 @@ def test_as_a_command_of_its_own() -> None:
     assert broken.returncode == 1
     assert broken.stderr.strip().splitlines()[-1] == "error: KeyError: 'oops' (RLHF_LIGHTNING_DEBUG=1 shows where)"
     assert "Traceback" not in broken.stderr
+
+
+def test_a_command_line_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+
+    class Own(CLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.add_argument("--half", default=2, type=int)
+            parser.link_arguments("half", "data.init_args.rows", compute_fn=lambda half: 2 * half)
+
+    words = ["fit", "--config", "own.yaml", "--half", "3", "--trainer.max_epochs", "1"]
+    options: Any = {"auto_configure_optimizers": False, "subclass_mode_model": True, "subclass_mode_data": True}
+    own = Own(LightningModule, LightningDataModule, args=words, **options)
+    assert own.datamodule.rows == 6
+    assert len(rows(Path())) == 4  # in the current folder, as Lightning's

@@ -188,7 +188,7 @@ def test_recorded_references_are_found_whatever_padding_lies_around_them(collect
     path = tmp_path / "run/reference_logprobs.safetensors"
     with torch.no_grad():
         recorded = RecordedReference(path, False)
-        recorded.fill(policy, [encode_pairs(encoder, PAIRS, None)])
+        recorded.fill(lambda rows: policy(rows).logprobs, [encode_pairs(encoder, PAIRS, None)])
     for place in range(3):  # alone, so without the padding of the others
         rows = encode_pairs(encoder, PAIRS[place : place + 1], None)
         with torch.no_grad():

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
 from torch.utils.data import DataLoader
 
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.rollouts.generation import Sampler
 from rlhf_lightning.stages import SupervisedStage
 from rlhf_lightning.stages.optimizers import adamw, build_optimizer
 
@@ -54,6 +57,36 @@ class Rows(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.train_rows, batch_size=2, collate_fn=list)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.train_rows, batch_size=2, collate_fn=list)  # type: ignore[arg-type]
+
+
+def scheduled_by(scheduler: Any, folder: str, root: Path) -> Trainer:
+    stage = SupervisedStage(ModelConfig(folder), optimizer=adamw, lr_scheduler=scheduler, generation=Sampler(2))
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=root,
+    )  # fmt: skip
+    trainer.fit(stage, datamodule=Rows())
+    return trainer
+
+
+def test_a_plateau_lowers_the_learning_rate(tiny_model_folder: Callable[[str], str], tmp_path: Path) -> None:
+    wanted = "val/response/truncated"  # all are, in every validation
+    scheduler = partial(ReduceLROnPlateau, monitor=wanted, patience=0, factor=0.5)
+    trainer = scheduled_by(scheduler, tiny_model_folder("llama"), tmp_path)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-5 * 0.5**3)
+
+
+def test_a_plateau_of_nothing_is_refused(tiny_model_folder: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ReduceLROnPlateau waits for a metric and does not say for which"):
+        scheduled_by(torch.optim.lr_scheduler.ReduceLROnPlateau, tiny_model_folder("llama"), tmp_path)
+
+
+def test_an_optimizer_that_asks_for_several_losses_is_refused() -> None:
+    with pytest.raises(UserError, match="LBFGS asks for the loss several times a step"):
+        build_optimizer(torch.optim.LBFGS, [nn.Parameter(torch.ones(2))])
 
 
 def test_gradients_are_clipped_in_mixed_precision(tiny_model_folder: Callable[[str], str], tmp_path: Path) -> None:

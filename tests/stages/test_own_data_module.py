@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
@@ -72,6 +72,69 @@ def test_pairs_in_batches(tmp_path: Path, tiny_model_folder: Callable[[str], str
     trainer, _ = fitted(tiny_model_folder("gpt2"), Plain(PAIRS), tmp_path, algorithm=DPO())
     assert trainer.global_step == 2
     assert 0 <= float(trainer.callback_metrics["val/preference/accuracy"]) <= 1
+
+
+class Given(LightningDataModule):
+    """Gives what it is told to."""
+
+    def __init__(self, train: Callable[[], Any], held_out: Callable[[], Any] = list) -> None:
+        super().__init__()
+        self.train, self.held_out = train, held_out
+
+    def train_dataloader(self) -> Any:
+        return self.train()
+
+    def val_dataloader(self) -> Any:
+        return self.held_out()
+
+
+def loader(rows: Any = PAIRS, **options: Any) -> Any:
+    return DataLoader(rows, **{"batch_size": 2, "collate_fn": list, **options})
+
+
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        return iter(PAIRS)
+
+
+NESTED = [{"prompt": [{"role": "user", "content": word}]} for word in ("dog", "cat")]
+SEVERAL = "takes one loader to learn from and one to measure with, and the data module gives several"
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (Given(loader, lambda: [loader(), loader()]), SEVERAL),
+        (Given(loader, lambda: {"one": loader()}), SEVERAL),
+        (Given(lambda: [loader(), loader()]), SEVERAL),
+        (Given(lambda: loader(batch_size=8, drop_last=True)), "the train data loader gives no batch; its batch size"),
+        (Given(lambda: loader(Stream())), "the train data loader has no length: give its data set a __len__"),
+        (Given(lambda: loader(batch_size=None, collate_fn=None)), r"found {'prompt': 'say dog', 'chosen': 'dog'"),
+        (Given(lambda: loader(NESTED, collate_fn=None)), r"found the row {'prompt': {'role': \['user', 'user'\]"),
+        (Given(lambda: loader([{"text": "dog"}] * 2)), r"found the row {'text': 'dog'}"),
+        (Given(lambda: loader([1, 2])), r"found the row {'prompt': 1}"),
+    ],
+)
+def test_loaders_that_cannot_be_read_are_said_to_be(
+    data: LightningDataModule, fault: str, tmp_path: Path, tiny_model_folder: Callable[[str], str]
+) -> None:
+    with pytest.raises(UserError, match=fault):
+        fitted(tiny_model_folder("llama"), data, tmp_path, algorithm=DPO(), reward=LengthReward(2), reference="full")
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (Given(lambda: [loader()], lambda: (loader(),)), {}),  # one in a list
+        (Given(lambda: loader(collate_fn=None)), {}),  # columns
+        (Given(lambda: loader(Stream())), {"iterations": 2}),
+    ],
+)
+def test_loaders_that_can(
+    data: LightningDataModule, options: Any, tmp_path: Path, tiny_model_folder: Callable[[str], str]
+) -> None:
+    given = {"algorithm": DPO(), "reward": LengthReward(2), "reference": "full", **options}
+    assert fitted(tiny_model_folder("llama"), data, tmp_path, **given)[0].global_step == 2
 
 
 def test_no_data_module_is_said_so(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:

@@ -1,0 +1,147 @@
+"""A stage and a trainer in a script or a notebook: measured before it is trained, trained after, and loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.tuner import Tuner
+from torch.utils.data import DataLoader
+
+from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.rewards import FunctionReward, LengthReward
+from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.stages import PolicyStage, RewardStage, SupervisedStage
+from rlhf_lightning.stages.base import Stage
+
+KINDS = ("sft", "reward", "ppo", "dpo_offline")
+
+
+def pairs(*words: str) -> list[dict[str, str]]:
+    return [{"prompt": f"say {w}", "completion": w, "chosen": w, "rejected": "no " + w} for w in words]
+
+
+class Data(LightningDataModule):
+    """Rows that are there when they are needed, as those of the package's own data modules."""
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.train_rows = pairs("dog", "cat", "hello", "thanks")
+        if stage == "test":
+            self.test_rows = pairs("little", "the")
+        self.validation_rows = pairs("please", "you")
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train_rows, batch_size=2, shuffle=True, collate_fn=list)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.validation_rows, batch_size=2, collate_fn=list)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(self.test_rows, batch_size=2, collate_fn=list)  # type: ignore[arg-type]
+
+
+def options(kind: str, folder: str) -> dict[str, Any]:
+    config, given = ModelConfig(name_or_path=folder), {"optimizer": partial(torch.optim.AdamW, lr=0.01)}
+    if kind in ("sft", "reward"):
+        return {"model": config, **given}
+    algorithm, reward = (PPO(minibatches=2), LengthReward(2)) if kind == "ppo" else (DPO(), None)
+    sampler = Sampler(4)
+    return {"policy": config, "algorithm": algorithm, "reward": reward, "generation": sampler, **given}
+
+
+def kind_of(kind: str) -> type[Stage]:
+    return {"sft": SupervisedStage, "reward": RewardStage}.get(kind, PolicyStage)
+
+
+def trainer(root: Path, **options: Any) -> Trainer:
+    torch.manual_seed(3)
+    return Trainer(**{
+        "accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False, "default_root_dir": root,
+        "enable_progress_bar": False, "enable_model_summary": False, **options,
+    })  # fmt: skip
+
+
+@pytest.fixture
+def folder(tiny_model_folder: Callable[[str], str]) -> str:
+    return tiny_model_folder("llama")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_measured_is_returned_and_no_step_is_lost_by_it(kind: str, folder: str, tmp_path: Path) -> None:
+    stage, data, own = kind_of(kind)(**options(kind, folder)), Data(), trainer(tmp_path)
+    name = "preference/margin" if kind == "dpo_offline" else "reward/mean" if kind == "ppo" else "loss/policy"
+    (before,) = own.validate(stage, datamodule=data, verbose=False)
+    own.fit(stage, datamodule=data)
+    steps, after = own.global_step, float(own.callback_metrics[f"val/{name}"])
+    assert steps == (2 * 4 * 2 if kind == "ppo" else 2)
+    assert own.validate(stage, datamodule=data, verbose=False)[0][f"val/{name}"] == pytest.approx(after)
+    assert f"test/{name}" in own.test(stage, datamodule=data, verbose=False)[0]
+    if kind == "dpo_offline":
+        assert before[f"val/{name}"] == 0  # the policy is its own reference before the first step, and was not after
+        assert after != 0
+    alone = kind_of(kind)(**options(kind, folder))
+    trainer(tmp_path).fit(alone, datamodule=Data())
+    assert all(torch.equal(a, b) for a, b in zip(stage.parameters(), alone.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_loaded_without_a_trainer_and_measured_without_a_trace(
+    kind: str, folder: str, tmp_path: Path
+) -> None:
+    stage, path = kind_of(kind)(**options(kind, folder)), tmp_path / "one.ckpt"
+    own = trainer(tmp_path)
+    own.fit(stage, datamodule=Data())
+    own.save_checkpoint(path)
+    loaded = kind_of(kind).load_from_checkpoint(path, weights_only=True, **options(kind, folder))
+    assert all(torch.equal(a, b) for a, b in zip(stage.parameters(), loaded.parameters(), strict=True))
+    other = trainer(tmp_path / "other")
+    (of_path,) = other.validate(kind_of(kind)(**options(kind, folder)), Data(), ckpt_path=path, verbose=False)
+    assert other.global_step == 0
+    other.fit(loaded, datamodule=Data())  # and not: all of its steps are taken
+    assert other.global_step == own.global_step
+    of_loaded = kind_of(kind).load_from_checkpoint(path, weights_only=True, **options(kind, folder))
+    assert trainer(tmp_path / "third").validate(of_loaded, Data(), verbose=False) == [of_path]
+
+
+@pytest.mark.parametrize("kind", ["sft", "ppo"])
+def test_a_run_that_logs_nothing(kind: str, folder: str, tmp_path: Path) -> None:
+    bare = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"))
+    for given in ({"log_every_n_steps": 0}, {"barebones": True, **bare}):
+        own = trainer(tmp_path, max_steps=2, **given)
+        own.fit(kind_of(kind)(**options(kind, folder)), datamodule=Data())
+        assert own.global_step == 2
+
+
+@pytest.mark.parametrize("kind", ["sft", "ppo"])
+def test_a_search_for_a_learning_rate_leaves_the_run_as_it_was(kind: str, folder: str, tmp_path: Path) -> None:
+    weights = []
+    for searches in (False, True):
+        stage, own = kind_of(kind)(**options(kind, folder)), trainer(tmp_path)
+        if searches:
+            found = Tuner(own).lr_find(stage, datamodule=Data(), num_training=2, update_attr=False)
+            assert len(found.results["loss"]) == 2
+        own.fit(stage, datamodule=Data())
+        weights.append([x.detach().clone() for x in stage.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_function_is_told_how_to_be_a_reward(folder: str, tmp_path: Path) -> None:
+    def polite(responses: list[str]) -> list[float]:
+        return [1.0] * len(responses)
+
+    stage = PolicyStage(**{**options("ppo", folder), "reward": polite})
+    with pytest.raises(
+        UserError, match=r"the reward 'mean' is no Reward; .* FunctionReward\('.*test_python_interface.polite'\)"
+    ):
+        trainer(tmp_path).fit(stage, datamodule=Data())
+    with pytest.raises(UserError, match=r"the import path of a function, .*: '.*test_python_interface.polite'"):
+        FunctionReward(polite)  # type: ignore[arg-type]
