@@ -118,7 +118,7 @@ class Stage(LightningModule):
     def rows_to_check(self) -> list[tuple[str, Any]]:
         """The data module's rows, where it shows them, with a name for messages."""
         data = getattr(self.trainer, "datamodule", None)
-        named = [("train", getattr(data, "train_rows", None)), ("validation", getattr(data, "validation_rows", None))]
+        named = [(name, getattr(data, f"{name}_rows", None)) for name in ("train", "validation", "test", "predict")]
         return [(f"{name} data", rows) for name, rows in named if rows is not None]
 
     def check_rows(self, reads: Callable[[Any], object], wanted: str) -> None:
@@ -136,14 +136,16 @@ class Stage(LightningModule):
                 ) from error
 
     def all_rows(self, size: int = 16) -> Iterator[RawRows]:
-        """Every row of training and validation once, `size` at a time; from the loaders of a data module that hides its rows."""
+        """Every row of the run once, `size` at a time; from the loaders of a data module that hides its rows."""
         shown = self.rows_to_check()
         for _, rows in shown:
             yield from (
                 [rows[i] for i in range(start, min(start + size, len(rows)))] for start in range(0, len(rows), size)
             )
-        for name in () if shown else ("train_dataloader", "val_dataloader"):
-            original = getattr(getattr(self.trainer.datamodule, name), "original", None)  # type: ignore[attr-defined]
+        used = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
+        for name in () if shown else used[self.trainer.state.fn]:  # type: ignore[index]
+            loader = getattr(self.trainer.datamodule, f"{name}_dataloader")  # type: ignore[attr-defined]
+            original = getattr(loader, "original", None)
             yield from (rows_of(batch) for batch in (original() if original else None) or ())
 
     @property
@@ -349,11 +351,15 @@ class Stage(LightningModule):
             self.tell_loggers(self._step_metrics())
 
     def on_train_end(self) -> None:
-        """Log what training ended too early to report, and say how many texts were cut."""
+        """Log what training ended too early to report."""
         if self.meter.sums:
             self.tell_loggers(self.unreported())
+
+    def teardown(self, stage: str) -> None:
+        """Say how many texts were cut."""
         for what, count in self.coder.cut.items():
             say(f"cut to fit: {count} {what}, counted each time they were read")
+        self.coder.cut.clear()
 
     def _restore_random_states(self) -> None:
         if self.random_states is not None:

@@ -124,7 +124,8 @@ class PolicyStage(Stage):
         return {**({} if self.reward is None else {"mean": self.reward}), **self.evaluation_rewards}
 
     def _check_rows(self, name: str, rows: Any) -> None:
-        if self.reward is None and len(rows) and "chosen" not in rows[0]:
+        wants_pairs = self.reward is None and not self.trainer.predicting
+        if wants_pairs and len(rows) and "chosen" not in rows[0]:
             raise UserError(
                 f"{type(self.algorithm).__name__} has no reward and the {name} has no pairs (columns: "
                 f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"

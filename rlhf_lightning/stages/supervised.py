@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,10 @@ class SupervisedStage(Stage):
 
     @property
     def _writer(self) -> Writer:
+        """Prompts lose their beginning here too where they are too long."""
         assert self.policy is not None
-        return Writer(self.policy, self.generation, self.coder)
+        room = self.coder.room(self.generation.max_new_tokens)
+        return Writer(self.policy, self.generation, replace(self.coder, max_prompt_length=room))
 
     def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """One completion a prompt, greedy by default."""
