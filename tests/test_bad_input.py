@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.models import loading
@@ -241,6 +242,29 @@ def test_a_folder_that_is_no_model_and_a_template_that_is_none(fails: Callable[.
 def test_what_init_cannot_write(fails: Callable[..., str]) -> None:
     Path("file").write_text("")
     assert "file/x/configs" in fails("init", "file/x")
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("kind", "sizes", "said"),
+    [
+        ("bert", {}, "is a BertForSequenceClassification, an encoder, whose classifier does not read"),
+        ("llama", {"num_labels": 3}, "is a classifier with 3 outputs; a reward model has one"),
+        ("llama", {"vocab_size": 5}, "tokens and the model has embeddings for 5"),
+    ],
+)
+def test_a_classifier_that_is_no_reward_model(
+    fails: Callable[..., str], kind: str, sizes: dict[str, int], said: str
+) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(kind, **{"num_labels": 1, **small, **sizes})
+    config.architectures = [f"{kind.capitalize()}ForSequenceClassification"]
+    config.save_pretrained("scores")
+    Path("scores/model.safetensors").write_text("none")
+    given = ("name_or_path=scores", "tokenizer=playground/sft")
+    assert said in fails("fit", "--config", "ppo.yaml", *SMALL, *(f"--model.reward.{word}" for word in given))
+    words = ("fit", "--config", "reward.yaml", "--model.model.config", "null")
+    assert said in fails(*words, *(f"--model.model.{word}" for word in given))
 
 
 REWARDS = """

@@ -17,7 +17,7 @@ from rlhf_lightning.functional.masked import masked_moments
 from rlhf_lightning.functional.ranks import gathered, share
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.export import export_model, part_of
-from rlhf_lightning.models.loading import ModelConfig, load_reward_model
+from rlhf_lightning.models.loading import ModelConfig, load_reward_config, load_reward_model
 from rlhf_lightning.models.reward import RewardModel, normalized, set_normalization
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
 from rlhf_lightning.stages.base import OnNonFinite, Stage, check_least
@@ -66,6 +66,7 @@ class RewardStage(Stage):
             responses_of, "pairs, rankings or ratings, as PreferenceData, RankingData and RatingData give them"
         )
         self._check_comparisons()
+        load_reward_config(self.config)
         self.encoder = self.load_encoder()
         self.wrap_loaders(self._train_loader)
 
