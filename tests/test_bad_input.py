@@ -312,6 +312,25 @@ def test_a_reward_that_misbehaves(fails: Callable[..., str], function: str, expe
 
 
 @pytest.mark.usefixtures("no_weights")
+def test_a_column_that_a_reward_needs_and_the_rows_do_not_have(fails: Callable[..., str]) -> None:
+    Path("my_rewards.py").write_text("def wants(responses, solution, **columns):\n    return [0.0] * len(responses)\n")
+    Path("rows.jsonl").write_text('{"prompt": "2+2?", "completion": "4", "solutions": "4"}\n' * 8)
+    wants = "{class_path: FunctionReward, init_args: {function: my_rewards.wants}}"
+    number = "{class_path: NumberReward, init_args: {column: solutoins}}"
+    rows = ("--data.train", "rows.jsonl", "--data.validation", "rows.jsonl")
+    ppo = ("fit", "--config", "ppo.yaml", "--data", "PromptData", *rows)
+    said = "reward function my_rewards.wants wants 'solution', which is no column of the {}; did you mean 'solutions'?"
+    assert said.format("train data") in fails(*ppo, f"--model.reward={wants}")
+    assert said.format("validation data") in fails(*ppo, f"--model.evaluation_rewards={{own: {wants}}}")
+    both = f"{{class_path: WeightedSum, init_args: {{rewards: {{number: {number}}}}}}}"
+    assert "NumberReward.column 'solutoins' is no column of the train data; did you mean 'solutions'?" in fails(
+        *ppo, f"--model.reward={both}"
+    )
+    sft = ("fit", "--config", "sft.yaml", "--data", "InstructionData", *rows)
+    assert said.format("validation data") in fails(*sft, f"--model.evaluation_rewards={{own: {wants}}}")
+
+
+@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("function", ["unfinished.f", "unfinished.py:f"])
 def test_a_reward_function_in_a_file_that_is_no_python(fails: Callable[..., str], function: str) -> None:
     Path("unfinished.py").write_text("\ndef f(responses:\n")

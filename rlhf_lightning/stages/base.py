@@ -229,6 +229,14 @@ class Stage(LightningModule):
             if reward.best is not None:
                 self.best[f"val/reward/{name}"] = reward.best
 
+    def check_columns(self, training: Iterable[Reward], held_out: Iterable[Reward]) -> None:
+        """Find columns that rewards need and rows do not have, before weights are loaded."""
+        for name, rows in self.rows_to_check():
+            columns = {column for row in rows for column in row}
+            rewards = {"train data": training, "predict data": ()}.get(name, held_out)
+            for reward in rewards if columns else ():
+                reward.check_columns(columns, name)
+
     def load_rewards(self, rewards: dict[str, Reward]) -> None:
         """Load what is heavy, onto this rank's device."""
         for reward in rewards.values():

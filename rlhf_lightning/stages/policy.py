@@ -113,6 +113,7 @@ class PolicyStage(Stage):
     def setup(self, stage: str) -> None:
         """Tokenizer, checks, loaders: everything that can go wrong before weights are loaded."""
         self.check_rewards(self.rewards)
+        self.check_columns([] if self.reward is None else [self.reward], self.rewards.values())
         self.encoder = self.load_encoder(self.max_prompt_length)
         self.wrap_loaders(self.rollout_loader)
         for name, rows in self.rows_to_check():

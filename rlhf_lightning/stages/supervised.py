@@ -63,6 +63,7 @@ class SupervisedStage(Stage):
         self.check_rows(turns, "columns prompt and completion, or messages, as InstructionData gives them")
         self.encoder = self.load_encoder()
         self.check_rewards(self.evaluation_rewards)
+        self.check_columns((), self.evaluation_rewards.values())
         self.wrap_loaders(self._train_loader)
 
     def configure_model(self) -> None:
