@@ -79,6 +79,11 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
             ["leave_one_out", "at least 2"],
         ),
         (["--model.algorithm.minibatches", "0"], ["minibatches is 0", "at least 1"]),
+        (
+            [*SMALL, "--model.algorithm.minibatches", "5"],
+            ["PPO.minibatches is 5", "of 4 rows", "fill 4 optimiser steps"],
+        ),
+        (["--data.size", "3", "--model.algorithm.minibatches", "4"], ["of 3 rows", "data.batch_size 128"]),
         (["--model.algorithm.clip_range", ".nan"], ["PPO.clip_range is nan"]),
         (["--model.algorithm.kl.coef", ".inf"], ["kl.coef is inf"]),
         (["--model.generation.temperature", ".nan"], ["generation.temperature is nan"]),

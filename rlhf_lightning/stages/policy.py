@@ -105,7 +105,7 @@ class PolicyStage(Stage):
         self.policy: Policy | None = None
         self.collector: Collector | None = None
         self.loader: RolloutLoader | None = None
-        self.skipping, self.step_meter = False, Meter()
+        self.skipping, self.told_of_empty_steps, self.step_meter = False, False, Meter()
         self.restored_metrics: dict[str, float] = {}
 
     # -- before the first step ---------------------------------------------------------------------------------------
@@ -118,6 +118,7 @@ class PolicyStage(Stage):
         self.wrap_loaders(self.rollout_loader)
         for name, rows in self.rows_to_check():
             self._check_rows(name, rows)
+        self._check_minibatches()
 
     @property
     def rewards(self) -> dict[str, Reward]:
@@ -132,6 +133,20 @@ class PolicyStage(Stage):
                 f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"
             )
         self.coder.check_prompts(rows, self.generation.max_new_tokens, name)
+
+    def _check_minibatches(self) -> None:
+        """Refuse optimiser steps that no rollout could fill, on any rank."""
+        rows, size = (getattr(self.trainer.datamodule, name, None) for name in ("train_rows", "batch_size"))  # type: ignore[attr-defined]
+        if rows is None or size is None:
+            return
+        prompts, responses = min(size, len(rows)), 2 if self.reward is None else self.algorithm.responses_per_prompt
+        units = -(-prompts // self.trainer.world_size) * responses // self.algorithm.rows_per_unit
+        if 0 < units < self.algorithm.minibatches:
+            raise UserError(
+                f"{type(self.algorithm).__name__}.minibatches is {self.algorithm.minibatches}, and a rollout of {prompts} rows "
+                f"(data.batch_size {size}, processes {self.trainer.world_size}) can fill {units} optimiser steps; set it to "
+                f"{units} or less, or raise data.batch_size"
+            )
 
     def configure_model(self) -> None:
         """Load the policy and, where the algorithm needs values, the critic."""
@@ -224,6 +239,10 @@ class PolicyStage(Stage):
             if batch.values is not None and batch.returns is not None:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
                 self.collector.metrics["value/explained_variance"] = float(explained)
+        empty = self.algorithm.minibatches - len(batch) // self.algorithm.rows_per_unit
+        if empty > 0 and not self.told_of_empty_steps:
+            say(f"a rollout of {len(rows)} rows leaves {empty} of {self.algorithm.minibatches} minibatches empty")
+            self.told_of_empty_steps = True
         self.skipping, self.started = False, time.perf_counter()
         return self._buffer(batch, seed)
 

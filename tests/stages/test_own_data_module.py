@@ -58,6 +58,14 @@ def test_plain_prompts(tmp_path: Path, tiny_model_folder: Callable[[str], str]) 
     assert torch.isfinite(trainer.callback_metrics["val/reward/mean"])
 
 
+def test_steps_that_no_rollout_fills_are_told_of_once(
+    tmp_path: Path, tiny_model_folder: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, algorithm = Plain(["say dog", "say cat", "please", "thank you"]), REINFORCE(minibatches=9)
+    fitted(tiny_model_folder("llama"), data, tmp_path, algorithm=algorithm, reward=LengthReward(2), reference="full")
+    assert capsys.readouterr().out.count("a rollout of 2 rows leaves 1 of 9 minibatches empty") == 1
+
+
 class TrainsOnly(LightningDataModule):
     def train_dataloader(self) -> Any:
         return DataLoader(PAIRS, batch_size=2, collate_fn=list)
