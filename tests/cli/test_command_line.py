@@ -88,7 +88,7 @@ def test_the_config_of_a_run_repeats_it_elsewhere(fit: Fit, capsys: pytest.Captu
     capsys.readouterr()
     assert main(["fit", "--config", "out/config.yaml"]) == 0
     again = Path(capsys.readouterr().out.splitlines()[0].removeprefix("run: "))
-    assert again.parts[:2] == ("runs", "config")
+    assert again.parts[:2] == ("runs", "out")
     assert rows(again) == rows(first)
 
 
