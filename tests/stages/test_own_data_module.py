@@ -18,7 +18,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rewards import LengthReward
 from rlhf_lightning.rollouts.generation import Sampler
-from rlhf_lightning.stages import PolicyStage, SupervisedStage
+from rlhf_lightning.stages import PolicyStage, RewardStage, SupervisedStage
 
 PAIRS = [
     {"prompt": f"say {word}", "chosen": word, "rejected": "no " + word} for word in ("dog", "cat", "hello", "thanks")
@@ -119,6 +119,20 @@ def test_supervised_fine_tuning_cuts_the_prompts_that_it_writes_to(
     trainer.fit(stage, datamodule=data)
     assert stage.validation_samples[0]["prompt"].count("say") < 60
     assert "cut to fit: 1 prompts, counted each time they were read" in capsys.readouterr().out
+
+
+def test_ratings_one_to_a_row_have_nothing_to_be_compared_with(
+    tmp_path: Path, tiny_model_folder: Callable[[str], str]
+) -> None:
+    data = Plain([{"prompt": "say dog", "response": word, "rating": len(word)} for word in ("dog", "hello")])
+    config, options = ModelConfig(name_or_path=tiny_model_folder("llama")), {"logger": False, "accelerator": "cpu"}
+    for sanity in (2, 0):
+        trainer = Trainer(max_epochs=1, default_root_dir=tmp_path, num_sanity_val_steps=sanity, **options)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"have one each \(columns prompt, response, rating\); give all responses"):
+            trainer.fit(RewardStage(config), datamodule=data)
+    Trainer(max_epochs=1, default_root_dir=tmp_path, **options).fit(  # type: ignore[arg-type]
+        RewardStage(config, objective="regression"), datamodule=data
+    )
 
 
 def test_pairs_to_test_on_are_compared_with_the_reference(
