@@ -70,11 +70,14 @@ class Encoder:
         return list(self.tokenizer(full[len(start) :], add_special_tokens=False)["input_ids"])
 
     def _without_tail(self, ids: list[int]) -> list[int]:
-        """Templates write a newline after the stop token: what follows the last stop token goes."""
-        for index in range(len(ids) - 1, max(len(ids) - 4, -1), -1):
+        """Templates write a newline after the stop token, Phi-3's another stop token after that: the first of them is the end."""
+        last = next((i for i in range(len(ids) - 1, max(len(ids) - 4, -1), -1) if ids[i] in self.stop_tokens), len(ids))
+        for index in range(last - 1, -1, -1) if last < len(ids) else ():
             if ids[index] in self.stop_tokens:
-                return ids[: index + 1]
-        return ids
+                last = index
+            elif self.tokenizer.decode(ids[index]).strip():
+                break
+        return ids[: last + 1]
 
     def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
         if not self.tokenizer.chat_template:
