@@ -65,7 +65,7 @@ class OwnStage(LightningModule):
         now = float(self.weight.detach())
         kind = "test" if self.trainer.testing else "val"
         self.tell({f"{kind}/reward/mean": now, f"{kind}/unknown": float("nan")})
-        self.log(f"{kind}/reward/mean", now, logger=False)
+        self.log(f"{kind}/reward/mean", now, prog_bar=True, logger=False)
         self.log(f"{kind}/unknown", float("nan"), logger=False)
         self.validation_samples = [{"prompt": f"q{i} [b]", "response": f"{now:.2f}", "reward": float("nan")} for i in range(4)]
 
