@@ -59,7 +59,7 @@ def test_one_process_and_two_take_the_same_steps(
 
 def test_a_process_without_a_row_keeps_step(run_on_two: Callable[..., Path]) -> None:
     generate = ["--config", "fsdp.yaml", "--model.generation", "TransformersGenerate"]
-    one_step = ["--model.algorithm.minibatches", "1"]
+    one_step = ["--model.algorithm.minibatches", "1", "--model.iterations", "8"]
     for name, words in {
         "ppo": [*PPO, *one_step],
         "generate": [*PPO, *one_step, *generate],
