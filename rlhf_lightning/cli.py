@@ -20,6 +20,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import rlhf_lightning.algorithms
@@ -30,7 +31,7 @@ import rlhf_lightning.rewards
 import rlhf_lightning.rollouts.generation
 import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.arguments import Arguments
 from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
 from rlhf_lightning.run.curves import Curves
@@ -137,6 +138,9 @@ class CLI(LightningCLI):
         if given.get("accelerator") == "auto" and MPSAccelerator.is_available():
             kwargs["accelerator"] = "cpu"  # the stages refuse Apple's MPS, which Lightning would choose
         kwargs["callbacks"] = [Expectations(), *callbacks, *self._ours(folder, callbacks, given)]
+        strategy, known = given.get("strategy"), ("auto", *StrategyRegistry.available_strategies())
+        if isinstance(strategy, str) and strategy.lower() not in known:
+            raise UserError(f"trainer.strategy {strategy!r} is unknown; {nearest(strategy, known)}")
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.models import loading
@@ -78,6 +79,11 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
             ["leave_one_out", "at least 2"],
         ),
         (["--model.algorithm.minibatches", "0"], ["minibatches is 0", "at least 1"]),
+        (
+            [*SMALL, "--model.algorithm.minibatches", "5"],
+            ["PPO.minibatches is 5", "of 4 rows", "fill 4 optimiser steps"],
+        ),
+        (["--data.size", "3", "--model.algorithm.minibatches", "4"], ["of 3 rows", "data.batch_size 128"]),
         (["--model.algorithm.clip_range", ".nan"], ["PPO.clip_range is nan"]),
         (["--model.algorithm.kl.coef", ".inf"], ["kl.coef is inf"]),
         (["--model.generation.temperature", ".nan"], ["generation.temperature is nan"]),
@@ -243,6 +249,29 @@ def test_what_init_cannot_write(fails: Callable[..., str]) -> None:
     assert "file/x/configs" in fails("init", "file/x")
 
 
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("kind", "sizes", "said"),
+    [
+        ("bert", {}, "is a BertForSequenceClassification, an encoder, whose classifier does not read"),
+        ("llama", {"num_labels": 3}, "is a classifier with 3 outputs; a reward model has one"),
+        ("llama", {"vocab_size": 5}, "tokens and the model has embeddings for 5"),
+    ],
+)
+def test_a_classifier_that_is_no_reward_model(
+    fails: Callable[..., str], kind: str, sizes: dict[str, int], said: str
+) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(kind, **{"num_labels": 1, **small, **sizes})
+    config.architectures = [f"{kind.capitalize()}ForSequenceClassification"]
+    config.save_pretrained("scores")
+    Path("scores/model.safetensors").write_text("none")
+    given = ("name_or_path=scores", "tokenizer=playground/sft")
+    assert said in fails("fit", "--config", "ppo.yaml", *SMALL, *(f"--model.reward.{word}" for word in given))
+    words = ("fit", "--config", "reward.yaml", "--model.model.config", "null")
+    assert said in fails(*words, *(f"--model.model.{word}" for word in given))
+
+
 REWARDS = """
 import math
 
@@ -285,6 +314,25 @@ def test_a_reward_that_misbehaves(fails: Callable[..., str], function: str, expe
         *("--model.reward", "FunctionReward", "--model.reward.function", f"my_rewards.py:{function}"),
     )
     assert all(piece in line for piece in expected), line
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_column_that_a_reward_needs_and_the_rows_do_not_have(fails: Callable[..., str]) -> None:
+    Path("my_rewards.py").write_text("def wants(responses, solution, **columns):\n    return [0.0] * len(responses)\n")
+    Path("rows.jsonl").write_text('{"prompt": "2+2?", "completion": "4", "solutions": "4"}\n' * 8)
+    wants = "{class_path: FunctionReward, init_args: {function: my_rewards.wants}}"
+    number = "{class_path: NumberReward, init_args: {column: solutoins}}"
+    rows = ("--data.train", "rows.jsonl", "--data.validation", "rows.jsonl")
+    ppo = ("fit", "--config", "ppo.yaml", "--data", "PromptData", *rows)
+    said = "reward function my_rewards.wants wants 'solution', which is no column of the {}; did you mean 'solutions'?"
+    assert said.format("train data") in fails(*ppo, f"--model.reward={wants}")
+    assert said.format("validation data") in fails(*ppo, f"--model.evaluation_rewards={{own: {wants}}}")
+    both = f"{{class_path: WeightedSum, init_args: {{rewards: {{number: {number}}}}}}}"
+    assert "NumberReward.column 'solutoins' is no column of the train data; did you mean 'solutions'?" in fails(
+        *ppo, f"--model.reward={both}"
+    )
+    sft = ("fit", "--config", "sft.yaml", "--data", "InstructionData", *rows)
+    assert said.format("validation data") in fails(*sft, f"--model.evaluation_rewards={{own: {wants}}}")
 
 
 @pytest.mark.usefixtures("no_weights")

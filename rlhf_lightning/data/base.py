@@ -102,7 +102,7 @@ class FileData(RowData):
     """Rows from files or the hub.
 
     Args:
-        train: JSON lines, JSON, CSV or Parquet (JSON lines also as .gz), a glob, a list of these, or a hub name
+        train: JSON lines, JSON, CSV (these also as .gz) or Parquet, a glob, a list of these, or a hub name
             (`name`, `name:config`, `name@split`).
         validation: held-out rows; without it `validation_fraction` of the training rows.
         test: for `test`; by default the validation rows. predict: for `predict`, likewise.

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_lightning.errors import UserError, nearest
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
 
 
 @dataclass
@@ -65,8 +65,13 @@ def _expanded(name: str) -> list[str]:
 
 
 def _suffix(path: Path) -> str:
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return suffix if suffix in SUFFIXES else ""
+    """The kind of a file, without the .gz; nothing of a kind that is not read."""
+    suffix = _ending(path)
+    return suffix.removesuffix(".gz") if suffix in SUFFIXES else ""
+
+
+def _ending(path: Path) -> str:
+    return path.with_suffix("").suffix + ".gz" if path.suffix == ".gz" else path.suffix
 
 
 def _read_one(name: str, limit: int | None) -> Source:
@@ -75,9 +80,7 @@ def _read_one(name: str, limit: int | None) -> Source:
         return _from_hub(name, limit)
     suffix = _suffix(path)
     if not suffix:
-        raise UserError(
-            f"data file {name}: unknown kind {path.suffix!r}; expected one of: {', '.join(SUFFIXES)}, also with .gz"
-        )
+        raise UserError(f"data file {name}: unknown kind {_ending(path)!r}; expected one of: {', '.join(SUFFIXES)}")
     try:
         return _json_lines(path, limit) if suffix == ".jsonl" else _whole(path, suffix, limit)
     except (OSError, EOFError, UnicodeDecodeError) as error:

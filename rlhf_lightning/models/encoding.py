@@ -70,11 +70,14 @@ class Encoder:
         return list(self.tokenizer(full[len(start) :], add_special_tokens=False)["input_ids"])
 
     def _without_tail(self, ids: list[int]) -> list[int]:
-        """Templates write a newline after the stop token: what follows the last stop token goes."""
-        for index in range(len(ids) - 1, max(len(ids) - 4, -1), -1):
+        """Templates write a newline after the stop token, Phi-3's another stop token after that: the first of them is the end."""
+        last = next((i for i in range(len(ids) - 1, max(len(ids) - 4, -1), -1) if ids[i] in self.stop_tokens), len(ids))
+        for index in range(last - 1, -1, -1) if last < len(ids) else ():
             if ids[index] in self.stop_tokens:
-                return ids[: index + 1]
-        return ids
+                last = index
+            elif self.tokenizer.decode(ids[index]).strip():
+                break
+        return ids[: last + 1]
 
     def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
         if not self.tokenizer.chat_template:
@@ -112,24 +115,36 @@ class Encoder:
         kept = max(1, limit - len(response))
         return prompt[-kept:], response[: limit - kept]
 
+    def room(self, max_new_tokens: int) -> int | None:
+        """Tokens that a prompt may have beside a response; None for any number.
+
+        Raises:
+            UserError: none.
+        """
+        if self.context is None or self.context > max_new_tokens:
+            return self.context and self.context - max_new_tokens
+        raise UserError(
+            f"max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of {self.context}; lower it"
+        )
+
     def check_prompts(self, rows: Sequence[dict[str, Any]], max_new_tokens: int, where: str) -> None:
-        """Refuse prompts that leave no room for a response.
+        """Refuse rows whose prompts leave no room for a response; see `check_lengths`."""
+        if self.room(max_new_tokens) is not None:
+            self.check_lengths(rows, [len(self.prompt(row["prompt"])) for row in rows], max_new_tokens, where)
+        self.cut.clear()
+
+    def check_lengths(
+        self, rows: Sequence[dict[str, Any]], lengths: list[int], max_new_tokens: int, where: str
+    ) -> None:
+        """Refuse rows whose prompts, of `lengths` tokens, leave no room for a response.
 
         Raises:
             UserError: naming the first such row and how many there are, or there is no room for any prompt.
         """
-        if self.context is None:
-            return
-        limit = self.context - max_new_tokens
-        if limit < 1:
-            raise UserError(
-                f"max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of {self.context}; lower it"
-            )
-        lengths = [len(self.prompt(row["prompt"])) for row in rows]
-        self.cut.clear()
-        long = [row for row, length in enumerate(lengths) if length > limit]
+        limit = self.room(max_new_tokens)
+        long = [row for row, length in enumerate(lengths) if limit is not None and length > limit]
         if long:
-            place = getattr(rows[long[0]], "place", "") or f"row {long[0]}"
+            place = getattr(rows[long[0]], "place", "") or f"row {long[0]} ({rows[long[0]]['prompt']!r:.40}…)"
             raise UserError(
                 f"{where}: prompt of {place} has {lengths[long[0]]} tokens, and the model's context of {self.context} "
                 f"leaves {limit} beside max_new_tokens {max_new_tokens} ({len(long)} such rows); set max_prompt_length: "

@@ -48,10 +48,18 @@ def export_model(
                 model.save_pretrained(partial, **({} if state is None else {"state_dict": _tied(model, state)}))
         _save_generation(language_model(model), tokenizer, stop_tokens, partial)
         tokenizer.save_pretrained(partial)
-        os.chmod(partial, 0o755)
+        for path in (partial, *partial.rglob("*.safetensors")):
+            follow_umask(path)
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give what was made for its owner alone, by safetensors or as a temporary folder, the mode of anything new."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def part_of(state: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import warnings
@@ -34,6 +35,7 @@ __all__ = [
     "adopt_normalization",
     "load_causal_lm",
     "load_model_config",
+    "load_reward_config",
     "load_reward_model",
     "load_tokenizer",
     "resolve_path",
@@ -129,12 +131,12 @@ def load_causal_lm(config: ModelConfig) -> Any:
     return _finished(model, config, task="CAUSAL_LM")
 
 
-def load_reward_model(config: ModelConfig) -> Any:
-    """A sequence classifier with one output; its head starts at random where the folder is that of a language model.
+def load_reward_config(config: ModelConfig) -> Any:
+    """The config of a sequence classifier with one output, without weights.
 
     Raises:
-        UserError: it cannot be loaded, lacks weights other than the head's, is a classifier with more outputs or one that does
-            not read the last token, or the adapter of a language model.
+        UserError: it is a classifier with more outputs or one that does not read the last token, or the adapter of a language
+            model.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -150,12 +152,26 @@ def load_reward_model(config: ModelConfig) -> Any:
     found.num_labels = 1
     if (text := found.get_text_config()).pad_token_id is None:
         text.pad_token_id = load_tokenizer(config).pad_token_id
-    model = _weights(AutoModelForSequenceClassification, config, found, may_lack=HEADS)
-    if not hasattr(model, "score"):  # so do all decoders of transformers call their head, and no encoder
+    with torch.device("meta"):
+        bare = _from_config(AutoModelForSequenceClassification, config, copy.deepcopy(found))
+    if not hasattr(bare, "score"):  # so do all decoders of transformers call their head, and no encoder
         raise UserError(
-            f"{config.name_or_path or 'the model'} is a {type(model).__name__}, an encoder, whose classifier does not read the "
+            f"{config.name_or_path or 'the model'} is a {type(bare).__name__}, an encoder, whose classifier does not read the "
             "last token of a text as a reward model here does; give one on a decoder (Llama, Qwen, …)"
         )
+    return found
+
+
+def load_reward_model(config: ModelConfig) -> Any:
+    """A sequence classifier with one output; its head starts at random where the folder is that of a language model.
+
+    Raises:
+        UserError: it cannot be loaded, lacks weights other than the head's, or see `load_reward_config`.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    found = load_reward_config(config)
+    model = _weights(AutoModelForSequenceClassification, config, found, may_lack=HEADS)
     return _finished(model, config, task="SEQ_CLS")
 
 
@@ -194,17 +210,23 @@ def _check_architecture(auto: Any, found: Any) -> None:
         raise UserError(f"transformers has no {kind} of the architecture {found.model_type}; choose another")
 
 
-def _weights(auto: Any, config: ModelConfig, found: Any, may_lack: tuple[str, ...] = ()) -> Any:
+def _from_config(auto: Any, config: ModelConfig, found: Any) -> Any:
     _check_architecture(auto, found)
-    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+    given = {"attn_implementation": config.attention, "trust_remote_code": config.trust_remote_code}
+    try:
+        return auto.from_config(found, dtype=dtype, **given)
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise UserError(f"no model can be made from the config: {one_line(error)}") from error
+
+
+def _weights(auto: Any, config: ModelConfig, found: Any, may_lack: tuple[str, ...] = ()) -> Any:
     with seeded(config.seed):
         if config.config is not None:
-            try:
-                return auto.from_config(found, attn_implementation=config.attention, dtype=dtype or torch.float32)
-            except (ValueError, TypeError, RuntimeError, ImportError) as error:
-                raise UserError(f"no model can be made from the config: {one_line(error)}") from error
-        path = base_path(config)
-        options = {"config": found, "dtype": dtype or "auto", "attn_implementation": config.attention}
+            return _from_config(auto, config, found)
+        _check_architecture(auto, found)
+        path, dtype = base_path(config), "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+        options = {"config": found, "dtype": dtype, "attn_implementation": config.attention}
         model, report = loaded(
             auto, path, config, what="weights", use_safetensors=True, output_loading_info=True, **options
         )

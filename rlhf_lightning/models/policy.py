@@ -109,19 +109,31 @@ def logit_scale(config: Any) -> float:
 
 @torch.no_grad()
 def check_head(model: nn.Module) -> None:
-    """Find out, once, whether `Head` makes of the trunk's states the logits that the architecture makes of them.
+    """Find out, once, whether a state knows no later token, and `Head` makes of it the logits that the architecture makes.
 
     Raises:
-        UserError: it has further layers there, or scales in a way that is not known.
+        UserError: it reads in both directions, has further layers in its head, or scales in a way that is not known.
     """
     lm = language_model(model)
     if hasattr(lm, "head_is_known"):
         return
-    tokens = torch.arange(8, device=next(lm.parameters()).device)[None] * 7919 % lm.config.get_text_config().vocab_size
+    tokens = torch.arange(8, device=next(lm.parameters()).device).repeat(2, 1) * 7919
+    tokens[1, 4:] += 1
+    inputs = {"input_ids": tokens % lm.config.get_text_config().vocab_size, "attention_mask": torch.ones_like(tokens)}
     with evaluating(lm), torch.autocast(tokens.device.type, enabled=False):
-        theirs = lm(input_ids=tokens, use_cache=False).logits.float()
-        ours = Head(lm, 1.0, False).logits(lm.base_model(input_ids=tokens, use_cache=False)[0])
+        theirs = lm(**inputs, use_cache=False).logits.float()
+        states = lm.base_model(**inputs, use_cache=False)[0]
+        try:
+            ours = Head(lm, 1.0, False).logits(states)
+        except RuntimeError:  # its head takes states of another width
+            ours = states.new_zeros(0)
     tolerance = 1e-4 if lm.dtype == torch.float32 else 0.05
+    before = states[:, :4].float()
+    if (before[0] - before[1]).norm() > tolerance * before[0].norm():
+        raise UserError(
+            f"{type(lm).__name__} as its config has it lets a token read those after it, so it does not write from left to right "
+            "and a response has no log-probability; choose another architecture"
+        )
     if ours.shape != theirs.shape or (ours - theirs).norm() > tolerance * theirs.norm():
         raise UserError(
             f"{type(lm).__name__} makes its logits in a way of its own, so their log-probabilities would be wrong here; choose "

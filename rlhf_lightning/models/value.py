@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlhf_lightning.models.export import part_of
+from rlhf_lightning.models.export import follow_umask, part_of
 from rlhf_lightning.models.packing import states_before
 from rlhf_lightning.models.policy import Policy, trunk_of
 from rlhf_lightning.models.roles import CRITIC, AdaptedTrunk, adapter_weights
@@ -75,3 +75,4 @@ def save_critic(policy: Policy, state: dict[str, Tensor] | None, path: Path) -> 
     if isinstance(policy.critic, AdapterCritic):
         weights = {**weights, **adapter_weights(policy.model, CRITIC, part_of(state, "model."))}
     save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+    follow_umask(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +30,13 @@ class Reward(ABC):
 
         Raises:
             UserError: a path, an import or an argument is wrong.
+        """
+
+    def check_columns(self, columns: Collection[str], where: str) -> None:  # noqa: B027
+        """Find that the rows lack a column that the scores need; called where a data module shows its rows.
+
+        Raises:
+            UserError: naming the column and `where` it is not.
         """
 
     def share(self, base: SharedBase) -> None:  # noqa: B027

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,29 @@ class FunctionReward(Reward):
         self.function: Callable[..., Any] | None = None
 
     def check(self) -> None:
-        """Import the function."""
+        """Import the function, which takes what it will be given.
+
+        Raises:
+            UserError: it cannot be imported, or has no parameter of an argument's name.
+        """
         self.function = _imported(self.name)
+        parameters = _parameters(self.function)
+        for name in self.arguments if parameters else ():
+            if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                raise UserError(
+                    f"FunctionReward.arguments names {name!r}, which is no parameter of {self.name}; "
+                    f"{nearest(name, parameters)}"
+                )
+
+    def check_columns(self, columns: Collection[str], where: str) -> None:
+        """Every parameter without a default is a column of the rows, an argument, or what every function is given."""
+        known = {*columns, "prompts", "responses", *self.arguments}
+        for p in _parameters(self.function or _imported(self.name)).values():
+            if p.default is p.empty and p.name not in known and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                raise UserError(
+                    f"reward function {self.name} wants {p.name!r}, which is no column of the {where}; "
+                    f"{nearest(p.name, known)}"
+                )
 
     def __call__(self, completions: Completions) -> Sequence[float | None]:
         """The function's answer, awaited where it is async."""
@@ -71,15 +92,19 @@ class FunctionReward(Reward):
     def _chosen(self, function: Callable[..., Any], completions: Completions) -> dict[str, Any]:
         given = {**completions.columns, "prompts": completions.prompts, "responses": completions.responses}
         known = {**{name: list(values) for name, values in given.items()}, **self.arguments}  # to change as it likes
-        parameters = inspect.signature(function).parameters.values()
-        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        self.check_columns(completions.columns, "data")
+        parameters = inspect.signature(function).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return known
-        for p in parameters:
-            if p.default is p.empty and p.name not in known and p.kind is not p.VAR_POSITIONAL:
-                raise UserError(
-                    f"reward function {self.name} wants {p.name!r}, which is no column of the data; {nearest(p.name, known)}"
-                )
-        return {p.name: known[p.name] for p in parameters if p.name in known}
+        return {name: known[name] for name in parameters if name in known}
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """By name; none of a function that does not tell, as some that are built in."""
+    try:
+        return inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        return {}
 
 
 async def _awaited(answer: Awaitable[Any], limit: float | None) -> Any:

@@ -14,6 +14,7 @@ from rlhf_lightning.models.encoding import Encoder, recorded_rows
 from rlhf_lightning.models.loading import (
     ModelConfig,
     load_model_config,
+    load_reward_config,
     load_reward_model,
     load_tokenizer,
     resolve_path,
@@ -73,21 +74,23 @@ class ModelReward(Reward):
         self.loaded = False
 
     def check(self) -> None:
-        """The folder is there, and that of a model with a score head.
+        """The folder is there, and that of a decoder with a head for one score, with a tokenizer.
 
         Raises:
-            UserError: it is a language model, whose head would be a random one; or no response would be scored at a time.
+            UserError: it is a language model, whose head would be a random one, or what `load_reward_config` refuses; or no
+                response would be scored at a time.
         """
         if self.batch_size < 1:
             raise UserError(f"ModelReward.batch_size is {self.batch_size}; it must be at least 1")
-        if is_adapter(resolve_path(self.config.name_or_path or "")):
-            return
-        kinds = load_model_config(self.config).architectures or []
-        if any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
+        found = load_reward_config(self.config)
+        kinds = found.architectures or []
+        of_its_own = not is_adapter(resolve_path(self.config.name_or_path or ""))
+        if of_its_own and any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
             raise UserError(
                 f"{self.config.name_or_path} is a language model ({kinds[0]}) and has no head that gives scores; train one on "
                 "it with reward.yaml and give its export"
             )
+        self._encoder(found)
 
     def share(self, base: SharedBase) -> None:
         """Be a frozen adapter with a head on the policy's base, where that is what this model was trained on; says so."""
@@ -107,11 +110,14 @@ class ModelReward(Reward):
         """Load model and tokenizer."""
         if self.loaded:
             return
-        tokenizer, model_config = load_tokenizer(self.config), load_model_config(self.config)
-        context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-        self.encoder = Encoder(tokenizer, stop_token_ids(tokenizer, model_config, self.config), context)
+        self.encoder = self._encoder(load_model_config(self.config))
         model = self.model or load_reward_model(self.config)
         self.model, self.loaded = model.requires_grad_(False).to(device), True
+
+    def _encoder(self, model_config: Any) -> Encoder:
+        tokenizer = load_tokenizer(self.config)
+        context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+        return Encoder(tokenizer, stop_token_ids(tokenizer, model_config, self.config), context)
 
     @torch.no_grad()
     def __call__(self, completions: Completions) -> Sequence[float]:

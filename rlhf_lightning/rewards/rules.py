@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.types import Completions
 
@@ -62,15 +62,19 @@ class NumberReward(Reward):
         self.marker, self.column, self.fallback_last = marker, column, fallback_last
         self.marker_reward, self.tolerance = marker_reward, tolerance
 
+    def check_columns(self, columns: Collection[str], where: str) -> None:
+        """`column` is one of them."""
+        if self.column not in columns:
+            hint = nearest(self.column, columns)
+            raise UserError(f"NumberReward.column {self.column!r} is no column of the {where}; {hint}")
+
     def __call__(self, completions: Completions) -> Sequence[float | None]:
         """1, `marker_reward` or 0; None where the data set names no number.
 
         Raises:
             UserError: the data set has no such column.
         """
-        if self.column not in completions.columns:
-            known = ", ".join(sorted(completions.columns))
-            raise UserError(f"NumberReward.column {self.column!r} is no column of the data; there are: {known}")
+        self.check_columns(completions.columns, "data")
         pairs = zip(completions.responses, completions.columns[self.column], strict=True)
         return [self._one(response, expected) for response, expected in pairs]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ class WeightedSum(Reward):
         """Check every part."""
         for reward in self.rewards.values():
             reward.check()
+
+    def check_columns(self, columns: Collection[str], where: str) -> None:
+        """Ask every part."""
+        for reward in self.rewards.values():
+            reward.check_columns(columns, where)
 
     def share(self, base: SharedBase) -> None:
         """Ask every part."""

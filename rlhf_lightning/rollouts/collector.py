@@ -43,9 +43,17 @@ class Writer:
     def write(
         self, rows: RawRows, responses_per_prompt: int, generator: torch.Generator, temperature: float | None = None
     ) -> Completions:
-        """`responses_per_prompt` completions a row, those of a row side by side; on the device of the generator."""
+        """`responses_per_prompt` completions a row, those of a row side by side; on the device of the generator.
+
+        Raises:
+            UserError: a prompt leaves no room for a response.
+        """
         device, encoder = generator.device, self.encoder
-        tokens, prompt_mask = left_padded([encoder.prompt(row["prompt"]) for row in rows], self._pad, device)
+        prompts = [encoder.prompt(row["prompt"]) for row in rows]
+        encoder.check_lengths(
+            rows, [len(ids) for ids in prompts], self.generation.max_new_tokens, "a batch of the data"
+        )
+        tokens, prompt_mask = left_padded(prompts, self._pad, device)
         written = self.policy.write(
             self.generation,
             tokens,
@@ -109,8 +117,11 @@ class Collector:
                 "these rows have no recorded pairs, so the policy writes, and no reward says how well: set model.reward"
             )
         started = time.perf_counter()
-        completions, scores = written_and_scored(
-            lambda part: self.writer.write(part, responses_per_prompt, generator), rows, self.reward, self.overlap
+        reward = self.reward
+        completions, scores = together(
+            lambda: written_and_scored(
+                lambda part: self.writer.write(part, responses_per_prompt, generator), rows, reward, self.overlap
+            )
         )
         written = time.perf_counter()
         found, parts = together(scores)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.ranks import gathered, rank, world_size
+from rlhf_lightning.models.export import follow_umask
 from rlhf_lightning.types import Rows
 
 
@@ -45,6 +46,7 @@ class RecordedReference:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_suffix(".partial")
             save_file(self.known, partial)
+            follow_umask(partial)
             os.replace(partial, self.path)
 
     def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:

@@ -205,7 +205,7 @@ def _folder(words: list[str], configs: list[Path]) -> Path:
         given = os.environ.get(FOLDER_OF_RUN) or given
     if given:
         return Path(given).expanduser()
-    runs = Path("runs") / (configs[0].stem if configs else words[0])
+    runs = Path("runs") / (_named(configs[0]) if configs else words[0])
     checkpoint = _value(words, "--ckpt_path")
     if checkpoint == "last":
         earlier = sorted(runs.glob("*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
@@ -219,6 +219,14 @@ def _folder(words: list[str], configs: list[Path]) -> Path:
     while folder.exists():
         folder, number = folder.with_name(f"{folder.name.split('.')[0]}.{number}"), number + 1
     return folder
+
+
+def _named(config: Path) -> str:
+    """What runs of a config are called; of one that a run left, `runs/ppo/<time>/config.yaml`, as that run."""
+    folder = config.absolute().parent
+    if config.name != "config.yaml" or not (folder / "metrics.csv").exists():
+        return config.stem
+    return folder.parent.name if re.match(r"\d{4}-\d\d-\d\d_", folder.name) else folder.name
 
 
 def _value(words: list[str], flag: str) -> str | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -41,20 +43,23 @@ class AtomicCheckpoints(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         try:
-            with open(partial, "wb") as file:
+            with _locked(partial) as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
         except (OSError, RuntimeError) as error:  # torch reports some failures to write as RuntimeError
             written = partial.stat().st_size if partial.exists() else 0
-            partial.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)  # before what is free is counted
             free = os.statvfs(target.parent)
             raise UserError(
                 f"checkpoint {target} could not be written: {_cause(error)} after {written / 2**20:.0f} MiB, "
                 f"{free.f_bavail * free.f_frsize / 2**20:.0f} MiB are free there; earlier checkpoints are whole: make room and "
                 "go on with --ckpt_path last"
             ) from error
+        except BaseException:  # an interruption
+            partial.unlink(missing_ok=True)
+            raise
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Read it.
@@ -64,6 +69,25 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """
         with plain_only(path):
             return super().load_checkpoint(path, map_location, weights_only is not False)
+
+
+def _locked(path: Path) -> BinaryIO:
+    """The file, to be written to, with a lock that ends with this process: who takes it may remove what was left half written."""
+    while True:
+        file = open(path, "wb")  # noqa: SIM115  (whose caller closes it)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # else it was removed before the lock was there
+            return file
+        file.close()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes that were killed left half written; what another is writing at the moment stays."""
+    for path in folder.glob(".*.partial"):
+        with suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _cause(error: BaseException) -> str:
@@ -154,8 +178,11 @@ class Checkpoints(Checkpoint):
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first hook after every strategy has read its checkpoint, and Lightning has begun to listen for signals."""
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        if trainer.is_global_zero:
+            remove_abandoned(folder)
         if trainer.ckpt_path is None and trainer.is_global_zero:
-            self._put_aside(Path(trainer.default_root_dir) / "checkpoints")
+            self._put_aside(folder)
         if not self.handlers:
             self._listen(trainer)
 

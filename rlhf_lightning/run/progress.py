@@ -50,17 +50,24 @@ class PlainProgress(_ToRun):
         """The first sign of life."""
         self._say("measuring held-out rows before the first step")
 
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What it found, which Lightning forgets now: until a step has measured something, nothing else is known."""
+        self._tell("before the first step", trainer, pl_module)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Tell, if it is time."""
         total = self.total_train_batches
         done = int(kwargs.get("batch_idx", args[-1] if args else 0)) + 1
         if time.monotonic() - self.told < EVERY_SECONDS and done not in (1, total):
             return
-        self.told = time.monotonic()
-        shown = {n: v for n, v in self.get_metrics(trainer, pl_module).items() if n != "v_num"}
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if isinstance(value, float))
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " if (trainer.max_epochs or 1) > 1 else ""
-        self._say(f"{epoch}batch {done}/{total}  {metrics}  {self.told - self.started:.0f} s")
+        self._tell(f"{epoch}batch {done}/{total}", trainer, pl_module)
+
+    def _tell(self, what: str, trainer: Trainer, module: LightningModule) -> None:
+        self.told = time.monotonic()
+        shown = {n: v for n, v in self.get_metrics(trainer, module).items() if n != "v_num"}
+        metrics = [f"{name} {value:.4f}" for name, value in shown.items() if isinstance(value, float)]
+        self._say("  ".join([what, *metrics, f"{self.told - self.started:.0f} s"]))
 
     def _say(self, line: str) -> None:
         if self.enabled:

@@ -151,7 +151,7 @@ class Stage(LightningModule):
     def rows_to_check(self) -> list[tuple[str, Any]]:
         """The data module's rows, where it shows them, with a name for messages."""
         data = getattr(self.trainer, "datamodule", None)
-        named = [(name, getattr(data, f"{name}_rows", None)) for name in ("train", "validation", "test")]
+        named = [(name, getattr(data, f"{name}_rows", None)) for name in ("train", "validation", "test", "predict")]
         return [(f"{name} data", rows) for name, rows in named if rows is not None]
 
     def check_rows(self, reads: Callable[[Any], object], wanted: str) -> None:
@@ -170,15 +170,16 @@ class Stage(LightningModule):
 
     def all_rows(self, size: int = 16) -> Iterator[RawRows]:
         """Every row to learn from or to measure once, `size` at a time; from the loaders of a data module that hides its rows."""
-        shown = self.rows_to_check()
-        for _, rows in shown:
+        shown = [rows for name, rows in self.rows_to_check() if name != "predict data"]
+        for rows in shown:
             yield from (
                 [rows[i] for i in range(start, min(start + size, len(rows)))] for start in range(0, len(rows), size)
             )
-        for name in () if shown else ("train_dataloader", "val_dataloader"):
-            original = getattr(getattr(self.trainer.datamodule, name), "original", list)  # type: ignore[attr-defined]
-            loader = _only(original())
-            yield from (rows_of(batch) for batch in (() if loader is None else loader))
+        used = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for name in () if shown else used[self.trainer.state.fn]:  # type: ignore[index]
+            loader = getattr(self.trainer.datamodule, f"{name}_dataloader")  # type: ignore[attr-defined]
+            original = _only(getattr(loader, "original", list)())
+            yield from (rows_of(batch) for batch in (() if original is None else original))
 
     @property
     def accumulate(self) -> int:
@@ -264,6 +265,14 @@ class Stage(LightningModule):
             reward.check()
             if reward.best is not None:
                 self.best[f"val/reward/{name}"] = reward.best
+
+    def check_columns(self, training: Iterable[Reward], held_out: Iterable[Reward]) -> None:
+        """Find columns that rewards need and rows do not have, before weights are loaded."""
+        for name, rows in self.rows_to_check():
+            columns = {column for row in rows for column in row}
+            rewards = {"train data": training, "predict data": ()}.get(name, held_out)
+            for reward in rewards if columns else ():
+                reward.check_columns(columns, name)
 
     def load_rewards(self, rewards: dict[str, Reward]) -> None:
         """Load what is heavy, onto this rank's device."""
@@ -387,11 +396,9 @@ class Stage(LightningModule):
             self.tell_loggers(self._step_metrics())
 
     def on_train_end(self) -> None:
-        """Log what training ended too early to report, and say how many texts were cut."""
+        """Log what training ended too early to report."""
         if self.meter.sums:
             self.tell_loggers(self.unreported())
-        for what, count in self.coder.cut.items():
-            say(f"cut to fit: {count} {what}, counted each time they were read")
 
     def _restore_random_states(self) -> None:
         if self.random_states is not None:
@@ -441,8 +448,11 @@ class Stage(LightningModule):
         return before
 
     def teardown(self, stage: str) -> None:
-        """Let go of the loader, as a stage may be copied; the steps of a checkpoint that was measured are not the trainer's."""
-        self.loader = None
+        """Say how many texts were cut, and let go of the loader and of the steps of a checkpoint that was only measured."""
+        for what, count in self.coder.cut.items():
+            say(f"cut to fit: {count} {what}, counted each time they were read")
+        self.coder.cut.clear()
+        self.loader = None  # a stage may be copied
         if self.steps_before is not None:
             self._count_as(self.steps_before)
             self.steps_before = None

@@ -105,7 +105,7 @@ class PolicyStage(Stage):
         self.max_prompt_length, self.max_length, self.share_base = max_prompt_length, max_length, share_base
         self.policy: Policy | None = None
         self.collector: Collector | None = None
-        self.skipping, self.step_meter = False, Meter()
+        self.skipping, self.told_of_empty_steps, self.step_meter = False, False, Meter()
         self.prepared = False
         """What is frozen is there, and has seen the rows of this `fit`, `validate` or `test`."""
         self.restored_metrics: dict[str, float] = {}
@@ -116,10 +116,12 @@ class PolicyStage(Stage):
         """Tokenizer, checks, loaders: everything that can go wrong before weights are loaded."""
         self.prepared = False
         self.check_rewards(self.rewards)
+        self.check_columns([] if self.reward is None else [self.reward], self.rewards.values())
         self.encoder = self.load_encoder(self.max_prompt_length)
         self.wrap_loaders(self.rollout_loader)
         for name, rows in self.rows_to_check():
             self._check_rows(name, rows)
+        self._check_minibatches()
 
     def forget_run(self) -> None:
         """Also what the rollout measured that it ended in."""
@@ -132,12 +134,27 @@ class PolicyStage(Stage):
         return {**({} if self.reward is None else {"mean": self.reward}), **self.evaluation_rewards}
 
     def _check_rows(self, name: str, rows: Any) -> None:
-        if self.reward is None and len(rows) and "chosen" not in rows[0]:
+        wants_pairs = self.reward is None and not self.trainer.predicting
+        if wants_pairs and len(rows) and "chosen" not in rows[0]:
             raise UserError(
                 f"{type(self.algorithm).__name__} has no reward and the {name} has no pairs (columns: "
                 f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"
             )
         self.coder.check_prompts(rows, self.generation.max_new_tokens, name)
+
+    def _check_minibatches(self) -> None:
+        """Refuse optimiser steps that no rollout could fill, on any rank."""
+        rows, size = (getattr(self.trainer.datamodule, name, None) for name in ("train_rows", "batch_size"))  # type: ignore[attr-defined]
+        if rows is None or size is None:
+            return
+        prompts, responses = min(size, len(rows)), 2 if self.reward is None else self.algorithm.responses_per_prompt
+        units = -(-prompts // self.trainer.world_size) * responses // self.algorithm.rows_per_unit
+        if 0 < units < self.algorithm.minibatches:
+            raise UserError(
+                f"{type(self.algorithm).__name__}.minibatches is {self.algorithm.minibatches}, and a rollout of {prompts} rows "
+                f"(data.batch_size {size}, processes {self.trainer.world_size}) can fill {units} optimiser steps; set it to "
+                f"{units} or less, or raise data.batch_size"
+            )
 
     def configure_model(self) -> None:
         """Load the policy and, where the algorithm needs values, the critic."""
@@ -241,6 +258,10 @@ class PolicyStage(Stage):
             if batch.values is not None and batch.returns is not None:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
                 self.collector.metrics["value/explained_variance"] = float(explained)
+        empty = self.algorithm.minibatches - len(batch) // self.algorithm.rows_per_unit
+        if empty > 0 and not self.told_of_empty_steps:
+            say(f"a rollout of {len(rows)} rows leaves {empty} of {self.algorithm.minibatches} minibatches empty")
+            self.told_of_empty_steps = True
         self.skipping, self.started = False, time.perf_counter()
         return self._buffer(batch, seed)
 

@@ -17,7 +17,7 @@ from rlhf_lightning.functional.masked import masked_moments
 from rlhf_lightning.functional.ranks import gathered, share
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.export import export_model, part_of
-from rlhf_lightning.models.loading import ModelConfig, load_reward_model
+from rlhf_lightning.models.loading import ModelConfig, load_reward_config, load_reward_model
 from rlhf_lightning.models.reward import RewardModel, normalized, set_normalization
 from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
 from rlhf_lightning.stages.base import OnNonFinite, Stage, check_least
@@ -66,6 +66,7 @@ class RewardStage(Stage):
             responses_of, "pairs, rankings or ratings, as PreferenceData, RankingData and RatingData give them"
         )
         self._check_comparisons()
+        load_reward_config(self.config)
         self.encoder = self.load_encoder()
         self.wrap_loaders(self._train_loader)
 
@@ -97,7 +98,21 @@ class RewardStage(Stage):
 
     def _train_loader(self, loader: Iterable[Any]) -> StepLoader:
         source = RowSource(loader, int(torch.initial_seed() % 2**31))
-        return StepLoader(source, self.encode, self._weight, self.accumulate, **self.epoch_of(len(source)))
+        return StepLoader(source, self._compared, self._weight, self.accumulate, **self.epoch_of(len(source)))
+
+    def _compared(self, rows: RawRows) -> PreferenceBatch:
+        """`encode`, of rows that a data module did not show before weights were loaded.
+
+        Raises:
+            UserError: each holds one rated response, and responses are compared within a row.
+        """
+        if self.objective == "pairs" and all("rated" not in row and len(responses_of(row)) == 1 for row in rows):
+            raise UserError(
+                "RewardStage.objective pairs compares the responses of a row, and the rows have one each (columns "
+                f"{', '.join(rows[0])}); give all responses to a prompt in one, as rated: [(response, rating), …], take "
+                "RatingData, which does, or use objective: regression"
+            )
+        return self.encode(rows)
 
     def encode(self, rows: RawRows) -> PreferenceBatch:
         """Rows → token ids, ratings and margins; the responses of one row are compared."""
@@ -161,7 +176,7 @@ class RewardStage(Stage):
 
     def measure_rows(self, rows: RawRows) -> None:
         """Loss, and accuracy and calibration of the probability that the better response is better."""
-        batch = self.encode(rows).to(self.device)
+        batch = self._compared(rows).to(self.device)
         scores = self(batch)
         self.held_out.add("loss/policy", self.losses(scores, batch).tolist())
         self.held_out.add("reward/mean", scores.tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class SupervisedStage(Stage):
         self.check_rows(turns, "columns prompt and completion, or messages, as InstructionData gives them")
         self.encoder = self.load_encoder()
         self.check_rewards(self.evaluation_rewards)
+        self.check_columns((), self.evaluation_rewards.values())
         self.wrap_loaders(self._train_loader)
 
     def configure_model(self) -> None:
@@ -124,8 +126,10 @@ class SupervisedStage(Stage):
 
     @property
     def _writer(self) -> Writer:
+        """Prompts lose their beginning here too where they are too long."""
         assert self.policy is not None
-        return Writer(self.policy, self.generation, self.coder)
+        room = self.coder.room(self.generation.max_new_tokens)
+        return Writer(self.policy, self.generation, replace(self.coder, max_prompt_length=room))
 
     def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """One completion a prompt, greedy by default."""

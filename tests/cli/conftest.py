@@ -66,7 +66,7 @@ class OwnStage(LightningModule):
         kind = "test" if self.trainer.testing else "val"
         self.tell({f"{kind}/reward/mean": now, f"{kind}/unknown": float("nan")})
         fitting = self.trainer.state.fn == "fit"
-        self.log(f"{kind}/reward/mean", now, logger=not fitting)
+        self.log(f"{kind}/reward/mean", now, prog_bar=True, logger=not fitting)
         self.log(f"{kind}/unknown", float("nan"), logger=not fitting)
         self.validation_samples = [{"prompt": f"q{i} [b]", "response": f"{now:.2f}", "reward": float("nan")} for i in range(4)]
 

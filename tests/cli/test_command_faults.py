@@ -70,6 +70,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
             ["--model.algorithm", "lamee.Imitation"],
             "class_path 'lamee.Imitation' of algorithm cannot be imported: No module named 'lamee' (in model)",
         ),
+        (["--trainer.strategy", "dpp"], "trainer.strategy 'dpp' is unknown; did you mean 'ddp'?"),
         (["--trainer.accelerator", "gpuu"], "trainer: You selected an invalid accelerator name"),
         (["--ckpt_path", "absent.ckpt"], "checkpoint absent.ckpt is not there; give the path of a .ckpt file"),
         (["--ckpt_path", "last"], "--ckpt_path last: no run under runs/ppo has a checkpoint"),

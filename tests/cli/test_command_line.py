@@ -90,7 +90,7 @@ def test_the_config_of_a_run_repeats_it_elsewhere(fit: Fit, capsys: pytest.Captu
     capsys.readouterr()
     assert main(["fit", "--config", "out/config.yaml"]) == 0
     again = Path(capsys.readouterr().out.splitlines()[0].removeprefix("run: "))
-    assert again.parts[:2] == ("runs", "config")
+    assert again.parts[:2] == ("runs", "out")
     assert rows(again) == rows(first)
 
 
@@ -117,6 +117,16 @@ def test_progress_counts_the_batches_that_are_run(
 ) -> None:
     fit("out", *(f"--trainer.{word}" for word in words))
     assert re.findall(r"batch \d+/\d+", capsys.readouterr().out) == expected
+
+
+def test_progress_begins_with_what_was_measured_before_the_first_step(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("out")
+    measuring, before, first = capsys.readouterr().out.splitlines()[1:4]
+    assert measuring == "measuring held-out rows before the first step"
+    assert re.fullmatch(r"before the first step  val/reward/mean 0\.0000  \d+ s", before)
+    assert re.fullmatch(r"batch 1/4  (reward/mean \S+  )?\d+ s", first)
 
 
 def test_a_later_validation_keeps_the_history(fit: Fit) -> None:

@@ -30,17 +30,18 @@ def rows_of(data: FileData, split: str = "train") -> list[dict[str, Any]]:
     return getattr(data, f"{split}_rows")
 
 
+KINDS = ("jsonl", "json", "csv")
 ROWS = [{"question": f"what is {i}?", "answer": str(i)} for i in range(6)]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.csv", "rows.parquet"])
+@pytest.mark.parametrize("name", ["rows.parquet", *(f"rows.{kind}{gz}" for kind in KINDS for gz in ("", ".gz"))])
 def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
+    path = tmp_path / name.removesuffix(".gz")
     if ".jsonl" in name:
         lines(path, ROWS)
-    elif name.endswith("json"):
+    elif ".json" in name:
         path.write_text(json.dumps(ROWS))
-    elif name.endswith("csv"):
+    elif ".csv" in name:
         with open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, ["question", "answer"])
             writer.writeheader()
@@ -49,7 +50,9 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str) -> Non
         import datasets
 
         datasets.Dataset.from_list(ROWS).to_parquet(str(path))
-    data = PromptData(train=str(path), columns={"prompt": "question"}, validation_fraction=0)
+    if name.endswith(".gz"):
+        (tmp_path / name).write_bytes(gzip.compress(path.read_bytes()))
+    data = PromptData(train=str(tmp_path / name), columns={"prompt": "question"}, validation_fraction=0)
     found = sorted((row["prompt"], str(row["answer"])) for row in rows_of(data))
     assert found == [(row["question"], row["answer"]) for row in ROWS]
 
@@ -248,9 +251,11 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, caplog: pytest.L
 def test_what_is_no_data_at_all(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_text("nothing")
     (tmp_path / "rows.xml").write_text("<a/>")
+    (tmp_path / "rows.parquet.gz").write_text("packed twice")
     for name, expected in {
         "broken.parquet": "no good PARQUET",
         "rows.xml": "unknown kind '.xml'",
+        "rows.parquet.gz": "unknown kind '.parquet.gz'; expected one of: .jsonl, .json, .csv, .jsonl.gz,",
         "brocken.parquet": "did you mean 'broken.parquet'",
         "*.nothing": "no file matches",
     }.items():

@@ -59,9 +59,10 @@ def test_one_process_and_two_take_the_same_steps(
 
 def test_a_process_without_a_row_keeps_step(run_on_two: Callable[..., Path]) -> None:
     generate = ["--config", "fsdp.yaml", "--model.generation", "TransformersGenerate"]
+    one_step = ["--model.algorithm.minibatches", "1", "--model.iterations", "8"]
     for name, words in {
-        "ppo": PPO,
-        "generate": [*PPO, *generate],
+        "ppo": [*PPO, *one_step],
+        "generate": [*PPO, *one_step, *generate],
         "reward": ["--config", "reward.yaml", "--config", "ddp.yaml", *SMALL],
     }.items():
         limited = [*words, "--trainer.max_steps", "8", "--data.batch_size", "1", "--trainer.limit_val_batches", "1"]
@@ -97,7 +98,18 @@ def test_a_reward_that_fails_on_one_process_stops_both_and_leaves_a_checkpoint(
         "    return [float(len(response)) for response in responses]\n"
     )
     reward = ["--model.reward", "FunctionReward", "--model.reward.function", "failing.py:judge"]
-    words = [*PPO, "--data.batch_size", "4", "--model.iterations", "5", *reward, "--trainer.val_check_interval", "1.0"]
+    words = [
+        *PPO,
+        "--model.algorithm.minibatches",
+        "2",
+        "--data.batch_size",
+        "4",
+        "--model.iterations",
+        "5",
+        *reward,
+        "--trainer.val_check_interval",
+        "1.0",
+    ]
     common = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.default_root_dir", "failing"]
     assert pair.run("fit", *words, *common) == [2, 2]  # type: ignore[attr-defined]
     said = [pair.said(rank) for rank in range(2)]  # type: ignore[attr-defined]
@@ -108,7 +120,17 @@ def test_a_reward_that_fails_on_one_process_stops_both_and_leaves_a_checkpoint(
 
 
 def test_one_command_starts_both_and_sigterm_ends_both_with_a_checkpoint(tmp_path: Path) -> None:
-    words = [*PPO, "--data.batch_size", "4", "--model.iterations", "400", "--trainer.val_check_interval", "1.0"]
+    words = [
+        *PPO,
+        "--model.algorithm.minibatches",
+        "2",
+        "--data.batch_size",
+        "4",
+        "--model.iterations",
+        "400",
+        "--trainer.val_check_interval",
+        "1.0",
+    ]
     command = [sys.executable, "-m", "rlhf_lightning", "fit", *words, "--trainer.devices", "2"]
     command += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", "out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -39,6 +39,20 @@ def test_a_pair_that_has_no_room_is_refused(tokenizer: PreTrainedTokenizerFast) 
             Encoder(tokenizer, [2]).pair([5, 6], [7, 2], length)
 
 
+def test_of_two_stop_tokens_that_a_template_writes_the_first_is_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = copy.deepcopy(tokenizer)  # as Phi-3's: <|end|> and a newline after every turn, <|endoftext|> after all
+    turns.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}!\n{% endfor %}"
+        "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    )
+    stop = turns("!")["input_ids"][0]
+    encoder = Encoder(turns, [2, stop])
+    assert encoder.response(TALK, "the cat") == [*turns("the cat")["input_ids"], stop]
+    several = [{"role": role, "content": role} for role in ("assistant", "user", "assistant")]
+    assert encoder.response(TALK, several) == turns("assistant!\nuser!\nassistant!")["input_ids"]
+    assert Encoder(turns, [2]).response(TALK, "the cat") == [*turns("the cat!\n")["input_ids"], 2]
+
+
 def test_an_empty_prompt_is_a_token(encoder: Encoder, tokenizer: PreTrainedTokenizerFast) -> None:
     assert encoder.prompt("") == [1]
     without = copy.deepcopy(tokenizer)

@@ -15,7 +15,8 @@ from torch import nn
 
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_tokenizer
-from rlhf_lightning.models.policy import response_logprobs
+from rlhf_lightning.models.policy import Policy, response_logprobs
+from rlhf_lightning.models.value import SharedCritic, save_critic
 from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]
@@ -96,6 +97,23 @@ def test_what_lies_in_an_export(tiny_model_folder: Folder, tmp_path: Path) -> No
     assert generation["pad_token_id"] == 0
     assert "repetition_penalty" not in generation
     assert load_tokenizer(ModelConfig(str(tmp_path / "runs" / "export"))).chat_template == tokenizer.chat_template
+
+
+def test_all_files_follow_the_umask(tokenizer_folder: str, tmp_path: Path) -> None:
+    made = {"model_type": "llama", **ARCHITECTURES["llama"]}
+    config = ModelConfig(config=made, tokenizer=tokenizer_folder, lora=LoraOptions(r=2))  # whose base goes along
+    before = os.umask(0o027)
+    try:
+        model = load_causal_lm(config)
+        export_model(model, load_tokenizer(config), tmp_path / "export", [2])
+        save_critic(Policy(model, SharedCritic(32)), None, tmp_path / "export" / "critic.safetensors")
+    finally:
+        assert os.umask(before) == 0o027
+    found = [tmp_path / "export", *(tmp_path / "export").rglob("*")]
+    assert {"critic.safetensors", "adapter_model.safetensors", "model.safetensors"} <= {path.name for path in found}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in found} == {
+        path.name: "0o750" if path.is_dir() else "0o640" for path in found
+    }
 
 
 def test_an_export_that_fails_leaves_the_old_one(

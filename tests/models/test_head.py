@@ -96,6 +96,33 @@ def test_an_architecture_that_makes_its_logits_otherwise_is_refused(kind: str, d
         Policy(model).settle()
 
 
+def test_a_head_that_takes_no_state_of_the_trunk_is_refused() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = AutoConfig.for_model("electra", **sizes, vocab_size=50, is_decoder=True)  # whose embeddings are of 128
+    with pytest.raises(UserError, match="ElectraForCausalLM makes its logits in a way of its own"):
+        Policy(AutoModelForCausalLM.from_config(config)).settle()
+
+
+BOTH_WAYS: dict[str, dict[str, Any]] = {
+    "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 4},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
+    "cpmant": {"hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 64, "num_hidden_layers": 2},
+}
+
+
+@pytest.mark.parametrize("kind", BOTH_WAYS)
+def test_an_architecture_that_reads_what_comes_later_is_refused(kind: str) -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=50, **BOTH_WAYS[kind]))
+    with pytest.raises(
+        UserError, match=f"{type(model).__name__} as its config has it lets a token read those after it"
+    ):
+        Policy(model).settle()
+    if kind == "xlm":
+        config = AutoConfig.for_model(kind, vocab_size=50, causal=True, **BOTH_WAYS[kind])
+        Policy(AutoModelForCausalLM.from_config(config)).settle()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_others_are_not(arch: str, dtype: Any, tiny_model_folder: Folder) -> None:

@@ -62,7 +62,7 @@ def test_number_options() -> None:
     assert NumberReward(fallback_last=True, column="solution")(rows) == [0.0]
     assert NumberReward(fallback_last=True, column="solution", tolerance=1.0)(rows) == [1.0]
     assert NumberReward(marker="is", column="answer")(rows) == [1.0]
-    with pytest.raises(UserError, match=r"no column of the data; there are: answer, solution"):
+    with pytest.raises(UserError, match=r"no column of the data; expected one of: answer, solution"):
         NumberReward(column="result")(rows)
 
 
@@ -122,6 +122,11 @@ def test_functions_plain_async_and_with_columns(functions: Path) -> None:
     assert FunctionReward("scores_of_mine.everything")(rows) == [3, 3]
     with pytest.raises(UserError, match="wants 'solution'"):
         FunctionReward("scores_of_mine.wants")(rows)
+    FunctionReward("scores_of_mine.everything").check_columns({"answer"}, "train data")
+    FunctionReward("scores_of_mine.slow").check_columns({"answer"}, "train data")  # whose scale has a default
+    FunctionReward("scores_of_mine.wants", {"solution": 1}).check_columns((), "train data")
+    with pytest.raises(UserError, match=r"names 'scal', which is no parameter of .*; did you mean 'scale'\?"):
+        FunctionReward("scores_of_mine.slow", {"scal": 3.0}).check()
     last = completions(["b", "a"])
     both = WeightedSum({"sorts": FunctionReward("scores_of_mine.sorts"), "found": PatternReward("a")})
     assert both(last) == [0.0, 1.0], "a function changed what the next reward reads"

@@ -189,6 +189,8 @@ def test_recorded_references_are_found_whatever_padding_lies_around_them(collect
     with torch.no_grad():
         recorded = RecordedReference(path, False)
         recorded.fill(lambda rows: policy(rows).logprobs, [encode_pairs(encoder, PAIRS, None)])
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     for place in range(3):  # alone, so without the padding of the others
         rows = encode_pairs(encoder, PAIRS[place : place + 1], None)
         with torch.no_grad():

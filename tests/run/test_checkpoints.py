@@ -13,7 +13,7 @@ import torch
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.arguments import Arguments
-from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
+from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints, remove_abandoned
 from rlhf_lightning.run.integrity import check, damage, newest_whole
 
 FULL = """
@@ -41,6 +41,45 @@ def folder(tmp_path: Path) -> Path:
         os.utime(path, (time.time(), time.time() + step))
     (tmp_path / "checkpoints/last.ckpt").symlink_to("step-3.ckpt")
     return tmp_path
+
+
+WRITES = """
+import sys, time, torch
+from rlhf_lightning.run.checkpoints import AtomicCheckpoints
+def save(checkpoint, file):
+    print("writes", flush=True)
+    time.sleep(60)
+torch.save = save
+AtomicCheckpoints().save_checkpoint({"step": 1}, sys.argv[1])
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    names = [f"step-{number}.ckpt" for number in range(2)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITES, str(tmp_path / name)], stdout=subprocess.PIPE) for name in names
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writes\n"
+    writers[0].kill()
+    writers[0].wait()
+    for left in (tmp_path / f".{names[1]}.partial", None):
+        remove_abandoned(tmp_path)
+        assert list(tmp_path.iterdir()) == ([left] if left else [])
+        writers[1].kill()
+        writers[1].wait()
+
+
+def test_an_interruption_leaves_nothing_half_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = sorted((folder / "checkpoints").iterdir())
+    monkeypatch.setattr(torch, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpoints().save_checkpoint({"step": 4}, folder / "checkpoints/step-4.ckpt")
+    assert sorted((folder / "checkpoints").iterdir()) == before
 
 
 def cut(path: Path) -> None:

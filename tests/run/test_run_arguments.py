@@ -17,6 +17,12 @@ from rlhf_lightning.run.initialize import initialize
 from rlhf_lightning.run.places import shipped
 
 
+def _folder_of(config: Path) -> Path:
+    folder = Arguments.of(["fit", "--config", str(config)]).folder
+    assert folder is not None
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -63,8 +69,13 @@ def test_a_run_gets_a_folder_of_its_own() -> None:
     first = Arguments.of(["fit", "--config", "ppo", "--config", "lora"])
     assert first.folder is not None
     assert first.folder.parent == Path("runs/ppo")
+    for left in (first.folder, Path("elsewhere/ppo")):
+        left.mkdir(parents=True)
+        (left / "config.yaml").write_text("model: {}\n")
+        assert _folder_of(left / "config.yaml").parent == Path("runs/config")
+        (left / "metrics.csv").touch()  # as of a run
+        assert _folder_of(left / "config.yaml").parent == Path("runs/ppo")
     assert first.words[-1] == f"--trainer.default_root_dir={first.folder}"
-    first.folder.mkdir(parents=True)
     assert Arguments.of(["fit", "--config", "ppo"]).folder != first.folder
     assert Arguments.of(["fit", "--help"]).folder is None
 
