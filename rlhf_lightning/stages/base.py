@@ -310,9 +310,8 @@ class Stage(LightningModule):
         self.validation_samples = self.held_out.samples()
         values = self.held_out.means(self.device) | self.held_out_metrics()
         prefix, fitting = "test" if self.trainer.testing else "val", self.trainer.state.fn == "fit"
-        if (
-            fitting
-        ):  # Lightning would log after checkpoints are written, and nothing of the validation before the first step
+        # Lightning would log after checkpoints are written, and nothing of the validation before the first step
+        if fitting:
             self.tell_loggers({f"{prefix}/{name}": value for name, value in values.items()})
         for name, value in values.items():
             shown = name in ("reward/mean", "reward/true", "preference/accuracy")
