@@ -31,8 +31,11 @@ def check_trainer(trainer: Trainer) -> None:
         UserError: naming the first of them.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for kind, reason in CALLBACKS.items():
-            if isinstance(callback, kind) and getattr(callback, "scheduling", None) != {0: 1}:
+        harmless = getattr(callback, "scheduling", None) == {0: 1} or getattr(
+            callback, "_early_exit", False
+        )  # a Tuner's
+        for kind, reason in () if harmless else CALLBACKS.items():
+            if isinstance(callback, kind):
                 raise UserError(f"trainer.callbacks: {kind.__name__} cannot work here: {reason}")
     if isinstance(trainer.precision_plugin, DoublePrecision):
         raise UserError("trainer.precision 64-true cannot work here: what is measured is float32; use 32-true")
