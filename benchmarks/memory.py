@@ -143,7 +143,7 @@ def main():
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--rows", type=int, default=4, help="prompts")
-    parser.add_argument("--prompt", type=int, default=16, help="tokens")
+    parser.add_argument("--prompt", type=int, default=10, help="tokens")
     parser.add_argument("--response", type=int, default=16, help="tokens at most")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
