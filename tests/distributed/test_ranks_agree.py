@@ -28,6 +28,7 @@ RECORDED = {
     "dpo_offline": ["--config", "dpo_offline.yaml", "--model.reference", "full"],
 }
 PPO = ["--config", "ppo.yaml", "--config", "ddp.yaml", *SMALL, "--model.iterations", "2"]
+TWO_MINIBATCHES = ["--model.algorithm.minibatches", "2", "--data.batch_size", "4"]
 
 
 def numbers(folder: Path) -> list[dict[str, float]]:
@@ -98,18 +99,7 @@ def test_a_reward_that_fails_on_one_process_stops_both_and_leaves_a_checkpoint(
         "    return [float(len(response)) for response in responses]\n"
     )
     reward = ["--model.reward", "FunctionReward", "--model.reward.function", "failing.py:judge"]
-    words = [
-        *PPO,
-        "--model.algorithm.minibatches",
-        "2",
-        "--data.batch_size",
-        "4",
-        "--model.iterations",
-        "5",
-        *reward,
-        "--trainer.val_check_interval",
-        "1.0",
-    ]
+    words = [*PPO, *TWO_MINIBATCHES, "--model.iterations", "5", *reward, "--trainer.val_check_interval", "1.0"]
     common = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.default_root_dir", "failing"]
     assert pair.run("fit", *words, *common) == [2, 2]  # type: ignore[attr-defined]
     said = [pair.said(rank) for rank in range(2)]  # type: ignore[attr-defined]
@@ -120,17 +110,7 @@ def test_a_reward_that_fails_on_one_process_stops_both_and_leaves_a_checkpoint(
 
 
 def test_one_command_starts_both_and_sigterm_ends_both_with_a_checkpoint(tmp_path: Path) -> None:
-    words = [
-        *PPO,
-        "--model.algorithm.minibatches",
-        "2",
-        "--data.batch_size",
-        "4",
-        "--model.iterations",
-        "400",
-        "--trainer.val_check_interval",
-        "1.0",
-    ]
+    words = [*PPO, *TWO_MINIBATCHES, "--model.iterations", "400", "--trainer.val_check_interval", "1.0"]
     command = [sys.executable, "-m", "rlhf_lightning", "fit", *words, "--trainer.devices", "2"]
     command += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", "out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
