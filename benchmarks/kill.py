@@ -28,7 +28,7 @@ import torch
 from lightning.pytorch import LightningModule
 from safetensors.torch import load_file
 
-import rlhf_lightning.cli
+import rlhf_lightning.cli.lightning
 from rlhf_lightning.__main__ import main as command
 from rlhf_lightning.rollouts import collector, overlap
 from rlhf_lightning.stages import held_out

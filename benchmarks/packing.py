@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf_lightning.models.packing import packs, states_at_end
-from rlhf_lightning.models.policy import token_scores
+from rlhf_lightning.models.backbone import packs
+from rlhf_lightning.models.packed_forward import states_at_end
+from rlhf_lightning.models.logprobs import token_scores
 from rlhf_lightning.types import Rows
 
 VOCABULARY = 4096

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from rlhf_lightning import __version__
+from rlhf_lightning.cli.arguments import FOLDER_OF_RUN, Arguments
+from rlhf_lightning.cli.initialize import initialize
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.arguments import FOLDER_OF_RUN, Arguments
-from rlhf_lightning.run.initialize import initialize
-from rlhf_lightning.run.stopping import Stopped
+from rlhf_lightning.run.signals import Stopped
 
 HELP = """usage: rlhf_lightning {fit,validate,test,predict} --config NAME [--config NAME ...] [--KEY VALUE ...]
        rlhf_lightning init DIR [--force]
@@ -68,7 +68,7 @@ def _run(arguments: Arguments) -> None:
     if named:
         os.environ[FOLDER_OF_RUN] = str(arguments.folder)
         print(f"run: {arguments.folder}", flush=True)
-    from rlhf_lightning.cli import run
+    from rlhf_lightning.cli.lightning import run
 
     run(arguments)
     if named:

@@ -20,7 +20,7 @@ import yaml
 from lightning.pytorch import Callback
 
 import rlhf_lightning
-import rlhf_lightning.cli
+import rlhf_lightning.cli.lightning
 from peers.clock import Clock
 from peers.models import reward_folder
 from peers.work import ONLINE, REAL, Job

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rlhf_lightning.algorithms import Algorithm
-from rlhf_lightning.functional.credit import group_moments
+from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 

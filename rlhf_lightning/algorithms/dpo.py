@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.credit import best_and_worst
-from rlhf_lightning.functional.losses import PreferenceLoss, agreement, preference_loss
+from rlhf_lightning.functional.advantages import best_and_worst
 from rlhf_lightning.functional.masked import masked_sum, row_sum
+from rlhf_lightning.functional.preference_losses import PreferenceLoss, agreement, preference_loss
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 

@@ -8,11 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlhf_lightning.algorithms.base import KLPenalty, PolicyGradient, update_metrics
+from rlhf_lightning.algorithms.base import PolicyGradient
+from rlhf_lightning.algorithms.diagnostics import update_metrics
+from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.credit import group_moments
-from rlhf_lightning.functional.losses import clipped_policy_loss
+from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.masked import masked_sum, row_sum
+from rlhf_lightning.functional.policy_losses import clipped_policy_loss
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from rlhf_lightning.algorithms.base import KLPenalty, PolicyGradient, update_metrics
-from rlhf_lightning.functional.credit import gae, token_rewards
-from rlhf_lightning.functional.losses import clipped_policy_loss, clipped_value_loss
+from rlhf_lightning.algorithms.base import PolicyGradient
+from rlhf_lightning.algorithms.diagnostics import update_metrics
+from rlhf_lightning.algorithms.kl_penalty import KLPenalty
+from rlhf_lightning.functional.advantages import gae, token_rewards
 from rlhf_lightning.functional.masked import masked_sum, whiten
+from rlhf_lightning.functional.policy_losses import clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 

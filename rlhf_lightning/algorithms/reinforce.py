@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from rlhf_lightning.algorithms.base import KLPenalty, PolicyGradient
+from rlhf_lightning.algorithms.base import PolicyGradient
+from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.credit import leave_one_out
+from rlhf_lightning.functional.advantages import leave_one_out
 from rlhf_lightning.functional.masked import masked_mean, masked_moments, masked_sum, row_sum
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 

@@ -1,6 +1,6 @@
 """Lightning data modules."""
 
-from rlhf_lightning.data.base import FileData, RowData
+from rlhf_lightning.data.module import FileData, RowData
 from rlhf_lightning.data.modules import InstructionData, PreferenceData, PromptData, RankingData, RatingData
 
 __all__ = ["FileData", "InstructionData", "PreferenceData", "PromptData", "RankingData", "RatingData", "RowData"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lightning.data.base import FileData, PlacedRow, Row
 from rlhf_lightning.data.formats import BadRow, before_answer, common_prompt, last_turns, number, text_or_messages
+from rlhf_lightning.data.module import FileData, PlacedRow, Row
 
 RATED = 16
 """Responses of a prompt in one row at most: they are never separated within a step, so what they take is bounded."""

@@ -1,5 +1,5 @@
 """What evaluation callbacks call."""
 
-from rlhf_lightning.evaluation.win_rate import win_rate
+from rlhf_lightning.functional.statistics import win_rate
 
 __all__ = ["win_rate"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_lightning.functional.ranks import all_sum
+from rlhf_lightning.distributed import all_sum
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:

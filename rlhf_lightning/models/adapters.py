@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.linear import unlike_linear
-from rlhf_lightning.models.seeding import seeded
-from rlhf_lightning.models.sources import one_line
+from rlhf_lightning.models.linear_layers import unlike_linear
+from rlhf_lightning.models.paths import one_line
+from rlhf_lightning.seeding import seeded
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.loading import ModelConfig

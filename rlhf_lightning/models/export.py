@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.models.adapters import is_adapted
-from rlhf_lightning.models.policy import language_model
+from rlhf_lightning.models.backbone import language_model
 from rlhf_lightning.models.quantization import dequantize_
-from rlhf_lightning.models.reward import NORMALIZATION_FILE, normalization_of
+from rlhf_lightning.models.reward_model import NORMALIZATION_FILE, normalization_of
 
 
 def export_model(

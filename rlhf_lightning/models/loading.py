@@ -14,19 +14,12 @@ import torch
 from torch import nn
 
 from rlhf_lightning.errors import UserError, nearest
-from rlhf_lightning.models.reward import NORMALIZATION_FILE
-from rlhf_lightning.models.seeding import seeded
-from rlhf_lightning.models.sources import (
-    LoraOptions,
-    ModelConfig,
-    base_path,
-    check_weights,
-    is_adapter,
-    loaded,
-    one_line,
-    resolve_path,
-)
-from rlhf_lightning.models.tokenizers import TEMPLATES, load_tokenizer, stop_token_ids
+from rlhf_lightning.models.chat_templates import TEMPLATES
+from rlhf_lightning.models.config import LoraOptions, ModelConfig
+from rlhf_lightning.models.paths import base_path, check_weights, is_adapter, loaded, one_line, resolve_path
+from rlhf_lightning.models.reward_model import NORMALIZATION_FILE
+from rlhf_lightning.models.tokenizer import load_tokenizer, stop_token_ids
+from rlhf_lightning.seeding import seeded
 
 __all__ = [
     "TEMPLATES",

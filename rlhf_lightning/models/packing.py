@@ -1,170 +1,213 @@
-"""The last hidden state of every response token, by one call of a trunk on rows that are packed where that is exact."""
+"""Rows laid end to end into lines: what a trunk is given, and where in what it returns the state of each token stands.
+
+The responses to one prompt stand behind one copy of it, and several such bundles in one line, so that a prompt is computed
+once and next to nothing is padding::
+
+    line 0   prompt A | response 1 | response 2 | prompt B | response 3
+    line 1   prompt A | response 4 | response 5 | padding
+
+Positions count from the beginning of each row, and a mask lets a response see its prompt and itself and nothing else: every
+state is that of the row alone, and so is every gradient.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlhf_lightning.functional.ranks import rank
-from rlhf_lightning.models.layout import Arrangement, Bundle, Lines, Sizes, cheapest, line_length, lines_of, sizes_of
 from rlhf_lightning.types import Rows
 
-Measured = tuple[Tensor | None, ...]
+ATTENTION = 4
+"""Attention over a line as long as this times the width of the model costs as much as the rest of a layer (measured)."""
+STEPS = [2 ** (step / 4) for step in range(13)]
+"""Lengths of lines that are tried, as multiples of the longest row."""
 
 
-def states_before(trunk: Any, rows: Rows) -> Tensor:
-    """[N, H]: the last hidden state before each of the N response tokens under the mask, row by row.
+@dataclass(frozen=True)
+class Lines:
+    """L lines of S tokens that hold B rows; a place is line x S + column."""
 
-    The last token of a response is not fed, as nothing comes after it, and rows without a response are left out.
+    tokens: Tensor
+    """int64 [L, S]."""
+    positions: Tensor
+    """int64 [L, S]; from 0 for each row, whatever stands before it in the line."""
+    sees: Tensor | None
+    """bool [L, 1, S, S]; None where each line begins with its only row: padding behind it is seen by nothing before it."""
+    prompt_end: Tensor
+    """int64 [B]; the place of the last token of each row's prompt."""
+    response: Tensor
+    """int64 [B]; the place of its first response token."""
+
+    def before(self, lengths: Tensor) -> Tensor:
+        """int64 [N]: for each of a row's `lengths` [B] response tokens, row by row, the place of the token before it."""
+        owner, within = _counted(lengths)
+        return torch.where(within == 0, self.prompt_end[owner], self.response[owner] + within - 1)
+
+    def last(self, lengths: Tensor) -> Tensor:
+        """int64 [B]: the place of the last of a row's `lengths` [B] response tokens, or of its prompt where it has none."""
+        return torch.where(lengths == 0, self.prompt_end, self.response + lengths - 1)
+
+
+class Sizes(NamedTuple):
+    """What an arrangement is made from; B numbers each."""
+
+    prompt: list[int]
+    """Tokens; a row without a prompt begins with one token of the padding before its response."""
+    fed: list[int]
+    """Response tokens that the trunk is given."""
+    same: list[int]
+    """A number that rows with the same prompt share."""
+    start: list[int]
+    """The column where the prompt begins; it has no holes."""
+    kept: list[int]
+    """0 for rows that are left out; the first row stays if all could be, as every pass is one call of the trunk."""
+
+
+def sizes_of(rows: Rows, fed: Tensor, kept: Tensor) -> Sizes:
+    """The sizes of the rows that are `kept` (bool [B]), with the first `fed` (int64 [B]) tokens of their responses."""
+    prompts = rows.tokens[:, : rows.prompt_mask.shape[1]].masked_fill(~rows.prompt_mask, -1)
+    prompt, start = rows.prompt_mask.sum(-1).clamp(min=1), rows.prompt_mask.long().argmax(-1)
+    numbers = torch.stack([prompt, fed * kept, start, kept.long()], 1)
+    numbers, prompts = torch.cat([numbers, prompts], 1).cpu().tensor_split([4], 1)  # waits for the device once
+    same = torch.unique(prompts, dim=0, return_inverse=True)[1]
+    prompt, fed, start, kept = numbers.T
+    sizes = Sizes(*torch.stack([prompt, fed, same, start, kept]).tolist())
+    return sizes if any(sizes.kept) else sizes._replace(kept=[1, *sizes.kept[1:]])
+
+
+class Bundle(NamedTuple):
+    """A copy of a prompt and the rows whose responses stand behind it."""
+
+    rows: list[int]
+    length: int
+
+
+Arrangement = list[list[Bundle]]
+"""The bundles of each line."""
+
+
+def cheapest(sizes: Sizes, width: int, window: int, limit: int = 2**62) -> Arrangement:
+    """The cheapest of: a line for each row, and rows packed into lines of a few lengths.
+
+    A line of S tokens costs S (1 + S / (4 H)): what grows with the tokens, and attention, which a mask does not make cheaper.
+    A line of one row needs no mask, and half the attention.
+
+    Args:
+        sizes: of the rows.
+        width: H, of the model.
+        window: the longest line that several rows may share; 0 for a model that cannot read such lines.
+        limit: tokens that the lines should have together, if any choice has that few.
     """
-    lengths = rows.mask.sum(-1)
-    lines = _laid_out(trunk, rows, (lengths - 1).clamp(min=0), lengths > 0)
-    return _states(trunk, lines).index_select(0, lines.before(lengths))
+    rows = [row for row, kept in enumerate(sizes.kept) if kept]
+    single = [[Bundle([row], sizes.prompt[row] + sizes.fed[row])] for row in rows]
+    longest = line_length(single)
+    lengths = [min(int(step * longest), window) for step in STEPS if len(rows) > 1 and longest <= window]
+    packed = [_filled(_bundles(rows, sizes, length), length) for length in dict.fromkeys(lengths)]
+    return min([single, *packed], key=lambda lines: (_area(lines) > limit, _cost(lines, width)))
 
 
-def states_at_end(trunk: Any, rows: Rows) -> Tensor:
-    """[B, H]: the last hidden state at the last token of each row, of its response or else of its prompt."""
-    lengths = rows.mask.sum(-1)
-    lines = _laid_out(trunk, rows, lengths, lengths >= 0)
-    return _states(trunk, lines).index_select(0, lines.last(lengths))
+def _area(lines: Arrangement) -> int:
+    return len(lines) * line_length(lines)
 
 
-def in_pieces(trunk: Any, rows: Rows, measure: Callable[[Rows], Measured]) -> Measured:
-    """What `measure` finds of each row, of as many rows at a time as `max_tokens_per_batch` allows; all with gradients.
-
-    With gradients a pass is one call of the trunk on every rank, as ranks that share weights wait for each other. Without,
-    every rank has all weights (`Stage.measuring`) and takes as many pieces as it needs.
-    """
-    limit = getattr(trunk, "max_tokens_per_batch", None)
-    if limit is None or torch.is_grad_enabled():
-        return measure(rows)
-    pieces = _pieces(trunk, rows, limit)
-    found = [measure(Rows(*(x[piece] for x in _fields(rows)))) for piece in pieces]
-    back = torch.cat(pieces).argsort()
-    return tuple(None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*found, strict=True))  # type: ignore[arg-type]
+def _cost(lines: Arrangement, width: int) -> float:
+    attention = line_length(lines) / (ATTENTION * width)
+    return _area(lines) * (1 + attention / (2 if _is_single(lines) else 1))
 
 
-def _fields(rows: Rows) -> tuple[Tensor, ...]:
-    return rows.tokens, rows.prompt_mask, rows.mask, rows.groups, rows.truncated
+def line_length(lines: Arrangement) -> int:
+    """S: the longest line's tokens."""
+    return max(map(_length, lines))
 
 
-def _pieces(trunk: Any, rows: Rows, limit: int) -> list[Tensor]:
-    """Indices of rows whose lines hold at most `limit` tokens together; a row that is longer stands alone."""
-    lengths = rows.mask.sum(-1)
-    lines = _arranged(trunk, sizes_of(rows, lengths, lengths >= 0))
-    count = max(1, limit // line_length(lines))
-    parts = [lines[start : start + count] for start in range(0, len(lines), count)]
-    indices = [[row for line in part for bundle in line for row in bundle.rows] for part in parts]
-    return [torch.tensor(index, device=rows.tokens.device) for index in indices]
+def _length(line: list[Bundle]) -> int:
+    return sum(bundle.length for bundle in line)
 
 
-def _laid_out(trunk: Any, rows: Rows, fed: Tensor, kept: Tensor) -> Lines:
-    sizes = sizes_of(rows, fed, kept)
-    return lines_of(rows, sizes, _arranged(trunk, sizes))
+def _is_single(lines: Arrangement) -> bool:
+    return all(len(line) == 1 and len(line[0].rows) == 1 for line in lines)
 
 
-def _arranged(trunk: Any, sizes: Sizes) -> Arrangement:
-    config = trunk.config.get_text_config()
-    limit = getattr(trunk, "max_tokens_per_batch", None) or 2**62
-    window = min(longest_line(config), limit) if packs(trunk) else 0
-    return cheapest(sizes, config.hidden_size, window, limit)
+def _bundles(rows: list[int], sizes: Sizes, longest: int) -> list[Bundle]:
+    """Each prompt with its responses, the longest first; again with further ones where `longest` tokens do not hold all."""
+    found: list[Bundle] = []
+    previous = None
+    for row in sorted(rows, key=lambda row: (sizes.same[row], -sizes.fed[row])):
+        if sizes.same[row] == previous and found[-1].length + sizes.fed[row] <= longest:
+            found[-1] = Bundle([*found[-1].rows, row], found[-1].length + sizes.fed[row])
+        else:
+            found.append(Bundle([row], sizes.prompt[row] + sizes.fed[row]))
+        previous = sizes.same[row]
+    return found
 
 
-def _states(trunk: Any, lines: Lines) -> Tensor:
-    """[L·S, H]: the last hidden state at every place."""
-    mask = torch.ones_like(lines.tokens) if lines.sees is None else as_read(lines.sees, trunk)
-    output = trunk(input_ids=lines.tokens, attention_mask=mask, position_ids=lines.positions, use_cache=False)
-    return output.last_hidden_state.flatten(0, 1)
+def _filled(bundles: list[Bundle], length: int) -> Arrangement:
+    """Lines of at most `length`: the longest bundle first, each into the fullest line that has room for it."""
+    lines: Arrangement = []
+    room: list[tuple[int, int]] = []  # what is left of each line, the least first
+    for bundle in sorted(bundles, key=lambda bundle: -bundle.length):
+        place = bisect_left(room, (bundle.length, -1))
+        left, line = room.pop(place) if place < len(room) else (length, len(lines))
+        if line == len(lines):
+            lines.append([])
+        lines[line].append(bundle)
+        insort(room, (left - bundle.length, line))
+    return lines
 
 
-def as_read(sees: Tensor, trunk: Any) -> Tensor:
-    """A mask [L, 1, S, S] as the attention of `trunk` reads it: bool for SDPA, what to add to the scores for eager attention."""
-    if trunk.config.get_text_config()._attn_implementation == "sdpa":
-        return sees
-    return torch.zeros(sees.shape, dtype=trunk.dtype, device=sees.device).masked_fill(
-        ~sees, torch.finfo(trunk.dtype).min
+def lines_of(rows: Rows, sizes: Sizes, arrangement: Arrangement) -> Lines:
+    """The tensors of an arrangement, on the device of the rows."""
+    length = line_length(arrangement)
+    prompt_at, response_at = _places(arrangement, sizes, length)
+    prompt, fed, start = (torch.tensor(x) for x in (sizes.prompt, sizes.fed, sizes.start))
+    heads = torch.tensor([bundle.rows[0] for line in arrangement for bundle in line])
+    # of every place: where its token comes from, its position, its bundle and its response; padding is a bundle of its own
+    table = torch.tensor([0, 0, -1, -1])[:, None].repeat(1, len(arrangement) * length)
+    columns, width = rows.prompt_mask.shape[1], rows.tokens.shape[1]
+    which, within = _counted(prompt[heads])
+    row = heads[which]
+    places = prompt_at[row] + within
+    table[:3, places] = torch.stack([row * width + start[row] + within, within, prompt_at[row]])
+    row, within = _counted(fed)
+    places = response_at[row] + within
+    table[:, places] = torch.stack(
+        [row * width + columns + within, prompt[row] + within, prompt_at[row], places - within]
     )
+    table = table.view(4, len(arrangement), length).to(rows.tokens.device)
+    sees = None if _is_single(arrangement) else _sees(table[2], table[3])
+    ends = (prompt_at + prompt - 1).to(table.device)
+    return Lines(rows.tokens.flatten()[table[0]], table[1], sees, ends, response_at.to(table.device))
 
 
-# -- is it exact -----------------------------------------------------------------------------------------------------------
+def _places(arrangement: Arrangement, sizes: Sizes, length: int) -> tuple[Tensor, Tensor]:
+    """int64 [B] twice: the place where each row's prompt begins, and its response; 0 for rows that are left out."""
+    prompt_at, response_at = torch.zeros(2, len(sizes.kept), dtype=torch.long).tolist()
+    for number, line in enumerate(arrangement):
+        place = number * length
+        for bundle in line:
+            start, place = place, place + sizes.prompt[bundle.rows[0]]
+            for row in bundle.rows:
+                prompt_at[row], response_at[row] = start, place
+                place += sizes.fed[row]
+    return torch.tensor(prompt_at), torch.tensor(response_at)
 
 
-def packs(trunk: Any) -> bool:
-    """Whether rows may share a line; found out once, and remembered by the trunk. Ranks that share weights ask together."""
-    if not hasattr(trunk, "packs"):
-        reason = _refusal(trunk)
-        trunk.packs = reason is None
-        if reason is not None:
-            _say(f"{type(trunk).__name__}: rows are padded and prompts computed for each response, as {reason}")
-    return bool(trunk.packs)
+def _counted(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Two int64 [counts.sum()]: which run of `counts` elements each belongs to, and its place in the run.
+
+    >>> _counted(torch.tensor([2, 0, 1]))
+    (tensor([0, 0, 2]), tensor([0, 1, 0]))
+    """
+    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return owner, torch.arange(len(owner), device=counts.device) - (counts.cumsum(0) - counts)[owner]
 
 
-@functools.cache
-def _say(line: str) -> None:
-    if rank() == 0:
-        print(line, flush=True)
-
-
-def longest_line(config: Any) -> int:
-    """Tokens that every layer can look back over: the narrowest window, or what the model has positions for."""
-    endings = ("window", "window_size", "chunk_size", "max_position_embeddings")
-    found = [x for name, x in vars(config).items() if name.endswith(endings) and isinstance(x, int) and x > 0]
-    return min(found, default=2**62)
-
-
-def _refusal(trunk: Any) -> str | None:
-    """Why rows may not share a line; None where they may."""
-    config = trunk.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {
-        "full_attention",
-        "sliding_attention",
-        "chunked_attention",
-    }
-    if kinds:
-        return f"it has layers of {', '.join(sorted(kinds))}"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"attention {config._attn_implementation} takes no block mask"
-    if getattr(getattr(config, "attn_config", config), "alibi", False):
-        return "its attention counts from the beginning of a line"
-    try:
-        apart = _difference(trunk, config.vocab_size)
-    except Exception as error:  # an architecture may refuse a mask or positions in any way
-        return f"it takes no block mask ({type(error).__name__})"
-    tolerance = 1e-4 if trunk.dtype == torch.float32 else 0.05  # rounding alone leaves 1e-6, and 0.01 in 16 bits
-    return None if apart < tolerance else f"its states would be {apart:.1e} off in one line"
-
-
-@torch.no_grad()
-def _difference(trunk: Any, vocabulary: int) -> float:
-    """How far the states of three tiny rows in one line are from those of a line each, over the norm of the latter."""
-    device = next(trunk.parameters()).device
-    tokens = (torch.arange(33, device=device).view(3, 11) * 7919 + 13) % vocabulary
-    tokens[1, :6] = tokens[0, :6]
-    prompt_mask = torch.ones(3, 6, dtype=torch.bool, device=device)
-    none = torch.zeros(3, dtype=torch.long, device=device)
-    rows = Rows(tokens, prompt_mask, torch.ones_like(tokens[:, 6:], dtype=torch.bool), none, none.bool())
-    sizes = Sizes([6] * 3, [5] * 3, [0, 0, 1], [0] * 3, [1] * 3)
-    together = [[Bundle([0, 1], 16), Bundle([2], 11)]]
-    with evaluating(trunk), torch.autocast(device.type, enabled=False):
-        found = []
-        for arrangement in (together, [[Bundle([row], 11)] for row in range(3)]):
-            lines = lines_of(rows, sizes, arrangement)
-            found.append(_states(trunk, lines)[lines.before(none + 6)].float())
-    return float((found[0] - found[1]).norm() / found[1].norm())
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Without dropout and anything else that draws random numbers; every module's mode is put back."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
+def _sees(bundle: Tensor, response: Tensor) -> Tensor:
+    """bool [L, 1, S, S]: a token sees what comes before it in its bundle, if that is the prompt or its own response."""
+    same = bundle[:, :, None] == bundle[:, None]
+    open_to = (response[:, None] == -1) | (response[:, :, None] == response[:, None])
+    return (same & open_to).tril()[:, None]

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.ranks import rank
-from rlhf_lightning.models.linear import linear_layers, unlike_linear
+from rlhf_lightning.models.linear_layers import linear_layers, unlike_linear
 
 Kind = Literal["nf4", "int8"]
 

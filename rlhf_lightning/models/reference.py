@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import is_adapted, reference_view
-from rlhf_lightning.models.policy import language_model, response_logprobs
+from rlhf_lightning.models.backbone import language_model
+from rlhf_lightning.models.logprobs import response_logprobs
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.loading import ModelConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lightning.data.base import RowData
+from rlhf_lightning.data.module import RowData
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.playground import task
 

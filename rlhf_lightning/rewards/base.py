@@ -14,7 +14,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.types import Completions
 
 if TYPE_CHECKING:
-    from rlhf_lightning.models.roles import SharedBase
+    from rlhf_lightning.models.shared_base import SharedBase
 
 
 class Reward(ABC):

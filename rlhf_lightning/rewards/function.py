@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rewards.patience import Patience, told_in_short
+from rlhf_lightning.rewards.retry import Patience, told_in_short
 from rlhf_lightning.types import Completions
 
 

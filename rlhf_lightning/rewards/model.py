@@ -20,9 +20,9 @@ from rlhf_lightning.models.loading import (
     resolve_path,
     stop_token_ids,
 )
-from rlhf_lightning.models.reward import normalized, score_rows
-from rlhf_lightning.models.roles import SharedBase, add_classifier, is_of, obstacle
-from rlhf_lightning.models.sources import is_adapter
+from rlhf_lightning.models.paths import is_adapter
+from rlhf_lightning.models.reward_model import normalized, score_rows
+from rlhf_lightning.models.shared_base import SharedBase, add_classifier, is_of, obstacle
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.types import Completions
 

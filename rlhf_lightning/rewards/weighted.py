@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_lightning.errors import UserError, nearest
-from rlhf_lightning.models.roles import SharedBase
+from rlhf_lightning.models.shared_base import SharedBase
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.types import Completions
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lightning.functional.ranks import all_sum
-from rlhf_lightning.rollouts.cutting import dealt, piece_of
+from rlhf_lightning.distributed import all_sum
+from rlhf_lightning.models.micro_batches import dealt, piece_of
 from rlhf_lightning.types import Batch
 
 

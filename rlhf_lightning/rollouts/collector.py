@@ -10,17 +10,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rlhf_lightning.distributed import all_sum, together
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.credit import group_moments
+from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
-from rlhf_lightning.functional.ranks import all_sum, together
-from rlhf_lightning.models.encoding import Encoder, left_padded, recorded_rows
-from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.generation import Generation
-from rlhf_lightning.rollouts.overlap import written_and_scored
-from rlhf_lightning.types import Completions, Rollout, Rows
+from rlhf_lightning.rollouts.pipeline import written_and_scored
+from rlhf_lightning.rollouts.preferences import encode_pairs
+from rlhf_lightning.rollouts.responses import Writer
+from rlhf_lightning.types import Rollout, Rows
 
 RawRows = list[dict[str, Any]]
 
@@ -30,65 +29,6 @@ class ReferenceLogprobs(Protocol):
 
     def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:
         """float32 [B, T] of the response tokens."""
-
-
-@dataclass
-class Writer:
-    """Writes responses to prompts with the policy."""
-
-    policy: Policy
-    generation: Generation
-    encoder: Encoder
-
-    def write(
-        self, rows: RawRows, responses_per_prompt: int, generator: torch.Generator, temperature: float | None = None
-    ) -> Completions:
-        """`responses_per_prompt` completions a row, those of a row side by side; on the device of the generator.
-
-        Raises:
-            UserError: a prompt leaves no room for a response.
-        """
-        device, encoder = generator.device, self.encoder
-        prompts = [encoder.prompt(row["prompt"]) for row in rows]
-        encoder.check_lengths(
-            rows, [len(ids) for ids in prompts], self.generation.max_new_tokens, "a batch of the data"
-        )
-        tokens, prompt_mask = left_padded(prompts, self._pad, device)
-        written = self.policy.write(
-            self.generation,
-            tokens,
-            prompt_mask,
-            responses_per_prompt,
-            encoder.stop_tokens,
-            self._pad,
-            generator,
-            temperature,
-        )
-        index = torch.arange(len(rows), device=device).repeat_interleave(responses_per_prompt)
-        stops = torch.tensor(encoder.stop_tokens, device=device)
-        repeated = [rows[i] for i in index.tolist()]
-        return Completions(
-            tokens=torch.cat([tokens[index], written.tokens], 1),
-            prompt_mask=prompt_mask[index],
-            mask=written.mask,
-            groups=index,
-            truncated=~(torch.isin(written.tokens, stops) & written.mask).any(-1),
-            prompts=encoder.decode(tokens[index], prompt_mask[index], special=True),
-            responses=encoder.decode(written.tokens, written.mask),
-            columns=columns_of(repeated),
-            logprobs=written.logprobs,
-            values=written.values,
-        )
-
-    @property
-    def _pad(self) -> int:
-        return int(self.encoder.tokenizer.pad_token_id)
-
-
-def columns_of(rows: RawRows) -> dict[str, list[Any]]:
-    """The rows by column; a column that a row lacks is None there."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
 
 
 @dataclass
@@ -216,19 +156,3 @@ def mean_score(scores: Sequence[float | None], device: torch.device | str = "cpu
     """Mean over all ranks of the scores that are neither None nor NaN."""
     known = torch.tensor([float("nan") if x is None else x for x in scores], device=device)
     return masked_mean(known, ~known.isnan())
-
-
-def encode_pairs(encoder: Encoder, rows: RawRows, max_length: int | None) -> Rows:
-    """2 rows a preference pair: chosen, rejected; both behind the same prompt."""
-    prompts, responses = [], []
-    for row in rows:
-        prompt = encoder.prompt(row["prompt"])
-        for column in ("chosen", "rejected"):
-            kept, response = encoder.pair(prompt, encoder.response(row["prompt"], row[column]), max_length)
-            prompts.append(kept)
-            responses.append(response)
-    groups = [i // 2 for i in range(len(prompts))]
-    return recorded_rows(prompts, responses, groups, encoder.stop_tokens, int(encoder.tokenizer.pad_token_id))
-
-
-__all__ = ["Collector", "Writer", "columns_of", "encode_pairs", "mean_score"]

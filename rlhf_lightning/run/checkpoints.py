@@ -18,10 +18,10 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from rlhf_lightning.distributed import any_rank, gathered
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.ranks import any_rank, gathered
-from rlhf_lightning.run.integrity import newest_first, plain_only
-from rlhf_lightning.run.stopping import Stopped, requeue
+from rlhf_lightning.run.checkpoint_files import newest_first, plain_only
+from rlhf_lightning.run.signals import Stopped, requeue
 
 EARLIER = "earlier"
 """Where the checkpoints of an earlier run are until the one that began anew in its folder has one of its own."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rlhf_lightning.run.metrics import MetricsFile
+from rlhf_lightning.run.metrics_csv import MetricsFile
 
 PANELS = {
     "reward": ("reward/mean", "val/reward/mean", "val/reward/true"),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rlhf_lightning.run.metrics import MetricsFile
+from rlhf_lightning.run.metrics_csv import MetricsFile
 
 SHOWN_REPLIES = 3
 

@@ -17,26 +17,31 @@ from torch import Tensor, nn
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.credit import explained_variance
+from rlhf_lightning.functional.advantages import explained_variance
 from rlhf_lightning.functional.kl import kl_estimate
-from rlhf_lightning.functional.losses import agreement
 from rlhf_lightning.functional.masked import masked_sum
+from rlhf_lightning.functional.preference_losses import agreement
+from rlhf_lightning.generation.base import Generation
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.adapters import is_adapted
+from rlhf_lightning.models.backbone import language_model
+from rlhf_lightning.models.critics import AdapterCritic, SeparateCritic, SharedCritic, save_critic
 from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import Policy, language_model
+from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import build_reference
-from rlhf_lightning.models.roles import SharedBase, add_critic_adapter
-from rlhf_lightning.models.value import AdapterCritic, SeparateCritic, SharedCritic, save_critic
+from rlhf_lightning.models.shared_base import SharedBase, add_critic_adapter
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
-from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs, mean_score
-from rlhf_lightning.rollouts.generation import Generation, Sampler
-from rlhf_lightning.rollouts.loader import RawRows, RolloutLoader, RowSource
-from rlhf_lightning.rollouts.recorded import RecordedReference
-from rlhf_lightning.stages.base import OnNonFinite, Stage, check_least, peak_memory, say
-from rlhf_lightning.stages.meter import Meter
-from rlhf_lightning.stages.optimizers import adamw
+from rlhf_lightning.rollouts.collector import Collector, mean_score
+from rlhf_lightning.rollouts.preferences import encode_pairs
+from rlhf_lightning.rollouts.reference_cache import RecordedReference
+from rlhf_lightning.rollouts.responses import Writer
+from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
+from rlhf_lightning.rollouts.row_source import RawRows, RowSource
+from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_least, peak_memory, say
+from rlhf_lightning.training.metrics import Meter
+from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.types import Batch, Completions, LossOutput
 
 

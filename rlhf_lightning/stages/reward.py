@@ -11,17 +11,18 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_accuracy, binary_calibration_error
 
+from rlhf_lightning.distributed import gathered, share
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.losses import bradley_terry_loss
 from rlhf_lightning.functional.masked import masked_moments
-from rlhf_lightning.functional.ranks import gathered, share
+from rlhf_lightning.functional.preference_losses import bradley_terry_loss
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_reward_config, load_reward_model
-from rlhf_lightning.models.reward import RewardModel, normalized, set_normalization
-from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import OnNonFinite, Stage, check_least
-from rlhf_lightning.stages.optimizers import adamw
+from rlhf_lightning.models.reward_model import RewardModel, normalized, set_normalization
+from rlhf_lightning.rollouts.row_source import RawRows, RowSource
+from rlhf_lightning.rollouts.step_loader import StepLoader
+from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_least
+from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.types import LossOutput, PreferenceBatch
 
 

@@ -12,16 +12,18 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from rlhf_lightning.functional.masked import masked_sum
+from rlhf_lightning.generation.base import Generation
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.export import export_model, part_of
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.collector import Writer
-from rlhf_lightning.rollouts.generation import Generation, Sampler
-from rlhf_lightning.rollouts.loader import RawRows, RowSource, StepLoader
-from rlhf_lightning.stages.base import OnNonFinite, Stage, check_least
-from rlhf_lightning.stages.optimizers import adamw
+from rlhf_lightning.rollouts.responses import Writer
+from rlhf_lightning.rollouts.row_source import RawRows, RowSource
+from rlhf_lightning.rollouts.step_loader import StepLoader
+from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_least
+from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.types import InstructionBatch, LossOutput
 
 

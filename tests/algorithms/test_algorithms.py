@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import rlhf_lightning.algorithms
-from rlhf_lightning.algorithms.base import Algorithm, KLPenalty
+from rlhf_lightning.algorithms.base import Algorithm
+from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.ppo import PPO

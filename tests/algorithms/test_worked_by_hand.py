@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.algorithms.base import KLPenalty
+from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.ppo import PPO

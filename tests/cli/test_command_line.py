@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.cli import CLI
+from rlhf_lightning.cli.lightning import CLI
 
 Fit = Callable[..., Path]
 

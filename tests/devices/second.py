@@ -33,10 +33,10 @@ from torch.utils import backend_registration
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.models import packing
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import trunk_of
+from rlhf_lightning.models.backbone import trunk_of
 from rlhf_lightning.rewards import patience
 from rlhf_lightning.rollouts import loader, recorded
-from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.run import checkpoints, memory
 from rlhf_lightning.stages import base, random_states, reward
 

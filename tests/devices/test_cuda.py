@@ -18,7 +18,8 @@ from rlhf_lightning.__main__ import main
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.quantization import quantize_
-from rlhf_lightning.rollouts.generation import Sampler, TransformersGenerate
+from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.types import Rows
 
 DEVICE = os.environ.get("CUDA_TESTS_ON", "cuda")

@@ -177,7 +177,7 @@ def test_out_of_memory_while_writing_names_what_changes_no_response(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity …")
 
-    monkeypatch.setattr("rlhf_lightning.rollouts.continuous.SlotCache", full)
+    monkeypatch.setattr("rlhf_lightning.generation.continuous.SlotCache", full)
     assert main([*PPO, "--trainer.default_root_dir", "out", *QUIET]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert "out of memory (asked for 2.00 GiB)" in said
@@ -213,7 +213,7 @@ def test_a_validation_in_the_middle_of_a_rollout_changes_nothing_that_is_logged_
 def test_slurm_is_asked_to_queue_the_job_again(tmp_path: Path) -> None:
     Path("scontrol").write_text("#!/bin/sh\necho $@ > asked\n")
     Path("scontrol").chmod(0o755)
-    code = "from rlhf_lightning.run.stopping import requeue; requeue()"
+    code = "from rlhf_lightning.run.signals import requeue; requeue()"
     slurm = {
         "SLURM_JOB_ID": "7",
         "PATH": f"{tmp_path}:{os.environ['PATH']}",

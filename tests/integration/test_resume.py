@@ -14,7 +14,7 @@ from combinations import SEEDS, drawn
 from leavings import ROLLOUTS, SMALL, differing, equal, lines, metrics, weights
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.run.integrity import newest_whole
+from rlhf_lightning.run.checkpoint_files import newest_whole
 
 CHECKPOINTS = """
 trainer:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.stages.base import Stage
+from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.types import Completions, RowsT
 
 Step = Callable[..., Tensor]

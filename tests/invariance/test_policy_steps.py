@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_lightning.algorithms.base import Algorithm, KLPenalty
+from rlhf_lightning.algorithms.base import Algorithm
+from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
 from rlhf_lightning.models.loading import ModelConfig
-from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Batch, Rollout
 from tests.invariance.conftest import (

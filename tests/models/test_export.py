@@ -15,8 +15,9 @@ from torch import nn
 
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_tokenizer
-from rlhf_lightning.models.policy import Policy, response_logprobs
-from rlhf_lightning.models.value import SharedCritic, save_critic
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.logprobs import response_logprobs
+from rlhf_lightning.models.critics import SharedCritic, save_critic
 from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models import policy as policy_module
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import Policy, check_head, token_scores
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.logprobs import check_head, token_scores
 from rlhf_lightning.types import Rows
 from tests.conftest import ARCHITECTURES
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.models.linear import unlike_linear
+from rlhf_lightning.models.linear_layers import unlike_linear
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import response_logprobs
+from rlhf_lightning.models.logprobs import response_logprobs
 from rlhf_lightning.models.reference import build_reference
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

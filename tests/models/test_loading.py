@@ -21,7 +21,7 @@ from rlhf_lightning.models.loading import (
     resolve_path,
     stop_token_ids,
 )
-from rlhf_lightning.models.packing import evaluating
+from rlhf_lightning.models.backbone import evaluating
 from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]

@@ -17,11 +17,12 @@ from written import completions
 import rlhf_lightning.models.policy as policy_module
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models import packing
-from rlhf_lightning.models.layout import cheapest, line_length, sizes_of
+from rlhf_lightning.models.packing import cheapest, line_length, sizes_of
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model
-from rlhf_lightning.models.policy import Policy, response_logprobs
-from rlhf_lightning.models.reward import score_rows
-from rlhf_lightning.models.value import SeparateCritic, SharedCritic
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.logprobs import response_logprobs
+from rlhf_lightning.models.reward_model import score_rows
+from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
 from rlhf_lightning.rewards import ModelReward
 from rlhf_lightning.types import PolicyOutput, Rows
 from tests.conftest import ARCHITECTURES

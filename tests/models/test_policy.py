@@ -14,8 +14,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import rlhf_lightning.models.policy as policy_module
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import Policy, token_scores
-from rlhf_lightning.models.value import SeparateCritic, SharedCritic
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.logprobs import token_scores
+from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
 from rlhf_lightning.types import Rows
 from tests.conftest import ARCHITECTURES
 

@@ -18,7 +18,7 @@ from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.models.adapters import REFERENCE, is_adapted, reference_view
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
-from rlhf_lightning.models.policy import response_logprobs
+from rlhf_lightning.models.logprobs import response_logprobs
 from rlhf_lightning.models.quantization import dequantize_, quantize_
 from rlhf_lightning.models.reference import CopiedReference, build_reference
 from tests.conftest import ARCHITECTURES

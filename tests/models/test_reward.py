@@ -12,7 +12,7 @@ import torch
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
-from rlhf_lightning.models.reward import normalized, score_sequences, set_normalization
+from rlhf_lightning.models.reward_model import normalized, score_sequences, set_normalization
 from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]

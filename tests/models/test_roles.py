@@ -18,9 +18,9 @@ from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import build_reference
-from rlhf_lightning.models.reward import normalized, score_sequences, set_normalization
-from rlhf_lightning.models.roles import SharedBase, add_critic_adapter
-from rlhf_lightning.models.value import AdapterCritic, SeparateCritic, SharedCritic, save_critic
+from rlhf_lightning.models.reward_model import normalized, score_sequences, set_normalization
+from rlhf_lightning.models.shared_base import SharedBase, add_critic_adapter
+from rlhf_lightning.models.critics import AdapterCritic, SeparateCritic, SharedCritic, save_critic
 from rlhf_lightning.rewards import ModelReward, WeightedSum
 from rlhf_lightning.types import Rows
 

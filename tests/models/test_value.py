@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.models.value import SeparateCritic, SharedCritic
+from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
 from rlhf_lightning.rewards import RandomReward
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Rows

@@ -15,7 +15,7 @@ from written import completions
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards import FunctionReward, WeightedSum, score
-from rlhf_lightning.rewards.patience import Patience, may_pass
+from rlhf_lightning.rewards.retry import Patience, may_pass
 
 ROWS = completions(["a", "b"])
 

@@ -15,7 +15,7 @@ from written import completions
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model
-from rlhf_lightning.models.reward import set_normalization
+from rlhf_lightning.models.reward_model import set_normalization
 from rlhf_lightning.rewards import (
     FunctionReward,
     LengthReward,

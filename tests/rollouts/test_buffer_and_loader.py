@@ -10,8 +10,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
-from rlhf_lightning.rollouts.cutting import trim
-from rlhf_lightning.rollouts.loader import RolloutLoader, RowSource, StepLoader
+from rlhf_lightning.models.micro_batches import trim
+from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
+from rlhf_lightning.rollouts.row_source import RowSource
+from rlhf_lightning.rollouts.step_loader import StepLoader
 from rlhf_lightning.types import Batch, InstructionBatch
 
 

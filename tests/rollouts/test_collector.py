@@ -15,13 +15,18 @@ from torch import Tensor
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import Policy, response_logprobs
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.logprobs import response_logprobs
 from rlhf_lightning.models.reference import CopiedReference
-from rlhf_lightning.models.value import SeparateCritic, SharedCritic
+from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
 from rlhf_lightning.rewards import Reward, WeightedSum
-from rlhf_lightning.rollouts.collector import Collector, Writer, encode_pairs
-from rlhf_lightning.rollouts.generation import Generation, Sampler, TransformersGenerate
-from rlhf_lightning.rollouts.recorded import RecordedReference
+from rlhf_lightning.rollouts.collector import Collector
+from rlhf_lightning.rollouts.responses import Writer
+from rlhf_lightning.rollouts.preferences import encode_pairs
+from rlhf_lightning.generation.base import Generation
+from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.generation.transformers import TransformersGenerate
+from rlhf_lightning.rollouts.reference_cache import RecordedReference
 from rlhf_lightning.types import Completions, Rollout
 
 STOPS = list(range(2, 60))

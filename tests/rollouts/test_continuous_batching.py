@@ -10,12 +10,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.cache import SlotCache, rows_are_independent
+from rlhf_lightning.models.kv_cache import SlotCache, rows_are_independent
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import response_logprobs
+from rlhf_lightning.models.logprobs import response_logprobs
 from rlhf_lightning.rollouts import generation
-from rlhf_lightning.rollouts.drawing import draw
-from rlhf_lightning.rollouts.generation import Sampler, TransformersGenerate, Written
+from rlhf_lightning.generation.sampling import draw
+from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.generation.transformers import TransformersGenerate
+from rlhf_lightning.generation.base import Written
 
 STOPS = [2, *range(40, 60)]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.rollouts import cutting
-from rlhf_lightning.rollouts.cutting import pieces
+from rlhf_lightning.models.micro_batches import pieces
 from rlhf_lightning.types import Rows
 
 NUMBERED = torch.arange(12)

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import token_scores
-from rlhf_lightning.rollouts.generation import Sampler, TransformersGenerate, draw
+from rlhf_lightning.models.logprobs import token_scores
+from rlhf_lightning.generation.local import Sampler, draw
+from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.types import Rows
 
 STOPS = [2, 40, 41, 42, 43, 44, 45]

@@ -18,8 +18,9 @@ from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import CopiedReference
 from rlhf_lightning.rewards import FunctionReward, ModelReward, WeightedSum
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.collector import Collector, Writer
-from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.rollouts.collector import Collector
+from rlhf_lightning.rollouts.responses import Writer
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Completions
 

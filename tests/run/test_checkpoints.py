@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.arguments import Arguments
+from rlhf_lightning.cli.arguments import Arguments
 from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints, remove_abandoned
-from rlhf_lightning.run.integrity import check, damage, newest_whole
+from rlhf_lightning.run.checkpoint_files import check, damage, newest_whole
 
 FULL = """
 import resource, signal, sys, torch

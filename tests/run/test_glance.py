@@ -15,10 +15,10 @@ import yaml
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run import faults
-from rlhf_lightning.run.arguments import Arguments
-from rlhf_lightning.run.glance import READ, Glance, check_keys
-from rlhf_lightning.run.places import PACKAGE
-from rlhf_lightning.run.words import as_config
+from rlhf_lightning.cli.arguments import Arguments
+from rlhf_lightning.cli.early_check import READ, Glance, check_keys
+from rlhf_lightning.cli.plugin_files import PACKAGE
+from rlhf_lightning.cli.overrides import as_config
 
 ROOT = Path(__file__).parents[2]
 FAULTS = {

@@ -12,9 +12,9 @@ import yaml
 
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.arguments import FOLDER_OF_RUN, Arguments, find_config
-from rlhf_lightning.run.initialize import initialize
-from rlhf_lightning.run.places import shipped
+from rlhf_lightning.cli.arguments import FOLDER_OF_RUN, Arguments, find_config
+from rlhf_lightning.cli.initialize import initialize
+from rlhf_lightning.cli.plugin_files import shipped
 
 
 def _folder_of(config: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlhf_lightning.run.curves import draw
-from rlhf_lightning.run.metrics import MetricsFile
+from rlhf_lightning.run.metrics_csv import MetricsFile
 from rlhf_lightning.run.samples import Samples, json_line
 
 

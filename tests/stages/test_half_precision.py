@@ -19,7 +19,7 @@ from rlhf_lightning.algorithms.reinforce import REINFORCE
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
 from rlhf_lightning.rewards import LengthReward
 from rlhf_lightning.rewards.model import ModelReward
-from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import PolicyStage, RewardStage, SupervisedStage
 
 OPTIMIZER = partial(torch.optim.SGD, lr=0.5)

@@ -26,9 +26,9 @@ from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig
 from rlhf_lightning.rewards import LengthReward
-from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import PolicyStage, SupervisedStage
-from rlhf_lightning.stages.base import Stage
+from rlhf_lightning.stages.stage import Stage
 
 ROWS = [
     {"prompt": f"say {word}", "completion": word}

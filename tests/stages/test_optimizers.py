@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import ModelConfig
-from rlhf_lightning.rollouts.generation import Sampler
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import SupervisedStage
-from rlhf_lightning.stages.optimizers import adamw, build_optimizer
+from rlhf_lightning.training.optimizers import adamw, build_optimizer
 
 
 def moved(make: Any) -> tuple[nn.Parameter, Any]:

@@ -1,0 +1,55 @@
+"""Losses as pure functions of tensors; none of them divides, the stage does."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+PreferenceLoss = Literal["sigmoid", "ipo", "ipo_length_normalized"]
+
+
+def preference_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+    beta: float,
+    kind: PreferenceLoss,
+    label_smoothing: float,
+) -> Tensor:
+    """One loss a pair from D = Σ_t log π - log ref of its two responses; all arguments [pairs].
+
+    sigmoid: -(1-ε) logσ(βΔ) - ε logσ(-βΔ), Δ = D_c - D_j (Rafailov et al. 2023, eq. 7; ε > 0: conservative DPO)
+    ipo: (Δ - 1/(2β))² (Azar et al. 2023, eq. 17)
+    ipo_length_normalized: the same with each D divided by its length, as TRL computes it
+    """
+    margin = chosen - rejected
+    if kind == "sigmoid":
+        agree, disagree = logsigmoid(beta * margin), logsigmoid(-beta * margin)
+        return -(1 - label_smoothing) * agree - label_smoothing * disagree
+    if kind == "ipo_length_normalized":
+        margin = chosen / chosen_length.clamp(min=1) - rejected / rejected_length.clamp(min=1)
+    return (margin - 1 / (2 * beta)).square()
+
+
+def agreement(margin: Tensor) -> Tensor:
+    """1 where a margin in nats prefers the chosen response, 0 where it prefers the rejected one, ½ where it prefers neither.
+
+    Less than 1e-4 nats is the rounding of two passes over the same weights.
+
+    >>> agreement(torch.tensor([0.5, -0.5, 1e-6]))
+    tensor([1.0000, 0.0000, 0.5000])
+    """
+    return 0.5 + 0.5 * torch.sign(torch.where(margin.abs() < 1e-4, margin.new_zeros(()), margin))
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, centering: float) -> Tensor:
+    """-logσ(s_c - s_j - margin) + λ(s_c + s_j)², one a pair (Ouyang et al. 2022, eq. 1; Eisenstein et al. 2023, eq. 2).
+
+    >>> bradley_terry_loss(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0), 0.0)
+    tensor(0.6931)
+    """
+    return -logsigmoid(chosen - rejected - margin) + centering * (chosen + rejected).square()

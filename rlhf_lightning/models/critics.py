@@ -1,0 +1,79 @@
+"""Critics: a head on the policy's trunk, on an adapter of its own beside the policy's, or on a trunk of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rlhf_lightning.models.backbone import trunk_of
+from rlhf_lightning.models.export import follow_umask, part_of
+from rlhf_lightning.models.packed_forward import states_before
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.shared_base import CRITIC, AdaptedTrunk, adapter_weights
+from rlhf_lightning.types import Rows
+
+
+class SharedCritic(nn.Module):
+    """A linear head, started at zero, on the hidden states that the policy computes anyway."""
+
+    on_policy_trunk = True
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
+        """float32 [B, T]: the value of the state before each response token, of `hidden` [N, H], 0 off the mask."""
+        values = self.values(hidden)
+        return values.new_zeros(rows.mask.shape).masked_scatter(rows.mask, values)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """float32 [N]: what is expected in the state before a token, of its `hidden` [N, H]."""
+        return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()  # type: ignore[no-any-return]
+
+
+class SeparateCritic(SharedCritic):
+    """The same head on the trunk of a language model of its own, whose output head is left out."""
+
+    on_policy_trunk = False
+
+    def __init__(self, model: nn.Module, hidden_size: int) -> None:
+        super().__init__(hidden_size)
+        self.trunk = self.trunk_in(model)
+
+    def trunk_in(self, model: nn.Module) -> Any:
+        """What of `model` the critic reads."""
+        return trunk_of(model)
+
+    def forward(self, rows: Rows, hidden: Tensor | None) -> Tensor:
+        """As `SharedCritic`; the policy's `hidden` is not read."""
+        return super().forward(rows, states_before(self.trunk, rows))
+
+
+class AdapterCritic(SeparateCritic):
+    """The same head on a second adapter of the policy's own base; see `roles.add_critic_adapter`."""
+
+    def trunk_in(self, model: nn.Module) -> Any:
+        """No module: the policy holds these weights already."""
+        return AdaptedTrunk(model, CRITIC)
+
+
+def save_critic(policy: Policy, state: dict[str, Tensor] | None, path: Path) -> None:
+    """Write the critic's weights as safetensors: its head, and its trunk or the adapter that it has instead.
+
+    Args:
+        policy: with a critic.
+        state: the policy's weights where it is sharded; by default they are its own.
+        path: of the file.
+    """
+    assert policy.critic is not None
+    weights = part_of(state, "critic.") or policy.critic.state_dict()
+    if isinstance(policy.critic, AdapterCritic):
+        weights = {**weights, **adapter_weights(policy.model, CRITIC, part_of(state, "model."))}
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+    follow_umask(path)

@@ -1,0 +1,73 @@
+"""From rows of a data set to a `Rollout`: the policy writes and a reward scores, or recorded pairs are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlhf_lightning.generation.base import Generation
+from rlhf_lightning.models.encoding import Encoder, left_padded
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.rollouts.collector import RawRows
+from rlhf_lightning.types import Completions
+
+
+@dataclass
+class Writer:
+    """Writes responses to prompts with the policy."""
+
+    policy: Policy
+    generation: Generation
+    encoder: Encoder
+
+    def write(
+        self, rows: RawRows, responses_per_prompt: int, generator: torch.Generator, temperature: float | None = None
+    ) -> Completions:
+        """`responses_per_prompt` completions a row, those of a row side by side; on the device of the generator.
+
+        Raises:
+            UserError: a prompt leaves no room for a response.
+        """
+        device, encoder = generator.device, self.encoder
+        prompts = [encoder.prompt(row["prompt"]) for row in rows]
+        encoder.check_lengths(
+            rows, [len(ids) for ids in prompts], self.generation.max_new_tokens, "a batch of the data"
+        )
+        tokens, prompt_mask = left_padded(prompts, self._pad, device)
+        written = self.policy.write(
+            self.generation,
+            tokens,
+            prompt_mask,
+            responses_per_prompt,
+            encoder.stop_tokens,
+            self._pad,
+            generator,
+            temperature,
+        )
+        index = torch.arange(len(rows), device=device).repeat_interleave(responses_per_prompt)
+        stops = torch.tensor(encoder.stop_tokens, device=device)
+        repeated = [rows[i] for i in index.tolist()]
+        return Completions(
+            tokens=torch.cat([tokens[index], written.tokens], 1),
+            prompt_mask=prompt_mask[index],
+            mask=written.mask,
+            groups=index,
+            truncated=~(torch.isin(written.tokens, stops) & written.mask).any(-1),
+            prompts=encoder.decode(tokens[index], prompt_mask[index], special=True),
+            responses=encoder.decode(written.tokens, written.mask),
+            columns=columns_of(repeated),
+            logprobs=written.logprobs,
+            values=written.values,
+        )
+
+    @property
+    def _pad(self) -> int:
+        return int(self.encoder.tokenizer.pad_token_id)
+
+
+def columns_of(rows: RawRows) -> dict[str, list[Any]]:
+    """The rows by column; a column that a row lacks is None there."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}

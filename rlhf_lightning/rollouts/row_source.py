@@ -1,0 +1,114 @@
+"""Loaders that Lightning can stop and resume anywhere: rows in a known order, and rollouts made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from rlhf_lightning.distributed import share
+from rlhf_lightning.errors import UserError
+
+RawRows = list[dict[str, Any]]
+
+NO_BATCH = "the train data loader gives no batch; its batch size may be larger than its data set"
+BATCH = "a batch must be a list of rows (texts, or dictionaries with a prompt or messages) or a dictionary of columns"
+
+
+def rows_of(batch: Any) -> RawRows:
+    """What a data loader gave, as a list of rows: rows already, plain prompts, or a dictionary of columns.
+
+    >>> rows_of(["a", "b"])
+    [{'prompt': 'a'}, {'prompt': 'b'}]
+    >>> rows_of({"prompt": ["a"], "answer": [1]})
+    [{'prompt': 'a', 'answer': 1}]
+
+    Raises:
+        UserError: it is something else.
+    """
+    rows = _columns(batch) if isinstance(batch, dict) else None if isinstance(batch, str) else batch
+    if not isinstance(rows, Iterable):
+        raise UserError(f"{BATCH}, found {batch!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are")
+    found: RawRows = [row if isinstance(row, dict) else {"prompt": row} for row in rows]
+    for row in found:
+        if not isinstance(row.get("prompt", row.get("messages")), str | list):
+            raise UserError(
+                f"{BATCH}, found the row {row!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are"
+            )
+    return found
+
+
+def _columns(batch: dict[str, Any]) -> RawRows | None:
+    """The rows of columns; None where a value is none, as those of a single row."""
+    if any(isinstance(column, str) for column in batch.values()):
+        return None
+    try:
+        return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    except (TypeError, ValueError):
+        return None
+
+
+def mine(rows: RawRows) -> tuple[RawRows, bool]:
+    """This rank's share of a global batch, and whether it counts: a rank that goes short repeats the first row for nothing."""
+    own = share(rows)
+    return own or rows[:1], bool(own)
+
+
+class RowSource:
+    """Batches of rows from any data loader, without end, in an order that depends on `seed` alone and can be continued.
+
+    Before each pass the global random state is seeded with (seed, pass) and put back, so a plain
+    `DataLoader(shuffle=True)` repeats itself; a restored source takes up the pass where it was.
+    """
+
+    def __init__(self, loader: Iterable[Any], seed: int) -> None:
+        self.loader, self.seed, self.passes, self.taken = loader, seed, 0, 0
+        self._batches: Iterator[Any] | None = None
+
+    def __len__(self) -> int:
+        try:
+            return len(self.loader)  # type: ignore[arg-type]
+        except TypeError as error:  # Lightning would ask for the next batch before the step is taken
+            raise UserError(
+                "the train data loader has no length: give its data set a __len__, or set model.iterations for rollouts"
+            ) from error
+
+    def next(self) -> RawRows:
+        """The next global batch; a new pass begins where one ends.
+
+        Raises:
+            UserError: the loader gives nothing at all.
+        """
+        batch = self._advance()
+        if batch is None:
+            self.passes, self.taken, self._batches = self.passes + 1, 0, None
+            batch = self._advance()
+        if batch is None:
+            raise UserError(NO_BATCH)
+        return rows_of(batch)
+
+    def _advance(self) -> Any:
+        if self._batches is not None:
+            batch = next(self._batches, None)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                # not torch.manual_seed, which seeds the generators of GPUs too, and those are not put back
+                torch.default_generator.manual_seed(hash((self.seed, self.passes)) % 2**63)
+                self._batches = iter(self.loader)
+                for _ in range(self.taken + 1):  # a DataLoader draws its order with the first batch, not with iter()
+                    batch = next(self._batches, None)
+        self.taken += batch is not None
+        return batch
+
+    def restart(self) -> None:
+        """Begin with the first row again."""
+        self.load_state_dict({"passes": 0, "taken": 0})
+
+    def state_dict(self) -> dict[str, int]:
+        """Which pass, and how much of it is taken."""
+        return {"passes": self.passes, "taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from there."""
+        self.passes, self.taken, self._batches = state["passes"], state["taken"], None
