@@ -30,14 +30,14 @@ from safetensors.torch import load_file
 
 import rlhf_lightning.cli.lightning
 from rlhf_lightning.__main__ import main as command
-from rlhf_lightning.rollouts import collector, overlap
-from rlhf_lightning.stages import held_out
+from rlhf_lightning.rollouts import pipeline, responses
+from rlhf_lightning.training import validation
 
 PHASES = ("elsewhere", "writing", "scoring", "updating", "saving")
 MOMENTS = (
-    (collector.Writer, "write", "writing"),
-    (overlap, "scored", "scoring"),
-    (held_out, "score", "scoring"),
+    (responses.ResponseGenerator, "generate", "writing"),
+    (pipeline, "scored", "scoring"),
+    (validation, "score", "scoring"),
     (LightningModule, "optimizer_step", "updating"),
     (torch, "save", "saving"),
 )
@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    assert rlhf_lightning.cli
+    assert rlhf_lightning.cli.lightning
     rng, watched = random.Random(options.seed), Watched()
     folder = options.out or Path(tempfile.mkdtemp(prefix="kill-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,8 +176,8 @@ def main() -> int:
             assert status == 0, f"{name} failed, see {folder / name}.log"
             wholes[name] = left(folder / name), watched.counts()
             print(f"{name:18} {'whole':10} {told(dict(zip(PHASES[1:], wholes[name][1][1:], strict=True)))}", flush=True)
-        counts, mine, own = wholes[name][1], folder / f"{name}-{runs}", Counter()
-        again = [*words, "--trainer.default_root_dir", str(mine), "--ckpt_path", "last"]
+        counts, local_rows, own = wholes[name][1], folder / f"{name}-{runs}", Counter()
+        again = [*words, "--trainer.default_root_dir", str(local_rows), "--ckpt_path", "last"]
         for _ in range(min(2, options.kills - kills)):
             phase = rng.choice([i for i in range(1, len(PHASES)) if counts[i]])
             process = start(again, watched, folder / f"{name}-{runs}.log")
@@ -187,7 +187,7 @@ def main() -> int:
             own[PHASES[phase]] += 1
         process = start(again, watched, folder / f"{name}-{runs}.log")
         _, status = os.waitpid(process, 0)
-        good = status == 0 and same(left(mine), wholes[name][0])
+        good = status == 0 and same(left(local_rows), wholes[name][0])
         runs, equal, where = runs + 1, equal + good, where + own
         print(f"{name:18} {'equal' if good else 'DIFFERENT':10} killed {told(own)}", flush=True)
     print(

@@ -197,9 +197,11 @@ def main() -> None:
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     with open(results / f"{options.study}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, ["run", "seed", "step", "seconds", "true", "mean", "kl"])
-        writer.writeheader()
-        writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        response_generator = csv.DictWriter(file, ["run", "seed", "step", "seconds", "true", "mean", "kl"])
+        response_generator.writeheader()
+        response_generator.writerows(
+            {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows
+        )
     text = table(options.study, rows)
     print(text)
     write(options.study, f"{text}\n\nOn {machine()}, one thread a run; the numbers: results/{options.study}.csv.")

@@ -88,8 +88,8 @@ def run(folder, options, kind):
 
     from rlhf_lightning.algorithms.ppo import PPO
     from rlhf_lightning.algorithms.reinforce import REINFORCE
-    from rlhf_lightning.rewards import LengthReward, ModelReward
     from rlhf_lightning.generation.local import Sampler
+    from rlhf_lightning.rewards import LengthReward, ModelReward
     from rlhf_lightning.stages import PolicyStage
 
     only, adamw = kind == "policy only", AdamW8bit if "8bit" in kind else torch.optim.AdamW

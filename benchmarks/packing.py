@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf_lightning.models.backbone import packs
-from rlhf_lightning.models.packed_forward import states_at_end
+from rlhf_lightning.models.backbone import supports_packing
 from rlhf_lightning.models.logprobs import token_scores
+from rlhf_lightning.models.packed_forward import final_hidden_states
 from rlhf_lightning.types import Rows
 
 VOCABULARY = 4096
@@ -78,14 +78,14 @@ def seconds(work: Callable[[], Tensor], model: Any, repeats: int) -> float:
 
 
 def compare(name: str, lengths: Lengths, model: Any, scores: bool, repeats: int) -> None:
-    rows, trunk = rows_of(lengths), model.base_model
+    rows, backbone = rows_of(lengths), model.base_model
 
     def work() -> Tensor:
-        return states_at_end(trunk, rows).sum() if scores else token_scores(model, rows).logprobs.sum()
+        return final_hidden_states(backbone, rows).sum() if scores else token_scores(model, rows).logprobs.sum()
 
     taken = {}
     for pack in (False, True):
-        trunk.packs = pack
+        backbone.supports_packing = pack
         taken[pack] = seconds(work, model, repeats)
     print(f"| {name} | {taken[False]:.2f} | {taken[True]:.2f} | {taken[False] / taken[True]:.2f} |", flush=True)
 
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="a file of preference pairs, .jsonl or .jsonl.gz")
     options = parser.parse_args()
     model = small_model()
-    assert packs(model.base_model)
+    assert supports_packing(model.base_model)
     print("| rows | padded, s | packed, s | times faster |\n| --- | --- | --- | --- |")
     for prompts, responses, prompt in ((8, 4, 64), (4, 8, 256), (16, 2, 64), (16, 2, 256)):
         name = f"{prompts} x ({prompt} + {responses} x 64)"

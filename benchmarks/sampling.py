@@ -49,11 +49,11 @@ MODELS = {
 def measure(
     side: str, slots: int, threads: int, size: str = "small", device: str = "cpu", dtype: str = "float32"
 ) -> dict:
-    """Time one side in this process: `sampler`, `together` (its path for other caches) or `generate`."""
+    """Time one side in this process: `sampler`, `static` (its path for other caches) or `generate`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
-    from rlhf_lightning.rollouts import generation
+    from rlhf_lightning.generation import decoding_state, local, transformers
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -73,9 +73,9 @@ def measure(
         logits[last, STOP] = 0.0
         return logits
 
-    class Scheduled(generation.Transcript):
+    class Scheduled(decoding_state.DecodingState):
         def extend(self, rows, hidden, logits):
-            return super().extend(rows, hidden, schedule(logits, rows, self.written[rows]))
+            return super().extend(rows, hidden, schedule(logits, rows, self.generated[rows]))
 
     def now():
         torch.cuda.synchronize() if device == "cuda" else None
@@ -94,20 +94,20 @@ def measure(
 
     options = {"max_batch_size": slots or PROMPTS * COPIES, "continuous_batching": side == "sampler"}
     if side == "generate":
-        sampler = generation.TransformersGenerate(CAP)
+        sampler = transformers.TransformersGenerate(CAP)
         everyone = torch.arange(PROMPTS * COPIES, device=device)
         processor = LogitsProcessorList([lambda ids, logits: schedule(logits, everyone, ids.shape[1] - PROMPT_LENGTH)])
         model.generate = partial(model.generate, logits_processor=processor)
     else:
-        sampler = generation.Sampler(CAP, **options)
-        generation.Transcript = Scheduled
-        timed(Scheduled, "extend", lambda _: "draw")
+        sampler = local.Sampler(CAP, **options)
+        local.DecodingState = Scheduled
+        timed(Scheduled, "extend", lambda _: "sample")
         timed(model.model, "forward", lambda given: "prefill" if given["input_ids"].shape[1] > 1 else "decode")
         timed(model.lm_head, "forward", lambda _: "head")
 
     def write(count):
         mask = torch.ones(count, PROMPT_LENGTH, dtype=torch.bool, device=device)
-        return sampler.write(model, prompts[:count], mask, COPIES, [STOP], 0, torch.Generator(device).manual_seed(2))
+        return sampler.generate(model, prompts[:count], mask, COPIES, [STOP], 0, torch.Generator(device).manual_seed(2))
 
     everything = lengths
     lengths = torch.full_like(everything, 3)
@@ -122,10 +122,10 @@ def measure(
     held = torch.cuda.memory_allocated() / 2**20 if on_gpu else peak_of_process()
     torch.cuda.reset_peak_memory_stats() if on_gpu else None
     before, begun = time.process_time(), now()
-    written = write(PROMPTS)
+    generated = write(PROMPTS)
     wall, cpu = now() - begun, time.process_time() - before
     most = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_of_process()
-    assert torch.equal(written.mask.sum(-1), lengths), "lengths were not forced"
+    assert torch.equal(generated.mask.sum(-1), lengths), "lengths were not forced"
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
         "side": side,
@@ -176,13 +176,13 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="small")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--measure", choices=["sampler", "together", "generate"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=["sampler", "static", "generate"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         where = (options.model, options.device, options.dtype)
         print(json.dumps(measure(options.measure, options.slots[0], options.threads, *where)))
         return
-    sides = [("generate", 0), ("together", 0), *(("sampler", slots) for slots in options.slots)]
+    sides = [("generate", 0), ("static", 0), *(("sampler", slots) for slots in options.slots)]
     results = defaultdict(list)
     for _ in range(options.repeats):
         for side in sides:

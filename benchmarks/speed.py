@@ -65,14 +65,14 @@ def equal(options: argparse.Namespace) -> Iterator[Job]:
     return equal_jobs(options.kinds, options.sizes, options.precision, options.sides, **counts)
 
 
-def pieces(options: argparse.Namespace) -> Iterator[Job]:
+def micro_batches(options: argparse.Namespace) -> Iterator[Job]:
     seen = set()
     for work in CUT_WORK:
         for count in PIECES:
             for side in options.sides:
                 given = work.for_trl() if side == "trl" else work
                 counts = (options.updates, options.warmup, options.threads)
-                job = Job(side, given, "small", "float32", *counts, pieces=count)
+                job = Job(side, given, "small", "float32", *counts, micro_batches=count)
                 if job.name not in seen:
                     seen.add(job.name)
                     yield job
@@ -96,7 +96,7 @@ def main() -> int:
         make_peers(options.folder, {name: Path(path) for name, path in (x.split("=", 1) for x in options.existing)})
         return 0
     laboratory = Laboratory(options.out, options.peers, options.pairs)
-    studies = {"equal": equal, "pieces": pieces, "sweep": sweep, "memory": memory}
+    studies = {"equal": equal, "pieces": micro_batches, "sweep": sweep, "memory": memory}
     chosen = [name for name in studies if options.command in (name, "all")]
     if options.command in ("roofline", "all"):
         measure_machine(laboratory.out, options.threads)

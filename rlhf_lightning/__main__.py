@@ -11,7 +11,7 @@ from rlhf_lightning import __version__
 from rlhf_lightning.cli.arguments import FOLDER_OF_RUN, Arguments
 from rlhf_lightning.cli.initialize import initialize
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.signals import Stopped
+from rlhf_lightning.run.signals import StoppedBySignal
 
 HELP = """usage: rlhf_lightning {fit,validate,test,predict} --config NAME [--config NAME ...] [--KEY VALUE ...]
        rlhf_lightning init DIR [--force]
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             initialize(words[1:])
         else:
             _run(Arguments.of(words))
-    except Stopped as stop:
+    except StoppedBySignal as stop:
         return _fault(str(stop), stop.status) if os.environ.get("LOCAL_RANK", "0") == "0" else stop.status
     except KeyboardInterrupt:
         return _fault("interrupted", 130)

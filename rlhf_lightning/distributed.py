@@ -42,7 +42,7 @@ def _reduced(value: Tensor, operation: Any) -> Tensor:
     return shared.to(value.device)
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """`value` of every rank, in the order of ranks, on every rank; tensors must be on the CPU."""
     values: list[Any] = [value] * world_size()
     if len(values) > 1:
@@ -59,7 +59,7 @@ def share(rows: list[Any]) -> list[Any]:
     return rows[rank() :: world_size()]
 
 
-def interleaved(parts: list[list[Any]]) -> list[Any]:
+def interleave_shards(parts: list[list[Any]]) -> list[Any]:
     """The global batch whose `share` on each rank is given.
 
     >>> interleaved([["a", "c"], ["b"]])
@@ -73,7 +73,7 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(all_max(torch.tensor(float(flag), device=device)) > 0)
 
 
-def together(work: Callable[..., Result], *args: Any) -> Result:
+def raise_on_all_ranks(work: Callable[..., Result], *args: Any) -> Result:
     """What `work(*args)` gives, or on every rank an error if it failed on one: the others would wait for that one for ever.
 
     Raises:

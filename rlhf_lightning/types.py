@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+RawRows = list[dict[str, Any]]
+"""Rows of a data set as Python values."""
 RowsT = TypeVar("RowsT", bound="Rows")
 
 

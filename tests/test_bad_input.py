@@ -114,7 +114,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_config_that_cannot_work(fails: Callable[..., str], words: list[str], expected: list[str]) -> None:
     line = fails("fit", "--config", "ppo.yaml", *words)
-    assert all(piece in line for piece in expected), line
+    assert all(micro_batch in line for micro_batch in expected), line
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -313,7 +313,7 @@ def test_a_reward_that_misbehaves(fails: Callable[..., str], function: str, expe
         *("fit", "--config", "ppo.yaml", *SMALL),
         *("--model.reward", "FunctionReward", "--model.reward.function", f"my_rewards.py:{function}"),
     )
-    assert all(piece in line for piece in expected), line
+    assert all(micro_batch in line for micro_batch in expected), line
 
 
 @pytest.mark.usefixtures("no_weights")

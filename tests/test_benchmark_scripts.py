@@ -25,7 +25,7 @@ from peers import ours
 from peers.work import EQUAL_WORK, Job
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.rollouts import generation
+from rlhf_lightning.generation import local
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
@@ -84,16 +84,16 @@ def test_every_config_that_is_written_for_a_run_is_understood(
         assert main(["fit", "--config", str(path), "--print_config"]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("side", ["sampler", "together", "generate"])
+@pytest.mark.parametrize("side", ["sampler", "static", "generate"])
 def test_every_side_of_the_sampling_benchmark_writes_the_lengths_it_is_told(
     side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"PROMPTS": 2, "COPIES": 2, "PROMPT_LENGTH": 4, "MEAN": 4, "CAP": 8}.items():
         monkeypatch.setattr(sampling, name, value)
-    monkeypatch.setattr(generation, "Transcript", generation.Transcript)  # put back what it replaces
+    monkeypatch.setattr(local, "DecodingState", local.DecodingState)  # put back what it replaces
     found = sampling.measure(side, 4, 1)
     assert 4 <= found["tokens"] <= 32
-    assert set(found["phases"]) == (set() if side == "generate" else {"draw", "prefill", "decode", "head", "rest"})
+    assert set(found["phases"]) == (set() if side == "generate" else {"sample", "prefill", "decode", "head", "rest"})
 
 
 def test_packed_and_padded_rows_are_timed(capsys: pytest.CaptureFixture[str]) -> None:

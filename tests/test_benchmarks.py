@@ -53,9 +53,11 @@ def test_rows_have_exactly_the_tokens_that_the_work_says(work: Work, pairs: list
     for row in rows_of(work, 8, pairs, tokenizer):
         assert len(tokenizer(row["prompt"])["input_ids"]) == work.prompt
         for response in (row[name] for name in ("chosen", "rejected") if name in row):
-            together = tokenizer(row["prompt"] + response)["input_ids"]
-            assert together == tokenizer(row["prompt"])["input_ids"] + tokenizer(response)["input_ids"]
-            assert len(together) == work.prompt + work.length - 1  # and the end token, which both libraries append
+            raise_on_all_ranks = tokenizer(row["prompt"] + response)["input_ids"]
+            assert raise_on_all_ranks == tokenizer(row["prompt"])["input_ids"] + tokenizer(response)["input_ids"]
+            assert (
+                len(raise_on_all_ranks) == work.prompt + work.length - 1
+            )  # and the end token, which both libraries append
 
 
 def test_both_sides_get_the_same_responses_and_trl_none_twice() -> None:

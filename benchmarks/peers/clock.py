@@ -103,8 +103,8 @@ def lengths_of(job: Job, rows: list[dict[str, str]], tokenizer: Any) -> dict[str
         return {"needed": work.rows * width, "once": once, "squares": work.rows * width**2, "width": width}
     names = ("chosen", "rejected", "completion")
     count = {name: [len(ids) for ids in tokenizer([r[name] for r in rows])["input_ids"]] for name in rows[0]}
-    written = [count[name] for name in names if name in count]
-    whole = [[p + r + 1 for p, r in zip(count["prompt"], responses, strict=True)] for responses in written]
+    generated = [count[name] for name in names if name in count]
+    whole = [[p + r + 1 for p, r in zip(count["prompt"], responses, strict=True)] for responses in generated]
     starts = range(0, len(rows), work.batch)
     widths = [max(max(lengths[i : i + work.batch]) for lengths in whole) for i in starts]
     updates = len(rows) / work.batch

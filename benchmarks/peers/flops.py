@@ -36,38 +36,38 @@ def tokens_of(work: Work, needed: bool, lengths: dict[str, float], rows: float) 
     return Tokens(prompts * work.prompt, rows * work.length, work.prompt / 2, work.prompt + work.length / 2)
 
 
-def trunk(size: Size, tokens: Tokens) -> float:
+def backbone(size: Size, tokens: Tokens) -> float:
     """Of a forward pass without the head."""
     attended = tokens.prompt * tokens.prompt_context + tokens.response * tokens.response_context
-    return 2 * size.trunk * (tokens.prompt + tokens.response) + 4 * size.layers * size.hidden * attended
+    return 2 * size.backbone * (tokens.prompt + tokens.response) + 4 * size.layers * size.hidden * attended
 
 
 def forward(size: Size, tokens: Tokens) -> float:
-    return trunk(size, tokens) + 2 * size.vocabulary * size.hidden * tokens.response
+    return backbone(size, tokens) + 2 * size.vocabulary * size.hidden * tokens.response
 
 
 def phases(work: Work, size: Size, needed: bool, lengths: dict[str, float], scored_by_model: bool) -> dict[str, float]:
     """Operations of one update in `generate`, `score`, `reference` (the critic's pass over the rollout with it), `update`."""
-    written = tokens_of(work, needed, lengths, work.rows)
-    trained = written
+    generated = tokens_of(work, needed, lengths, work.rows)
+    trained = generated
     if work.kind == "online-dpo":  # the best and the worst response of a prompt
         trained = tokens_of(work, needed, lengths, 2 * work.batch)
         if needed:
-            trained = Tokens(written.prompt, trained.response, written.prompt_context, written.response_context)
+            trained = Tokens(generated.prompt, trained.response, generated.prompt_context, generated.response_context)
     online = work.kind not in ("dpo", "reward", "sft")
-    separate = trunk(size, written) if work.kind == "ppo-separate" else 0.0
-    shared = trunk(size, written) if work.kind == "ppo" else 0.0
-    head = 0.0 if work.kind == "reward" else forward(size, trained) - trunk(size, trained)
+    separate = backbone(size, generated) if work.kind == "ppo-separate" else 0.0
+    shared = backbone(size, generated) if work.kind == "ppo" else 0.0
+    head = 0.0 if work.kind == "reward" else forward(size, trained) - backbone(size, trained)
     return {
-        "generate": forward(size, written) if online else 0.0,
-        "score": trunk(size, written) if scored_by_model and work.kind.startswith("ppo") else 0.0,
-        "reference": (online or work.kind == "dpo") * forward(size, written) + separate + shared,
-        "update": 3 * work.epochs * (trunk(size, trained) + head + separate),
+        "generate": forward(size, generated) if online else 0.0,
+        "score": backbone(size, generated) if scored_by_model and work.kind.startswith("ppo") else 0.0,
+        "reference": (online or work.kind == "dpo") * forward(size, generated) + separate + shared,
+        "update": 3 * work.epochs * (backbone(size, trained) + head + separate),
     }
 
 
 def generation_bytes(work: Work, size: Size, width: int) -> float:
     """Bytes that must be read to write the responses: all weights once a token of the longest row, and the keys and values."""
-    weights = (size.trunk + size.vocabulary * size.hidden) * width
+    weights = (size.backbone + size.vocabulary * size.hidden) * width
     attended = work.rows * (work.prompt + work.length / 2)
     return work.length * (weights + attended * 2 * size.layers * size.hidden * width)

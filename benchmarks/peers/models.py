@@ -83,10 +83,10 @@ def _tokenizer(size: Size, texts: list[str]) -> PreTrainedTokenizerFast:
             show_progress=False,
         ),
     )
-    written = json.loads(learned.to_str())
-    vocabulary = written["model"]["vocab"]
+    generated = json.loads(learned.to_str())
+    vocabulary = generated["model"]["vocab"]
     vocabulary |= {f"<unused {i}>": i for i in range(len(vocabulary), size.vocabulary)}
-    whole = Tokenizer.from_str(json.dumps(written))
+    whole = Tokenizer.from_str(json.dumps(generated))
     return PreTrainedTokenizerFast(
         tokenizer_object=whole, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
     )

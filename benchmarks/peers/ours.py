@@ -74,8 +74,8 @@ def model(job: Job, folder: Path) -> dict[str, Any]:
     policy = folder / job.size
     dtype = "bfloat16" if job.precision == "bf16-true" else "float32"
     weights: dict[str, Any] = {"name_or_path": str(policy), "dtype": dtype}
-    if job.pieces:
-        weights["max_tokens_per_batch"] = job.work.tokens // job.pieces
+    if job.micro_batches:
+        weights["max_tokens_per_batch"] = job.work.tokens // job.micro_batches
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-5, "weight_decay": 0.0}}
     if job.work.kind in REAL:
         stage = {"sft": "SupervisedStage", "reward": "RewardStage"}[job.work.kind]

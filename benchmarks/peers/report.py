@@ -67,10 +67,10 @@ def write(studies: dict[str, Results], out: Path) -> None:
 
 
 def found(
-    results: Results, side: str, work: Work, size: str, precision: str, scored_by: str = "model", pieces: int = 0
+    results: Results, side: str, work: Work, size: str, precision: str, scored_by: str = "model", micro_batches: int = 0
 ) -> Result | None:
     chosen = work.for_trl() if side == "trl" else work
-    return results.get(Job(side, chosen, size, precision, 0, 0, 0, scored_by, pieces).name)
+    return results.get(Job(side, chosen, size, precision, 0, 0, 0, scored_by, micro_batches).name)
 
 
 def above(result: Result) -> float:
@@ -120,9 +120,11 @@ def pieces_table(results: Results) -> str:
     header += ["ours / TRL in one"]
     rows = []
     for work in CUT_WORK:
-        whole = found(results, "trl", work, "small", "float32", pieces=1)
+        whole = found(results, "trl", work, "small", "float32", micro_batches=1)
         for count in PIECES:
-            ours, theirs = (found(results, side, work, "small", "float32", pieces=count) for side in ("ours", "trl"))
+            ours, theirs = (
+                found(results, side, work, "small", "float32", micro_batches=count) for side in ("ours", "trl")
+            )
             if ours and theirs and whole:
                 seconds, memory = [ours["seconds"], theirs["seconds"]], [above(ours), above(theirs)]
                 rows.append(
@@ -214,8 +216,8 @@ def memory_table(results: Results) -> str:
 
 def _write_csv(path: Path, studies: dict[str, Results]) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
+        response_generator = csv.DictWriter(file, FIELDS)
+        response_generator.writeheader()
         for study, results in studies.items():
             for result in results.values():
                 job = Job.of(result["job"])
@@ -224,11 +226,11 @@ def _write_csv(path: Path, studies: dict[str, Results]) -> None:
                     "side": job.side,
                     "size": job.size,
                     "precision": job.precision,
-                    "pieces": job.pieces,
+                    "pieces": job.micro_batches,
                 }
                 row |= {"kind": job.work.kind, "shape": job.work.shape, "batch": job.work.batch}
                 row |= {name: result[name] for name in FIELDS if name in result} | result["phases"]
-                writer.writerow(row | {"load": result["load"][0]})
+                response_generator.writerow(row | {"load": result["load"][0]})
 
 
 def _between_markers(study: str, text: str) -> None:

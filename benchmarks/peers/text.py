@@ -91,9 +91,9 @@ def _windows(lengths: list[int], pairs: list[Pair], tokenizer: Any) -> Iterator[
 
 def _cut_pairs(work: Work, pairs: list[Pair], tokenizer: Any) -> Iterator[Pair]:
     """Pairs of exact lengths, the end token that both libraries append counted."""
-    written, kept = work.length - 1, None
-    for prompt, response in _windows([work.prompt, written], pairs, tokenizer):
-        if kept is not None and len(tokenizer(prompt + kept)["input_ids"]) == work.prompt + written:
+    generated, kept = work.length - 1, None
+    for prompt, response in _windows([work.prompt, generated], pairs, tokenizer):
+        if kept is not None and len(tokenizer(prompt + kept)["input_ids"]) == work.prompt + generated:
             yield {"prompt": prompt, "chosen": response, "rejected": kept}
         kept = response
 

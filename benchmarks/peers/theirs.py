@@ -60,7 +60,7 @@ class Side:
     """Everything that the trainers are made of."""
 
     def __init__(self, job: Job, folder: Path, rows: list[dict[str, str]], out: str) -> None:
-        self.job, self.rows, self.passes = job, rows, max(1, job.pieces)
+        self.job, self.rows, self.passes = job, rows, max(1, job.micro_batches)
         self.policy, self.reward = str(folder / job.size), str(folder / f"{job.size}-reward")
         self.tokenizer = AutoTokenizer.from_pretrained(self.policy)
         self.dtype = torch.bfloat16 if job.precision == "bf16-true" else torch.float32
@@ -180,10 +180,10 @@ def _watch_generation(policy: Any, job: Job) -> None:
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         with CLOCK.timed("generate"):
-            written = generate(*args, **kwargs)
-        tokens = getattr(written, "sequences", written)
+            generated = generate(*args, **kwargs)
+        tokens = getattr(generated, "sequences", generated)
         assert tokens.shape[1] == job.work.prompt + job.work.length, f"{tuple(tokens.shape)} tokens were written"
-        return written
+        return generated
 
     policy.generate = checked
 

@@ -27,13 +27,13 @@ class Size:
         return max(2, self.hidden // 64)
 
     @property
-    def trunk(self) -> int:
+    def backbone(self) -> int:
         """Weights of the layers, which every token passes."""
         return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
 
     @property
     def parameters(self) -> int:
-        return self.trunk + 2 * self.vocabulary * self.hidden + (2 * self.layers + 1) * self.hidden
+        return self.backbone + 2 * self.vocabulary * self.hidden + (2 * self.layers + 1) * self.hidden
 
 
 SIZES = {
@@ -131,7 +131,7 @@ MEMORY = {
 }
 PIECES = (1, 2, 4)
 CUT_WORK = tuple(work for work in EQUAL_WORK if work.kind in ("ppo", "ppo-separate", "dpo") or work.name == BASE.name)
-"""What `pieces` takes in so many passes."""
+"""What `micro_batches` takes in so many passes."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,13 @@ class Job:
     threads: int
     scored_by: str = "model"
     """Who scores the responses of PPO: a reward `model` as large as the policy, or a `function`, as in all other work."""
-    pieces: int = 0
+    micro_batches: int = 0
     """Passes with gradient that an optimiser step is taken in; 0: as many as each side takes by default."""
 
     @property
     def name(self) -> str:
         scored = "" if self.scored_by == "model" else f"-by-{self.scored_by}"
-        cut = f"-in-{self.pieces}" if self.pieces else ""
+        cut = f"-in-{self.micro_batches}" if self.micro_batches else ""
         return f"{self.side}-{self.work.name}{scored}-{self.size}-{self.precision}{cut}"
 
     @property

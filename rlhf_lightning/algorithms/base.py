@@ -19,7 +19,7 @@ class Algorithm(ABC):
 
     needs_values: ClassVar[bool] = False
     """Rollouts and outputs carry the critic's values."""
-    rows_per_unit: ClassVar[int] = 1
+    rows_per_loss_group: ClassVar[int] = 1
     """Rows that a minibatch never separates; 2 for a pair."""
     min_responses: ClassVar[int] = 1
     """The fewest responses of a prompt that give it something to compare."""
@@ -28,7 +28,7 @@ class Algorithm(ABC):
     prepare_reads_logprobs: ClassVar[bool] = True
     """`prepare` reads `Rollout.logprobs`. Where it does not, recorded pairs that are learned from in one step pass through the
     policy once, in that step, and not before it as well."""
-    remembers: ClassVar[tuple[str, ...]] = ()
+    state_fields: ClassVar[tuple[str, ...]] = ()
     """Attributes that change during a run and that a checkpoint must hold; dotted for those of a field."""
 
     responses_per_prompt: int
@@ -86,7 +86,7 @@ class Algorithm(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of the algorithm; part of every checkpoint."""
-        return {name: attrgetter(name)(self) for name in self.remembers}
+        return {name: attrgetter(name)(self) for name in self.state_fields}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
@@ -98,7 +98,7 @@ class Algorithm(ABC):
 class PolicyGradient(Algorithm):
     """An algorithm that learns from rewards and pays for leaving the reference."""
 
-    remembers: ClassVar[tuple[str, ...]] = ("kl.coef",)
+    state_fields: ClassVar[tuple[str, ...]] = ("kl.coef",)
 
     kl: KLPenalty
 

@@ -12,7 +12,7 @@ from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import best_and_worst
 from rlhf_lightning.functional.masked import masked_sum, row_sum
-from rlhf_lightning.functional.preference_losses import PreferenceLoss, agreement, preference_loss
+from rlhf_lightning.functional.preference_losses import PreferenceLoss, preference_agreement, preference_loss
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 
@@ -20,7 +20,7 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 class DPO(Algorithm):
     """The best response of a prompt against its worst; recorded pairs are prompts whose two responses have rewards 1 and 0."""
 
-    rows_per_unit: ClassVar[int] = 2
+    rows_per_loss_group: ClassVar[int] = 2
     min_responses: ClassVar[int] = 2
     learns_from_pairs: ClassVar[bool] = True
     prepare_reads_logprobs: ClassVar[bool] = False
@@ -74,7 +74,7 @@ class DPO(Algorithm):
         )
         margin = self.beta * (chosen - rejected).detach()
         logged = {"loss/policy": losses.detach(), "preference/margin": margin}
-        logged["preference/accuracy"] = agreement((chosen - rejected).detach())
+        logged["preference/accuracy"] = preference_agreement((chosen - rejected).detach())
         means = {name: (masked_sum(x, real), real.sum()) for name, x in logged.items()}
         update = masked_sum((batch.logprobs - output.logprobs).detach(), batch.mask)
         return LossOutput(masked_sum(losses, real), {**means, "kl/update": (update, batch.mask.sum())})

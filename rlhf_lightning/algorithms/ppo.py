@@ -19,7 +19,7 @@ class PPO(PolicyGradient):
     """Clipped policy and value losses on advantages from GAE, with the KL to the reference in the reward or the loss."""
 
     needs_values: ClassVar[bool] = True
-    remembers: ClassVar[tuple[str, ...]] = ("kl.coef", "rollouts")
+    state_fields: ClassVar[tuple[str, ...]] = ("kl.coef", "rollouts")
 
     responses_per_prompt: int = 1
     """Responses that the policy writes to each prompt."""

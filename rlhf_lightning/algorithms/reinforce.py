@@ -19,7 +19,7 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 class REINFORCE(PolicyGradient):
     """Loss -A Σ_t log π a response, A = R - baseline; R is the score less β times the KL of the whole response."""
 
-    remembers: ClassVar[tuple[str, ...]] = ("kl.coef", "average")
+    state_fields: ClassVar[tuple[str, ...]] = ("kl.coef", "average")
 
     responses_per_prompt: int = 4
     """Responses that the policy writes to each prompt."""

@@ -1,0 +1,1 @@
+"""The command line: find configs, check them, run a subcommand."""

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from rlhf_lightning.cli.early_check import check_keys, merged
-from rlhf_lightning.cli.overrides import as_config, at_home, values, without_nulls
-from rlhf_lightning.cli.plugin_files import shipped
+from rlhf_lightning.cli.overrides import as_config, expand_home, values, without_nulls
+from rlhf_lightning.cli.plugin_files import shipped_folder
 from rlhf_lightning.errors import UserError, nearest
-from rlhf_lightning.run.checkpoint_files import check, newest_whole
+from rlhf_lightning.run.checkpoint_files import check, newest_complete
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 NO_FILES = ("last", "best", "hpc", "registry")
@@ -46,7 +46,7 @@ class Arguments:
         if first not in SUBCOMMANDS:
             fault = f"there is no subcommand {first!r}" if first[:1] not in ("", "-") else "the subcommand comes first"
             raise UserError(f"{fault}; {nearest(first, (*SUBCOMMANDS, 'init'))}")
-        found, configs = _with_configs([at_home(word) for word in words])
+        found, configs = _with_configs([expand_home(word) for word in words])
         whole = as_config(found[1:], _load)
         plain = [found[0], *without_nulls(found[1:], whole)]
         if helps:
@@ -121,7 +121,7 @@ def find_config(name: str) -> Path:
     Raises:
         UserError: it is in none of them, or is no YAML.
     """
-    places = [Path(), Path("configs"), shipped("configs")]
+    places = [Path(), Path("configs"), shipped_folder("configs")]
     for place in places:
         for path in (place / name, place / f"{name}.yaml"):
             if path.is_file():
@@ -173,7 +173,7 @@ def _last(configs: list[Path], *keys: str) -> str | None:
 
 def _resolved(words: list[str], folder: Path) -> list[str]:
     """With the newest whole checkpoint of the run instead of `last`; without one training begins at the beginning."""
-    path, said = newest_whole(folder / "checkpoints")
+    path, said = newest_complete(folder / "checkpoints")
     if path is None and words[0] != "fit":
         raise UserError(f"--ckpt_path last: no whole checkpoint in {folder}")
     if os.environ.get("LOCAL_RANK", "0") == "0":

@@ -14,15 +14,15 @@ from functools import cache
 from typing import Any
 
 from rlhf_lightning.cli.functions import is_plain_function
-from rlhf_lightning.cli.plugin_files import PACKAGE, foreign_classes, shipped
+from rlhf_lightning.cli.plugin_files import PACKAGE, shipped_folder, third_party_classes
 from rlhf_lightning.errors import UserError, nearest
 
-READ = ("stages", "algorithms", "rewards", "data", "playground", "rollouts", "models", "run")
+READ = ("stages", "algorithms", "rewards", "data", "playground", "generation", "models", "run")
 CALLABLES = ("OptimizerCallable", "LRSchedulerCallable")
 """What the annotation of a key says whose class is called later."""
 LIGHTNING = ("LightningModule", "LightningDataModule", "Callback", "Logger", *CALLABLES)
 """Bases whose classes are ours, Lightning's or torch's, or are named by their import path."""
-PLUGINS = ("Algorithm", "Reward", "Generation")
+PLUGINS = ("Algorithm", "Reward", "Generator")
 """Bases whose classes are ours, or are named by their import path."""
 INNER = {
     "Resume",
@@ -41,7 +41,7 @@ PLACES = {
     "LightningModule": "model",
     "LightningDataModule": "data",
     "Algorithm": "model.algorithm",
-    "Generation": "model.generation",
+    "Generator": "model.generation",
 }
 """Where there is one of a kind in a config."""
 OF_OPTIMIZERS = ("lr", "weight_decay", "betas", "momentum", "fused")
@@ -72,11 +72,11 @@ def check_keys(config: dict[str, Any], read: Iterable[Any] | None = None, typed:
         UserError: naming the key and the nearest that there is.
     """
     paths = _import_paths(list([config] if read is None else read), typed)
-    glance = Glance(closed=all(path.split(".")[0] in OTHERS for path in paths), typed=typed)
+    index = SourceIndex(closed=all(path.split(".")[0] in OTHERS for path in paths), typed=typed)
     trainer = config.get("trainer")
     given = {**config, **{f"trainer.{key}": x for key, x in (trainer if isinstance(trainer, dict) else {}).items()}}
     for name, kinds in KINDS.items():
-        glance.check(given.get(name), name, kinds)
+        index.check(given.get(name), name, kinds)
 
 
 def merged(earlier: Any, later: Any) -> Any:
@@ -108,13 +108,13 @@ def _import_paths(node: Any, typed: bool, key: object = "class_path") -> Iterato
 @cache
 def _classes() -> dict[str, ast.ClassDef]:
     """By name."""
-    folders = [*(PACKAGE / name for name in READ), shipped("callbacks")]
-    files = [*(path for folder in folders for path in sorted(folder.glob("*.py"))), PACKAGE / "cli.py"]
+    folders = [*(PACKAGE / name for name in READ), shipped_folder("callbacks")]
+    files = [*(path for folder in folders for path in sorted(folder.glob("*.py"))), PACKAGE / "cli" / "lightning.py"]
     found = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
     return {node.name: node for node in found if isinstance(node, ast.ClassDef)}
 
 
-class Glance:
+class SourceIndex:
     """The classes of the package as their source has them.
 
     Args:
@@ -151,11 +151,11 @@ class Glance:
         families = kinds & FAMILIES
         if not self.closed or not families or not name.isidentifier() or name in self.classes or os.path.exists(name):
             return
-        if families & set(LIGHTNING) and name in foreign_classes(""):
+        if families & set(LIGHTNING) and name in third_party_classes(""):
             return
         known = {found for found in self.classes if families & set(self._ancestors(found))} - INNER
         for family in families & set(LIGHTNING):
-            known |= foreign_classes(family)
+            known |= third_party_classes(family)
         raise UserError(
             f"there is no class {name!r} for {path}; {nearest(name, (each for each in known if each[0] != '_'))}"
         )

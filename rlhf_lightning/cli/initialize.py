@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rlhf_lightning.cli.plugin_files import shipped
+from rlhf_lightning.cli.plugin_files import shipped_folder
 from rlhf_lightning.errors import UserError
 
 
@@ -34,7 +34,7 @@ def initialize(words: Sequence[str]) -> int:
     copies = {
         path: options.folder / name / path.name
         for name, pattern in (("configs", "*.yaml"), ("callbacks", "*.py"))
-        for path in sorted(shipped(name).glob(pattern))
+        for path in sorted(shipped_folder(name).glob(pattern))
         if path.name != "__init__.py"
     }
     if options.folder.exists() and not options.folder.is_dir():

@@ -32,13 +32,13 @@ import rlhf_lightning.rewards
 import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
 from rlhf_lightning.cli.arguments import Arguments
-from rlhf_lightning.cli.messages import readable
+from rlhf_lightning.cli.messages import one_line_error
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
 from rlhf_lightning.run.curves import Curves
 from rlhf_lightning.run.export import Export
 from rlhf_lightning.run.metrics_csv import MetricsFile
-from rlhf_lightning.run.monitors import Expectations, late
+from rlhf_lightning.run.monitors import MonitorCheck, readable_late_error
 from rlhf_lightning.run.out_of_memory import OutOfMemory
 from rlhf_lightning.run.predictions import Predictions
 from rlhf_lightning.run.progress import Progress
@@ -79,7 +79,7 @@ class Parser(LightningArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(readable(self, message)) from ex
+        raise UserError(one_line_error(self, message)) from ex
 
 
 class RunConfig(SaveConfigCallback):
@@ -137,7 +137,7 @@ class CLI(LightningCLI):
         kwargs["plugins"] = [*ours, *plugins]
         if given.get("accelerator") == "auto" and MPSAccelerator.is_available():
             kwargs["accelerator"] = "cpu"  # the stages refuse Apple's MPS, which Lightning would choose
-        kwargs["callbacks"] = [Expectations(), *callbacks, *self._ours(folder, callbacks, given)]
+        kwargs["callbacks"] = [MonitorCheck(), *callbacks, *self._ours(folder, callbacks, given)]
         strategy, known = given.get("strategy"), ("auto", *StrategyRegistry.available_strategies())
         if isinstance(strategy, str) and strategy.lower() not in known:
             raise UserError(f"trainer.strategy {strategy!r} is unknown; {nearest(strategy, known)}")
@@ -193,6 +193,6 @@ def run(arguments: Arguments) -> None:
             args=arguments.words,
         )
     except (RuntimeError, ValueError, MisconfigurationException) as error:
-        if (line := late(error)) is None:
+        if (line := readable_late_error(error)) is None:
             raise
         raise UserError(line) from error

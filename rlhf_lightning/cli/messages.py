@@ -38,7 +38,7 @@ SUBCOMMAND = r"^(fit|validate|test|predict)\."
 REQUIRED = r"[Kk]ey \"([\w.]+)\" is required|option '?\"?([\w.]+)\"?'? is required|the following arguments are required: ([\w.]+)"
 
 
-def readable(parser: Any, message: str) -> str:
+def one_line_error(parser: Any, message: str) -> str:
     """The innermost fault of a report; a name that is not known comes with the nearest one that is."""
     text = " ".join(line.strip() for line in message.splitlines() if line.strip())
     where = ".".join(dict.fromkeys(re.findall(r"Parser key \"([^\"]+)\"", text)))
@@ -121,7 +121,7 @@ def _bases() -> dict[str, type]:
     from lightning.pytorch.loggers import Logger
 
     from rlhf_lightning.algorithms import Algorithm
-    from rlhf_lightning.generation.base import Generation
+    from rlhf_lightning.generation.base import Generator
     from rlhf_lightning.rewards import Reward
     from rlhf_lightning.stages.stage import Stage
 
@@ -130,7 +130,7 @@ def _bases() -> dict[str, type]:
         "reward": Reward,
         "rewards": Reward,
         "evaluation_rewards": Reward,
-        "generation": Generation,
+        "generation": Generator,
         "callbacks": Callback,
         "logger": Logger,
         "optimizer": torch.optim.Optimizer,

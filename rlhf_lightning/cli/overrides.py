@@ -16,7 +16,7 @@ TOPS = ("model", "data", "trainer")
 OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 
 
-def at_home(word: str) -> str:
+def expand_home(word: str) -> str:
     """The word with the path that a shell leaves as it is: none expands the ~ of `--flag=~/file`."""
     flag, equals, value = word.partition("=")
     return f"{flag}={os.path.expanduser(value)}" if equals and flag.startswith("-") and value.startswith("~") else word

@@ -20,14 +20,14 @@ HOMES = {
 OF_A_FAMILY = r"^class (\w+)\((?!.*(?:Enum|tqdm|Module))"
 
 
-def shipped(name: str) -> Path:
+def shipped_folder(name: str) -> Path:
     """The package's folder of configs or callbacks, installed or in a checkout."""
     installed = PACKAGE / name
     return installed if installed.is_dir() else PACKAGE.parent / name
 
 
 @functools.cache
-def foreign_classes(family: str) -> frozenset[str]:
+def third_party_classes(family: str) -> frozenset[str]:
     """Names of the classes that other packages have for a base, as their source has them; of "", of all that they have."""
     found: set[str] = set()
     for name in HOMES.get(family, ()) if family else EVERYWHERE:
@@ -38,4 +38,4 @@ def foreign_classes(family: str) -> frozenset[str]:
             for path in place.rglob("*.py") if place.is_dir() else [place] if place.is_file() else []:
                 text = path.read_text(encoding="utf-8", errors="ignore")
                 found |= set(re.findall(OF_A_FAMILY if family else r"^\s*class (\w+)", text, re.MULTILINE))
-    return frozenset(found - foreign_classes("LRSchedulerCallable") if family == "OptimizerCallable" else found)
+    return frozenset(found - third_party_classes("LRSchedulerCallable") if family == "OptimizerCallable" else found)

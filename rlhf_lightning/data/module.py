@@ -221,9 +221,9 @@ class FileData(RowData):
             raise UserError(f"{faults[0]}{more}; mend the file, or set data.on_bad_row: skip")
         self.report["bad_rows"] = self.report.get("bad_rows", 0) + len(faults)
         shown = "; ".join(faults[:SHOWN_FAULTS])
-        _say(f"data: left out {len(faults)} bad rows and kept {good}: {shown}")
+        _print_once(f"data: left out {len(faults)} bad rows and kept {good}: {shown}")
 
 
 @rank_zero_only
-def _say(line: str) -> None:
+def _print_once(line: str) -> None:
     print(line, flush=True)

@@ -35,7 +35,7 @@ def preference_loss(
     return (margin - 1 / (2 * beta)).square()
 
 
-def agreement(margin: Tensor) -> Tensor:
+def preference_agreement(margin: Tensor) -> Tensor:
     """1 where a margin in nats prefers the chosen response, 0 where it prefers the rejected one, ½ where it prefers neither.
 
     Less than 1e-4 nats is the rounding of two passes over the same weights.

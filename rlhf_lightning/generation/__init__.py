@@ -1,0 +1,1 @@
+"""Generate responses: one engine per file; `base` is the contract."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.generation.sampling import draw as draw
+from rlhf_lightning.generation.sampling import sample as sample
 
 
 @dataclass(frozen=True)
-class Written:
+class Generated:
     """Responses to N prompts, `responses_per_prompt` each, rows of one prompt side by side."""
 
     tokens: Tensor
@@ -28,7 +28,7 @@ class Written:
     """float32 [B, T]; V of the state before each token, where there is a `critic` and the sampler asks it."""
 
 
-class Generation(ABC):
+class Generator(ABC):
     """A way to sample responses; hyper-parameters are its fields."""
 
     max_new_tokens: int
@@ -46,7 +46,7 @@ class Generation(ABC):
             raise UserError(f"generation.temperature is {self.temperature}; it must be positive, or 0 for greedy")
 
     @abstractmethod
-    def write(
+    def generate(
         self,
         model: nn.Module,
         prompts: Tensor,
@@ -57,7 +57,7 @@ class Generation(ABC):
         generator: torch.Generator,
         temperature: float | None = None,
         critic: Callable[[Tensor], Tensor] | None = None,
-    ) -> Written:
+    ) -> Generated:
         """Sample up to `max_new_tokens` tokens a response.
 
         Args:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_lightning.generation.decoding_state import Transcript
-from rlhf_lightning.models.backbone import as_read
+from rlhf_lightning.generation.decoding_state import DecodingState
+from rlhf_lightning.models.backbone import attention_mask_for
 from rlhf_lightning.models.kv_cache import SlotCache, is_plain
 from rlhf_lightning.models.logprobs import Head
 
@@ -17,7 +17,7 @@ FIRST_COLUMNS = 64
 """Room for response tokens that a slot has at first; it doubles as rows grow."""
 
 
-class Waiting(NamedTuple):
+class PendingRow(NamedTuple):
     """A row whose prompt is computed and whose first token is drawn."""
 
     row: int
@@ -43,19 +43,19 @@ class ContinuousBatch:
     """
 
     def __init__(
-        self, lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, slots: int, transcript: Transcript
+        self, lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, slots: int, decoding: DecodingState
     ) -> None:
-        self.lm, self.head, self.transcript, self.copies = lm, Head(lm, 1.0, False), transcript, copies
+        self.lm, self.head, self.decoding, self.copies = lm, Head(lm, 1.0, False), decoding, copies
         self.slots = min(slots, len(prompts) * copies)
         self.prompts, self.lengths = _left_aligned(prompts, prompt_mask)
         self.known_lengths: list[int] = self.lengths.tolist()
-        self.longest = prompts.shape[1] + transcript.width
+        self.longest = prompts.shape[1] + decoding.width
         self.asked = 0
         """Prompts that were computed."""
-        self.waiting: deque[Waiting] = deque()
+        self.waiting: deque[PendingRow] = deque()
         self.state = torch.zeros(3, self.slots, dtype=torch.long, device=prompts.device)
         """Of every slot: its row, how many tokens of it are in the cache, and the next one."""
-        self.steps, self.begun = 0, [0] * self.slots
+        self.steps, self.started_at = 0, [0] * self.slots
         """Of every slot: how many tokens of its row are in the cache, less the steps taken; the host need not ask for it."""
         self.active = self.slots
         """Slots in use: the first ones."""
@@ -78,26 +78,30 @@ class ContinuousBatch:
         assert self.cache is not None
         rows, lengths, tokens = self.state[:, : self.active]
         self.steps += 1
-        reach = self.steps + max(self.begun[: self.active])
+        reach = self.steps + max(self.started_at[: self.active])
         self.cache.point(lengths, reach)
         mask = torch.arange(reach, device=lengths.device) <= lengths[:, None]
         output = self.lm.base_model(
             input_ids=tokens[:, None],
-            attention_mask=self._as_read(mask),
+            attention_mask=self._attention_mask_for(mask),
             position_ids=lengths[:, None],
             past_key_values=self.cache,
             use_cache=True,
         )
         lengths += 1
         hidden = output.last_hidden_state[:, -1]
-        chosen, going = self.transcript.extend(rows, hidden, self.head.logits(hidden))
+        chosen, going = self.decoding.extend(rows, hidden, self.head.logits(hidden))
         tokens.copy_(chosen)
         return [slot for slot, goes in enumerate(going.tolist()) if not goes]  # the one wait of a step for the device
 
-    def _as_read(self, mask: Tensor) -> Tensor:
+    def _attention_mask_for(self, mask: Tensor) -> Tensor:
         """With all of its dimensions where the model reads that: transformers else waits for the device, to look for padding."""
-        trunk = self.lm.base_model
-        return as_read(mask[:, None, None], trunk) if getattr(trunk, "packs", False) else mask.long()
+        backbone = self.lm.base_model
+        return (
+            attention_mask_for(mask[:, None, None], backbone)
+            if getattr(backbone, "supports_packing", False)
+            else mask.long()
+        )
 
     def _replace(self, ended: list[int]) -> None:
         """Rows that wait take the slots that are free; the last rows take those that are left over."""
@@ -132,11 +136,11 @@ class ContinuousBatch:
         last = output.last_hidden_state[torch.arange(len(asked), device=lengths.device), (lengths - 1).clamp(min=0)]
         rows = torch.arange(asked.start * self.copies, asked.stop * self.copies, device=lengths.device)
         hidden, logits = (x.repeat_interleave(self.copies, 0) for x in (last, self.head.logits(last)))
-        tokens, going = torch.stack(self.transcript.extend(rows, hidden, logits)).tolist()
+        tokens, going = torch.stack(self.decoding.extend(rows, hidden, logits)).tolist()
         for index in (i for i in range(len(rows)) if going[i]):
             prompt = index // self.copies
             row = asked.start * self.copies + index
-            self.waiting.append(Waiting(row, prompt, known[prompt], tokens[index]))
+            self.waiting.append(PendingRow(row, prompt, known[prompt], tokens[index]))
         return True
 
     def _next_prompts(self) -> range:
@@ -149,14 +153,14 @@ class ContinuousBatch:
                 return range(self.asked, prompt)
         return range(self.asked, stop)
 
-    def _place(self, slots: list[int], arriving: list[Waiting]) -> None:
+    def _place(self, slots: list[int], arriving: list[PendingRow]) -> None:
         if self.cache is None:
             columns = self.prompts.shape[1] + FIRST_COLUMNS
             self.cache = SlotCache(len(self.prefilled.layers), self.slots, columns, self.longest)
         device = self.state.device
         index, prompts = torch.tensor([slots, [one.prompt for one in arriving]], device=device)
         for slot, one in zip(slots, arriving, strict=True):
-            self.begun[slot] = one.length - self.steps
+            self.started_at[slot] = one.length - self.steps
         self.cache.place(index, self.prefilled, prompts, max(one.length for one in arriving))
         self.state[:, index] = torch.tensor([(one.row, one.length, one.token) for one in arriving], device=device).T
 
@@ -171,7 +175,7 @@ class ContinuousBatch:
             self.cache.move(into, out_of)
             self.state[:, into] = self.state[:, out_of]
             for target, source in zip(targets, sources, strict=True):
-                self.begun[target] = self.begun[source]
+                self.started_at[target] = self.started_at[source]
         self.active = kept
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlhf_lightning.generation.sampling import draw
+from rlhf_lightning.generation.sampling import sample
 
 
-class Transcript:
+class DecodingState:
     """What B rows have written so far, up to T tokens each, and the luck of every token that they may write."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Transcript:
         self.logprobs = torch.zeros(rows, width, device=device)
         self.critic = critic
         self.values = None if critic is None else torch.zeros(rows, width, device=device)
-        self.written = torch.zeros(rows, dtype=torch.long, device=device)
+        self.generated = torch.zeros(rows, dtype=torch.long, device=device)
 
     def extend(self, rows: Tensor, hidden: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a token for each of `rows` [n] from the `logits` [n, V] of the `hidden` states [n, H].
@@ -39,15 +39,15 @@ class Transcript:
         Returns:
             The tokens [n], and which rows go on after them.
         """
-        step = self.written[rows]
-        chosen, logprobs = draw(logits, self.temperature, self.uniforms[step, rows])
+        step = self.generated[rows]
+        chosen, logprobs = sample(logits, self.temperature, self.uniforms[step, rows])
         self.tokens[rows, step], self.logprobs[rows, step] = chosen, logprobs
         if self.critic is not None and self.values is not None:
             self.values[rows, step] = self.critic(hidden)
-        self.written[rows] = step + 1
+        self.generated[rows] = step + 1
         return chosen, ~torch.isin(chosen, self.stops) & (step + 1 < self.width)
 
     @property
     def mask(self) -> Tensor:
         """bool [B, T]; True on what was written."""
-        return torch.arange(self.width, device=self.written.device) < self.written[:, None]
+        return torch.arange(self.width, device=self.generated.device) < self.generated[:, None]

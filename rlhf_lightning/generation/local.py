@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.generation.base import Generation, Written
+from rlhf_lightning.generation.base import Generated, Generator
 from rlhf_lightning.generation.continuous import ContinuousBatch, UnsuitableCacheError
-from rlhf_lightning.generation.decoding_state import Transcript
-from rlhf_lightning.generation.sampling import draw as draw
-from rlhf_lightning.generation.static import write_together
+from rlhf_lightning.generation.decoding_state import DecodingState
+from rlhf_lightning.generation.sampling import sample as sample
+from rlhf_lightning.generation.static import decode_static
 from rlhf_lightning.models.backbone import language_model
 from rlhf_lightning.models.kv_cache import rows_are_independent
 
 
 @dataclass
-class Sampler(Generation):
+class Sampler(Generator):
     """One prefill a prompt whatever the number of responses; a key-value cache; finished rows leave the batch.
 
     The log-probability of every token, at the temperature, is recorded from the logits that it was drawn from, and the value of
@@ -38,13 +38,13 @@ class Sampler(Generation):
     windows or states anyway."""
 
     def __post_init__(self) -> None:
-        """See `Generation.__post_init__`."""
+        """See `Generator.__post_init__`."""
         super().__post_init__()
         if self.max_batch_size < 1:
             raise UserError(f"generation.max_batch_size is {self.max_batch_size}; it must be at least 1")
 
     @torch.no_grad()
-    def write(
+    def generate(
         self,
         model: nn.Module,
         prompts: Tensor,
@@ -55,18 +55,18 @@ class Sampler(Generation):
         generator: torch.Generator,
         temperature: float | None = None,
         critic: Callable[[Tensor], Tensor] | None = None,
-    ) -> Written:
-        """See `Generation.write`."""
+    ) -> Generated:
+        """See `Generator.generate`."""
         lm = language_model(model)
-        heat = self.temperature if temperature is None else temperature
+        sampling_temperature = self.temperature if temperature is None else temperature
         rows, width = len(prompts) * responses_per_prompt, self.max_new_tokens
-        transcript = Transcript(rows, width, heat, stop_tokens, pad_token, generator, critic)
-        given = (lm, prompts, prompt_mask, responses_per_prompt, self.max_batch_size, transcript)
+        decoding = DecodingState(rows, width, sampling_temperature, stop_tokens, pad_token, generator, critic)
+        given = (lm, prompts, prompt_mask, responses_per_prompt, self.max_batch_size, decoding)
         if not (self.continuous_batching and rows_are_independent(lm, prompts.shape[1] + width)):
-            write_together(*given)
+            decode_static(*given)
         else:
             try:
                 ContinuousBatch(*given).run()
             except UnsuitableCacheError:
-                write_together(*given)
-        return Written(transcript.tokens, transcript.mask, transcript.logprobs, transcript.values)
+                decode_static(*given)
+        return Generated(decoding.tokens, decoding.mask, decoding.logprobs, decoding.values)

@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.generation.decoding_state import Transcript
+from rlhf_lightning.generation.decoding_state import DecodingState
 from rlhf_lightning.models.logprobs import Head
 
 
-def write_together(
-    lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, most: int, transcript: Transcript
+def decode_static(
+    lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, most: int, decoding: DecodingState
 ) -> None:
     """Fill the transcript, the responses to as many prompts at a time as are `most` rows, or to one."""
     count = max(1, most // copies)
     for first in range(0, len(prompts), count):
         some = slice(first, first + count)
-        _write(lm, prompts[some], prompt_mask[some], copies, first * copies, transcript)
+        _write(lm, prompts[some], prompt_mask[some], copies, first * copies, decoding)
 
 
-def _write(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, first: int, transcript: Transcript) -> None:
+def _write(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, first: int, decoding: DecodingState) -> None:
     """Every row's next token stands in the same column, and finished rows leave the batch.
 
     Args:
@@ -34,10 +34,10 @@ def _write(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, first: in
     Raises:
         UserError: the model goes on from something else than such a cache.
     """
-    decoder = _Decoder(lm, prompts, prompt_mask, copies, transcript.width)
+    decoder = _StaticDecoder(lm, prompts, prompt_mask, copies, decoding.width)
     active = torch.arange(first, first + len(prompts) * copies, device=prompts.device)
     while True:
-        chosen, going = transcript.extend(active, decoder.hidden, decoder.head.logits(decoder.hidden))
+        chosen, going = decoding.extend(active, decoder.hidden, decoder.head.logits(decoder.hidden))
         index = torch.nonzero(going).flatten()
         if not len(index):
             return
@@ -45,7 +45,7 @@ def _write(lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, first: in
         decoder.advance(chosen, index)
 
 
-class _Decoder:
+class _StaticDecoder:
     """The model's state after the tokens so far: cache, positions, attention mask, and the last hidden states [n, H]."""
 
     def __init__(self, lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, width: int) -> None:
@@ -63,8 +63,8 @@ class _Decoder:
         self._take(torch.arange(len(prompts), device=prompts.device).repeat_interleave(copies))
         self.hidden = output.last_hidden_state[:, -1].repeat_interleave(copies, 0)
         self.positions = positions[:, -1:].repeat_interleave(copies, 0)
-        written = torch.ones(len(prompts), width, dtype=torch.long, device=prompts.device)
-        self.attention = torch.cat([prompt_mask.long(), written], 1).repeat_interleave(copies, 0)
+        generated = torch.ones(len(prompts), width, dtype=torch.long, device=prompts.device)
+        self.attention = torch.cat([prompt_mask.long(), generated], 1).repeat_interleave(copies, 0)
 
     def advance(self, tokens: Tensor, index: Tensor) -> None:
         """Append `tokens` [N]; rows that `index` does not name leave."""

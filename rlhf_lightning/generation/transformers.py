@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.generation.base import Generation, Written
-from rlhf_lightning.generation.sampling import draw as draw
+from rlhf_lightning.generation.base import Generated, Generator
+from rlhf_lightning.generation.sampling import sample as sample
 
 
 @dataclass
-class TransformersGenerate(Generation):
+class TransformersGenerate(Generator):
     """transformers' own `generate`: slower, and the reference for correctness; records no log-probabilities."""
 
     max_new_tokens: int = 128
@@ -22,7 +22,7 @@ class TransformersGenerate(Generation):
     """Divides the logits; 0 is greedy."""
 
     @torch.no_grad()
-    def write(
+    def generate(
         self,
         model: nn.Module,
         prompts: Tensor,
@@ -33,10 +33,14 @@ class TransformersGenerate(Generation):
         generator: torch.Generator,
         temperature: float | None = None,
         critic: Callable[[Tensor], Tensor] | None = None,
-    ) -> Written:
-        """See `Generation.write`; `generate` reads the global random state, which is seeded from `generator` and put back."""
-        heat = self.temperature if temperature is None else temperature
-        sampling = {"do_sample": True, "temperature": heat, "top_k": 0, "top_p": 1.0} if heat else {"do_sample": False}
+    ) -> Generated:
+        """See `Generator.generate`; `generate` reads the global random state, which is seeded from `generator` and put back."""
+        sampling_temperature = self.temperature if temperature is None else temperature
+        sampling = (
+            {"do_sample": True, "temperature": sampling_temperature, "top_k": 0, "top_p": 1.0}
+            if sampling_temperature
+            else {"do_sample": False}
+        )
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[prompts.device] if prompts.is_cuda else []):
             torch.manual_seed(seed)
@@ -53,10 +57,10 @@ class TransformersGenerate(Generation):
         return _trimmed(full[:, prompts.shape[1] :], self.max_new_tokens, stop_tokens, pad_token)
 
 
-def _trimmed(written: Tensor, width: int, stop_tokens: list[int], pad_token: int) -> Written:
-    tokens = written.new_full((len(written), width), pad_token)
-    tokens[:, : written.shape[1]] = written
+def _trimmed(generated: Tensor, width: int, stop_tokens: list[int], pad_token: int) -> Generated:
+    tokens = generated.new_full((len(generated), width), pad_token)
+    tokens[:, : generated.shape[1]] = generated
     stopped = torch.isin(tokens, torch.tensor(stop_tokens, device=tokens.device))
     mask = stopped.long().cumsum(-1) - stopped.long() == 0
-    mask[:, written.shape[1] :] = False
-    return Written(tokens.masked_fill(~mask, pad_token), mask, None)
+    mask[:, generated.shape[1] :] = False
+    return Generated(tokens.masked_fill(~mask, pad_token), mask, None)

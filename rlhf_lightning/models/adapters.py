@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.linear_layers import unlike_linear
+from rlhf_lightning.models.linear_layers import layers_unlike_linear
 from rlhf_lightning.models.paths import one_line
 from rlhf_lightning.seeding import seeded
 
@@ -53,7 +53,7 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     assert config.lora is not None
-    others = unlike_linear(model) if config.lora.target_modules == "all-linear" else []
+    others = layers_unlike_linear(model) if config.lora.target_modules == "all-linear" else []
     options = LoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
@@ -102,7 +102,7 @@ def _layers(model: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def adding(model: nn.Module, trains: bool) -> Iterator[None]:
+def adding_adapter(model: nn.Module, trains: bool) -> Iterator[None]:
     """What is added inside trains, or does not; what was there stays as it was, which peft decides anew with every adapter."""
     there = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     with warnings.catch_warnings():
@@ -119,7 +119,7 @@ def without_dropout(model: nn.Module, names: Iterable[str]) -> None:
             module.p = 0.0
 
 
-def view_of_now(model: nn.Module) -> AbstractContextManager[None]:
+def current_adapter_view(model: nn.Module) -> AbstractContextManager[None]:
     """The adapters that are on as this is called; for what runs later, such as a recomputation in the backward pass."""
     layer = _layers(model)[0]
     return adapter_view(model, [] if layer._disable_adapters else layer.active_adapters)

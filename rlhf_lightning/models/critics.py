@@ -8,18 +8,18 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlhf_lightning.models.backbone import trunk_of
-from rlhf_lightning.models.export import follow_umask, part_of
-from rlhf_lightning.models.packed_forward import states_before
+from rlhf_lightning.models.backbone import backbone_of
+from rlhf_lightning.models.export import apply_umask, sub_state
+from rlhf_lightning.models.packed_forward import hidden_states_before
 from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.models.shared_base import CRITIC, AdaptedTrunk, adapter_weights
+from rlhf_lightning.models.shared_base import CRITIC, AdapterBackbone, adapter_weights
 from rlhf_lightning.types import Rows
 
 
 class SharedCritic(nn.Module):
     """A linear head, started at zero, on the hidden states that the policy computes anyway."""
 
-    on_policy_trunk = True
+    reads_policy_backbone = True
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -40,27 +40,27 @@ class SharedCritic(nn.Module):
 class SeparateCritic(SharedCritic):
     """The same head on the trunk of a language model of its own, whose output head is left out."""
 
-    on_policy_trunk = False
+    reads_policy_backbone = False
 
     def __init__(self, model: nn.Module, hidden_size: int) -> None:
         super().__init__(hidden_size)
-        self.trunk = self.trunk_in(model)
+        self.backbone = self.find_backbone(model)
 
-    def trunk_in(self, model: nn.Module) -> Any:
+    def find_backbone(self, model: nn.Module) -> Any:
         """What of `model` the critic reads."""
-        return trunk_of(model)
+        return backbone_of(model)
 
     def forward(self, rows: Rows, hidden: Tensor | None) -> Tensor:
         """As `SharedCritic`; the policy's `hidden` is not read."""
-        return super().forward(rows, states_before(self.trunk, rows))
+        return super().forward(rows, hidden_states_before(self.backbone, rows))
 
 
 class AdapterCritic(SeparateCritic):
     """The same head on a second adapter of the policy's own base; see `roles.add_critic_adapter`."""
 
-    def trunk_in(self, model: nn.Module) -> Any:
+    def find_backbone(self, model: nn.Module) -> Any:
         """No module: the policy holds these weights already."""
-        return AdaptedTrunk(model, CRITIC)
+        return AdapterBackbone(model, CRITIC)
 
 
 def save_critic(policy: Policy, state: dict[str, Tensor] | None, path: Path) -> None:
@@ -72,8 +72,8 @@ def save_critic(policy: Policy, state: dict[str, Tensor] | None, path: Path) -> 
         path: of the file.
     """
     assert policy.critic is not None
-    weights = part_of(state, "critic.") or policy.critic.state_dict()
+    weights = sub_state(state, "critic.") or policy.critic.state_dict()
     if isinstance(policy.critic, AdapterCritic):
-        weights = {**weights, **adapter_weights(policy.model, CRITIC, part_of(state, "model."))}
+        weights = {**weights, **adapter_weights(policy.model, CRITIC, sub_state(state, "model."))}
     save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
-    follow_umask(path)
+    apply_umask(path)

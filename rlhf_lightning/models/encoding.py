@@ -28,7 +28,7 @@ class Encoder:
     """Positions that the model has; None for no limit."""
     max_prompt_length: int | None = None
     """Longer prompts lose their beginning; None refuses those that leave no room."""
-    cut: dict[str, int] = field(default_factory=dict)
+    truncated_counts: dict[str, int] = field(default_factory=dict)
     """How many prompts and responses were shortened."""
 
     def prompt(self, text: Text) -> list[int]:
@@ -131,7 +131,7 @@ class Encoder:
         """Refuse rows whose prompts leave no room for a response; see `check_lengths`."""
         if self.room(max_new_tokens) is not None:
             self.check_lengths(rows, [len(self.prompt(row["prompt"])) for row in rows], max_new_tokens, where)
-        self.cut.clear()
+        self.truncated_counts.clear()
 
     def check_lengths(
         self, rows: Sequence[dict[str, Any]], lengths: list[int], max_new_tokens: int, where: str
@@ -163,7 +163,7 @@ class Encoder:
         return int(self.tokenizer.pad_token_id if begin is None else begin)
 
     def _count(self, what: str) -> None:
-        self.cut[what] = self.cut.get(what, 0) + 1
+        self.truncated_counts[what] = self.truncated_counts.get(what, 0) + 1
 
 
 def left_padded(
@@ -192,6 +192,6 @@ def recorded_rows(
 ) -> Rows:
     """`Rows` of B prompts with a recorded response each."""
     tokens, prompt_mask = left_padded(prompts, pad)
-    written, mask = right_padded(responses, pad)
+    generated, mask = right_padded(responses, pad)
     truncated = torch.tensor([not ids or ids[-1] not in stop_tokens for ids in responses])
-    return Rows(torch.cat([tokens, written], 1), prompt_mask, mask, torch.tensor(groups), truncated)
+    return Rows(torch.cat([tokens, generated], 1), prompt_mask, mask, torch.tensor(groups), truncated)

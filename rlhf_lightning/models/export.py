@@ -17,7 +17,7 @@ from torch import Tensor
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.backbone import language_model
 from rlhf_lightning.models.quantization import dequantize_
-from rlhf_lightning.models.reward_model import NORMALIZATION_FILE, normalization_of
+from rlhf_lightning.models.reward_model import NORMALIZATION_FILE, score_normalization
 
 
 def export_model(
@@ -49,20 +49,20 @@ def export_model(
         _save_generation(language_model(model), tokenizer, stop_tokens, partial)
         tokenizer.save_pretrained(partial)
         for path in (partial, *partial.rglob("*.safetensors")):
-            follow_umask(path)
+            apply_umask(path)
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def follow_umask(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Give what was made for its owner alone, by safetensors or as a temporary folder, the mode of anything new."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
-def part_of(state: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
+def sub_state(state: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
     """The entries whose names begin with `prefix`, without it; None of None."""
     return state and {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
@@ -81,7 +81,7 @@ def _save_adapter(model: Any, partial: Path, folder: Path, state: dict[str, Tens
         (partial / "README.md").unlink(missing_ok=True)  # peft's model card, with nothing filled in
     finally:
         options.base_model_name_or_path = before
-    normalization = normalization_of(model)
+    normalization = score_normalization(model)
     if normalization:  # not as config.json: transformers would take the folder for a whole model's
         (partial / NORMALIZATION_FILE).write_text(json.dumps(normalization, indent=2) + "\n")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.backbone import evaluating
+from rlhf_lightning.models.backbone import eval_mode
 
 
 def linear_layers(model: nn.Module) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def unlike_linear(model: Any) -> list[str]:
+def layers_unlike_linear(model: Any) -> list[str]:
     """The names of linear layers that another could not stand in for, as a short pass over text shows.
 
     Routers may return more than a linear layer does (PhiMoE, Llama 4), Mamba reads weights without asking their layers, and no
@@ -38,7 +38,7 @@ def unlike_linear(model: Any) -> list[str]:
     handles = [layer.register_forward_hook(note(name, layer)) for name, layer in layers.items()]
     tokens = torch.arange(8, device=next(model.parameters()).device)[None]
     try:
-        with evaluating(model):
+        with eval_mode(model):
             model.base_model(input_ids=tokens, use_cache=False)
     finally:
         for handle in handles:

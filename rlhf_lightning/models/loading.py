@@ -16,7 +16,7 @@ from torch import nn
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.models.chat_templates import TEMPLATES
 from rlhf_lightning.models.config import LoraOptions, ModelConfig
-from rlhf_lightning.models.paths import base_path, check_weights, is_adapter, loaded, one_line, resolve_path
+from rlhf_lightning.models.paths import base_path, check_weights, from_pretrained, is_adapter, one_line, resolve_path
 from rlhf_lightning.models.reward_model import NORMALIZATION_FILE
 from rlhf_lightning.models.tokenizer import load_tokenizer, stop_token_ids
 from rlhf_lightning.seeding import seeded
@@ -48,9 +48,9 @@ def load_model_config(config: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     if config.config is None:
-        path = base_path(config)
+        path = base_path(config.name_or_path or "")
         check_weights(path)
-        found = loaded(AutoConfig, path, config, what="config")
+        found = from_pretrained(AutoConfig, path, config.trust_remote_code, what="config")
     else:
         found = _described(config.config, load_tokenizer(config))
     for part in {id(c): c for c in (found, found.get_text_config())}.values():
@@ -218,10 +218,19 @@ def _weights(auto: Any, config: ModelConfig, found: Any, may_lack: tuple[str, ..
         if config.config is not None:
             return _from_config(auto, config, found)
         _check_architecture(auto, found)
-        path, dtype = base_path(config), "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+        path, dtype = (
+            base_path(config.name_or_path or ""),
+            "auto" if config.dtype == "auto" else getattr(torch, config.dtype),
+        )
         options = {"config": found, "dtype": dtype, "attn_implementation": config.attention}
-        model, report = loaded(
-            auto, path, config, what="weights", use_safetensors=True, output_loading_info=True, **options
+        model, report = from_pretrained(
+            auto,
+            path,
+            config.trust_remote_code,
+            what="weights",
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
     lacking = sorted(name for name in report["missing_keys"] if not name.startswith(may_lack or ("\0",)))
     if lacking:
@@ -242,7 +251,7 @@ def _finished(model: Any, config: ModelConfig, task: str) -> Any:
         model.base_model_prefix = "model"  # Llama 4 names its trunk as the model with images does
     model.base_model.max_tokens_per_batch = config.max_tokens_per_batch
     if not config.pack:
-        model.base_model.packs = False
+        model.base_model.supports_packing = False
     if config.quantization:
         quantize_(model, config.quantization)
     adapter = resolve_path(config.name_or_path) if config.name_or_path else ""
@@ -269,11 +278,11 @@ def _in_modes(model: Any, config: ModelConfig) -> Any:
 
 def _recompute_activations(model: Any) -> None:
     """Keep the inputs of blocks only; of a base with several adapters a block runs again with those that it ran with."""
-    from rlhf_lightning.models.adapters import is_adapted, view_of_now
+    from rlhf_lightning.models.adapters import current_adapter_view, is_adapted
 
     options: dict[str, Any] = {"use_reentrant": False}
     if is_adapted(model):
-        options["context_fn"] = lambda: (nullcontext(), view_of_now(model))
+        options["context_fn"] = lambda: (nullcontext(), current_adapter_view(model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a new name for it, which older versions do not know
         try:

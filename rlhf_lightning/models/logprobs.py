@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.backbone import evaluating, language_model, trunk_of
-from rlhf_lightning.models.packed_forward import in_pieces, states_before
+from rlhf_lightning.models.backbone import backbone_of, eval_mode, language_model
+from rlhf_lightning.models.packed_forward import hidden_states_before, in_micro_batches
 from rlhf_lightning.types import Rows
 
 CHUNK_ELEMENTS = 2**23
@@ -33,7 +33,7 @@ def token_scores(model: nn.Module, rows: Rows, temperature: float = 1.0, entropy
     [B, T, V] never exists.
     """
     lm = language_model(model)
-    hidden = states_before(lm.base_model, rows)
+    hidden = hidden_states_before(lm.base_model, rows)
     targets = rows.tokens[:, rows.prompt_mask.shape[1] :][rows.mask]
     logprobs, entropies = Head(lm, temperature, entropy)(hidden, targets)
     empty = torch.zeros(rows.mask.shape, dtype=torch.float32, device=hidden.device)
@@ -47,7 +47,7 @@ def response_logprobs(
     """float32 [B, T]: `token_scores` for tensors that are no rollout yet."""
     none = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
     rows = Rows(tokens, prompt_mask, mask, none, none.bool())
-    found = in_pieces(trunk_of(model), rows, lambda part: token_scores(model, part, temperature)[:1])
+    found = in_micro_batches(backbone_of(model), rows, lambda part: token_scores(model, part, temperature)[:1])
     return cast(Tensor, found[0])
 
 
@@ -110,7 +110,7 @@ def check_head(model: nn.Module) -> None:
     tokens = torch.arange(8, device=next(lm.parameters()).device).repeat(2, 1) * 7919
     tokens[1, 4:] += 1
     inputs = {"input_ids": tokens % lm.config.get_text_config().vocab_size, "attention_mask": torch.ones_like(tokens)}
-    with evaluating(lm), torch.autocast(tokens.device.type, enabled=False):
+    with eval_mode(lm), torch.autocast(tokens.device.type, enabled=False):
         theirs = lm(**inputs, use_cache=False).logits.float()
         states = lm.base_model(**inputs, use_cache=False)[0]
         try:

@@ -12,7 +12,7 @@ from rlhf_lightning.distributed import all_max
 from rlhf_lightning.types import Rows, RowsT
 
 
-def dealt(rows: Rows, units: Tensor, count: int) -> list[Tensor]:
+def balanced_partition(rows: Rows, loss_groups: Tensor, count: int) -> list[Tensor]:
     """Indices of rows for each of `count` pieces of about as many tokens; some are empty where there are few.
 
     A piece computes a prompt once, so the responses to it stay together, unless the largest piece is smaller without.
@@ -22,40 +22,43 @@ def dealt(rows: Rows, units: Tensor, count: int) -> list[Tensor]:
         units: int64 [B]; rows with the same number are never separated. They have one prompt.
         count: how many pieces.
     """
-    piece = _dealt(_blocks(rows, units, True), count)[0]
-    return [torch.nonzero(piece == index).flatten() for index in range(count)]
+    micro_batch = _partition_blocks(_blocks(rows, loss_groups, True), count)[0]
+    return [torch.nonzero(micro_batch == index).flatten() for index in range(count)]
 
 
-def pieces(rows: RowsT, units: Tensor, limit: int | None, shares: bool) -> list[RowsT]:
+def micro_batches(rows: RowsT, loss_groups: Tensor, limit: int | None, shares: bool) -> list[RowsT]:
     """`rows` in as few pieces as hold at most `limit` tokens each, and in as many on every rank.
 
     A unit of more tokens stands alone, and pieces of a rank that needs fewer than another count for nothing.
 
     Args:
         rows: B of them.
-        units: see `dealt`.
+        units: see `balanced_partition`.
         limit: tokens; None cuts nothing.
         shares: a piece computes a prompt once, and pads nothing; else every row costs as much as the longest.
     """
     if limit is None or int(all_max(torch.tensor(rows.tokens.numel()))) <= limit:  # padding and all
         return [rows]
-    blocks = _blocks(rows, units, shares)
+    blocks = _blocks(rows, loss_groups, shares)
     longest = max(limit, *blocks[-1].tokens)
     count = max(1, -(-sum(blocks[0].tokens) // longest))
-    while _dealt(blocks, count)[1] > longest:
+    while _partition_blocks(blocks, count)[1] > longest:
         count += 1
     count = int(all_max(torch.tensor(count)))
     if count == 1:
         return [rows]
-    piece, device = _dealt(blocks, count)[0], rows.tokens.device
-    return [piece_of(rows, torch.nonzero(piece == index).flatten().to(device), units) for index in range(count)]
+    micro_batch, device = _partition_blocks(blocks, count)[0], rows.tokens.device
+    return [
+        micro_batch_of(rows, torch.nonzero(micro_batch == index).flatten().to(device), loss_groups)
+        for index in range(count)
+    ]
 
 
-def piece_of(rows: RowsT, index: Tensor, units: Tensor) -> RowsT:
+def micro_batch_of(rows: RowsT, index: Tensor, loss_groups: Tensor) -> RowsT:
     """The rows of `index`, trimmed; the first unit with an empty mask where there are none, so that ranks keep step."""
     if len(index):
         return trim(rows.rows(index))
-    first = rows.rows(units == units[0])
+    first = rows.rows(loss_groups == loss_groups[0])
     return trim(replace(first, mask=torch.zeros_like(first.mask)))
 
 
@@ -68,24 +71,24 @@ class _Blocks(NamedTuple):
     """Of each block."""
 
 
-def _blocks(rows: Rows, units: Tensor, shares: bool) -> tuple[_Blocks, _Blocks]:
+def _blocks(rows: Rows, loss_groups: Tensor, shares: bool) -> tuple[_Blocks, _Blocks]:
     """All responses to a prompt together, and only the rows of a unit."""
     prompts, responses = torch.stack([rows.prompt_mask.sum(-1), rows.mask.sum(-1)]).cpu()
     if not shares:
         prompts, responses = torch.zeros_like(prompts), torch.full_like(responses, int((prompts + responses).max()))
     found = []
-    for label in (rows.groups, units):
+    for label in (rows.groups, loss_groups):
         distinct, block = torch.unique(label.cpu(), return_inverse=True)
         tokens = torch.zeros_like(distinct).index_copy(0, block, prompts).index_add(0, block, responses)
         found.append(_Blocks(block, tokens.tolist()))
     return found[0], found[1]
 
 
-def _dealt(choices: tuple[_Blocks, _Blocks], count: int) -> tuple[Tensor, int]:
+def _partition_blocks(choices: tuple[_Blocks, _Blocks], count: int) -> tuple[Tensor, int]:
     """int64 [B]: the piece of each row, by those blocks that make the largest piece the smallest; and its tokens."""
     found = []
     for blocks in choices:
-        chosen, largest = balanced(blocks.tokens, count)
+        chosen, largest = greedy_partition(blocks.tokens, count)
         found.append((torch.tensor(chosen)[blocks.of], largest))
     return min(found, key=lambda deal: deal[1])
 
@@ -106,7 +109,7 @@ def trim(rows: RowsT) -> RowsT:
     return replace(rows, tokens=rows.tokens[:, first : width + last], prompt_mask=rows.prompt_mask[:, first:], **cut)
 
 
-def balanced(sizes: list[int], parts: int) -> tuple[list[int], int]:
+def greedy_partition(sizes: list[int], parts: int) -> tuple[list[int], int]:
     """Which part each goes to, the largest first, each to the part that has least (Graham 1969); and the largest part.
 
     >>> balanced([1, 5, 3, 3], 2)

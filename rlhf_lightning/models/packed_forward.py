@@ -8,42 +8,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lightning.models.backbone import _states, as_read, longest_line, packs
-from rlhf_lightning.models.packing import Arrangement, Lines, Sizes, cheapest, line_length, lines_of, sizes_of
+from rlhf_lightning.models.backbone import backbone_states, max_packed_length, supports_packing
+from rlhf_lightning.models.packing import (
+    Layout,
+    PackedSequences,
+    RowSizes,
+    cheapest_layout,
+    pack_rows,
+    row_sizes,
+    sequence_length,
+)
 from rlhf_lightning.types import Rows
 
 Measured = tuple[Tensor | None, ...]
 
 
-def states_before(trunk: Any, rows: Rows) -> Tensor:
+def hidden_states_before(backbone: Any, rows: Rows) -> Tensor:
     """[N, H]: the last hidden state before each of the N response tokens under the mask, row by row.
 
     The last token of a response is not fed, as nothing comes after it, and rows without a response are left out.
     """
     lengths = rows.mask.sum(-1)
-    lines = _laid_out(trunk, rows, (lengths - 1).clamp(min=0), lengths > 0)
-    return _states(trunk, lines).index_select(0, lines.before(lengths))
+    lines = _pack(backbone, rows, (lengths - 1).clamp(min=0), lengths > 0)
+    return backbone_states(backbone, lines).index_select(0, lines.before(lengths))
 
 
-def states_at_end(trunk: Any, rows: Rows) -> Tensor:
+def final_hidden_states(backbone: Any, rows: Rows) -> Tensor:
     """[B, H]: the last hidden state at the last token of each row, of its response or else of its prompt."""
     lengths = rows.mask.sum(-1)
-    lines = _laid_out(trunk, rows, lengths, lengths >= 0)
-    return _states(trunk, lines).index_select(0, lines.last(lengths))
+    lines = _pack(backbone, rows, lengths, lengths >= 0)
+    return backbone_states(backbone, lines).index_select(0, lines.last(lengths))
 
 
-def in_pieces(trunk: Any, rows: Rows, measure: Callable[[Rows], Measured]) -> Measured:
+def in_micro_batches(backbone: Any, rows: Rows, measure: Callable[[Rows], Measured]) -> Measured:
     """What `measure` finds of each row, of as many rows at a time as `max_tokens_per_batch` allows; all with gradients.
 
     With gradients a pass is one call of the trunk on every rank, as ranks that share weights wait for each other. Without,
-    every rank has all weights (`Stage.measuring`) and takes as many pieces as it needs.
+    every rank has all weights (`Stage.evaluation_mode`) and takes as many pieces as it needs.
     """
-    limit = getattr(trunk, "max_tokens_per_batch", None)
+    limit = getattr(backbone, "max_tokens_per_batch", None)
     if limit is None or torch.is_grad_enabled():
         return measure(rows)
-    pieces = _pieces(trunk, rows, limit)
-    found = [measure(Rows(*(x[piece] for x in _fields(rows)))) for piece in pieces]
-    back = torch.cat(pieces).argsort()
+    micro_batches = _micro_batches(backbone, rows, limit)
+    found = [measure(Rows(*(x[micro_batch] for x in _fields(rows)))) for micro_batch in micro_batches]
+    back = torch.cat(micro_batches).argsort()
     return tuple(None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*found, strict=True))  # type: ignore[arg-type]
 
 
@@ -51,25 +59,23 @@ def _fields(rows: Rows) -> tuple[Tensor, ...]:
     return rows.tokens, rows.prompt_mask, rows.mask, rows.groups, rows.truncated
 
 
-def _pieces(trunk: Any, rows: Rows, limit: int) -> list[Tensor]:
+def _micro_batches(backbone: Any, rows: Rows, limit: int) -> list[Tensor]:
     """Indices of rows whose lines hold at most `limit` tokens together; a row that is longer stands alone."""
     lengths = rows.mask.sum(-1)
-    lines = _arranged(trunk, sizes_of(rows, lengths, lengths >= 0))
-    count = max(1, limit // line_length(lines))
+    lines = _best_layout(backbone, row_sizes(rows, lengths, lengths >= 0))
+    count = max(1, limit // sequence_length(lines))
     parts = [lines[start : start + count] for start in range(0, len(lines), count)]
-    indices = [[row for line in part for bundle in line for row in bundle.rows] for part in parts]
+    indices = [[row for line in part for group in line for row in group.rows] for part in parts]
     return [torch.tensor(index, device=rows.tokens.device) for index in indices]
 
 
-def _laid_out(trunk: Any, rows: Rows, fed: Tensor, kept: Tensor) -> Lines:
-    sizes = sizes_of(rows, fed, kept)
-    return lines_of(rows, sizes, _arranged(trunk, sizes))
+def _pack(backbone: Any, rows: Rows, fed: Tensor, kept: Tensor) -> PackedSequences:
+    sizes = row_sizes(rows, fed, kept)
+    return pack_rows(rows, sizes, _best_layout(backbone, sizes))
 
 
-def _arranged(trunk: Any, sizes: Sizes) -> Arrangement:
-    config = trunk.config.get_text_config()
-    limit = getattr(trunk, "max_tokens_per_batch", None) or 2**62
-    window = min(longest_line(config), limit) if packs(trunk) else 0
-    return cheapest(sizes, config.hidden_size, window, limit)
-
-
+def _best_layout(backbone: Any, sizes: RowSizes) -> Layout:
+    config = backbone.config.get_text_config()
+    limit = getattr(backbone, "max_tokens_per_batch", None) or 2**62
+    window = min(max_packed_length(config), limit) if supports_packing(backbone) else 0
+    return cheapest_layout(sizes, config.hidden_size, window, limit)

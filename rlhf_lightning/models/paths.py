@@ -10,7 +10,6 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning.errors import UserError, nearest
-from rlhf_lightning.models.config import ModelConfig
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -27,7 +26,7 @@ def resolve_path(name_or_path: str) -> str:
     if path.exists():
         raise UserError(f"model {name_or_path} is a file; give the folder that holds config.json and the weights")
     if name_or_path.startswith("playground/"):
-        return str(_shipped(name_or_path))
+        return str(_shipped_path(name_or_path))
     inside = bool(path.parent.name) and path.parent.is_dir()
     if inside or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or os.path.isabs(path):
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -37,7 +36,7 @@ def resolve_path(name_or_path: str) -> str:
     return name_or_path
 
 
-def _shipped(name: str) -> Path:
+def _shipped_path(name: str) -> Path:
     folder = PACKAGE / name
     if not folder.is_dir():
         names = [f"playground/{p.parent.name}" for p in (PACKAGE / "playground").glob("*/tokenizer.json")]
@@ -50,14 +49,13 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
-def base_path(config: ModelConfig) -> str:
+def base_path(name_or_path: str) -> str:
     """The model's folder or hub name; for an adapter that of the model it was trained on.
 
     Raises:
         UserError: the folder holds no model, or the adapter does not say where its base is.
     """
-    assert config.name_or_path is not None
-    path = resolve_path(config.name_or_path)
+    path = resolve_path(name_or_path)
     if is_adapter(path):
         path = _base_of(path)
     folder = Path(path)
@@ -103,7 +101,7 @@ def check_weights(path: str) -> None:
     )
 
 
-def loaded(auto: Any, path: str, source: ModelConfig, what: str, **more: Any) -> Any:
+def from_pretrained(auto: Any, path: str, trust_remote_code: bool, what: str, **more: Any) -> Any:
     """`auto.from_pretrained(path)`, without transformers' progress bars and advice.
 
     Raises:
@@ -112,13 +110,13 @@ def loaded(auto: Any, path: str, source: ModelConfig, what: str, **more: Any) ->
     import transformers
     from safetensors import SafetensorError
 
-    if source.trust_remote_code:
+    if trust_remote_code:
         _say_remote_code(path)
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # a new head on an old trunk is what was asked for, not news
+    transformers.logging.set_verbosity_error()  # a new head on a pretrained backbone is expected
     transformers.utils.logging.disable_progress_bar()
     try:
-        return auto.from_pretrained(path, trust_remote_code=source.trust_remote_code, **more)
+        return auto.from_pretrained(path, trust_remote_code=trust_remote_code, **more)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"the {what} of {path} cannot be loaded: {one_line(error)}") from error
     finally:

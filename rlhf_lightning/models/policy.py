@@ -6,9 +6,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from rlhf_lightning.models.backbone import packs, trunk_of
+from rlhf_lightning.models.backbone import backbone_of, supports_packing
 from rlhf_lightning.models.logprobs import check_head, token_scores
-from rlhf_lightning.models.packed_forward import in_pieces
+from rlhf_lightning.models.packed_forward import in_micro_batches
 from rlhf_lightning.types import PolicyOutput, Rows
 
 
@@ -19,35 +19,35 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.critic, self.temperature = model, critic, temperature
 
-    def write(self, generation: Any, *args: Any) -> Any:
+    def generate(self, generation: Any, *args: Any) -> Any:
         """What `generation` writes with the language model; a method of the policy so that sharding can hook it."""
-        critic = self.critic.values if self.critic is not None and self.critic.on_policy_trunk else None
-        return generation.write(self.model, *args, critic=critic)
+        critic = self.critic.values if self.critic is not None and self.critic.reads_policy_backbone else None
+        return generation.generate(self.model, *args, critic=critic)
 
     def forward(self, rows: Rows, entropy: bool = False) -> PolicyOutput:
         """Log-probabilities (at the sampling temperature), entropy if asked for, and values if there is a critic."""
-        found = in_pieces(trunk_of(self.model), rows, lambda part: self._measure(part, entropy))
+        found = in_micro_batches(backbone_of(self.model), rows, lambda part: self._measure(part, entropy))
         return PolicyOutput(*found)  # type: ignore[arg-type]
 
     def values(self, rows: Rows) -> Tensor:
         """float32 [B, T]: what the critic says; the language model is left out where the critic does not read its trunk."""
         critic = self.critic
-        if critic is None or critic.on_policy_trunk:
+        if critic is None or critic.reads_policy_backbone:
             return cast(Tensor, self.forward(rows).values)
-        return cast(Tensor, in_pieces(critic.trunk, rows, lambda part: (critic(part, None),))[0])
+        return cast(Tensor, in_micro_batches(critic.backbone, rows, lambda part: (critic(part, None),))[0])
 
     def _measure(self, rows: Rows, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         scores = token_scores(self.model, rows, self.temperature, entropy)
         values = None if self.critic is None else self.critic(rows, scores.hidden)
         return scores.logprobs, scores.entropy, values
 
-    def settle(self) -> None:
+    def probe_capabilities(self) -> None:
         """Find out how each trunk and the head are to be read; a method of the policy so that sharding can hook it."""
-        for trunk in self.trunks():
-            packs(trunk)
+        for backbone in self.backbones():
+            supports_packing(backbone)
         check_head(self.model)
 
-    def trunks(self) -> list[Any]:
+    def backbones(self) -> list[Any]:
         """The policy's, and the critic's where it has one of its own."""
-        own = getattr(self.critic, "trunk", None)
-        return [trunk_of(self.model), *([] if own is None else [own])]
+        own = getattr(self.critic, "backbone", None)
+        return [backbone_of(self.model), *([] if own is None else [own])]

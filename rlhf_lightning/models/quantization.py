@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.distributed import rank
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.linear_layers import linear_layers, unlike_linear
+from rlhf_lightning.models.linear_layers import layers_unlike_linear, linear_layers
 
 Kind = Literal["nf4", "int8"]
 
@@ -40,7 +40,7 @@ def quantize_(
         UserError: the model has no linear layer to quantise.
     """
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}  # type: ignore[operator]
-    others = unlike_linear(model)
+    others = layers_unlike_linear(model)
     layers = [(n, module) for n, module in linear_layers(model).items() if id(module) not in heads and n not in others]
     if not layers:
         raise UserError(f"{type(model).__name__} has no linear layer that could be quantised to {kind}")

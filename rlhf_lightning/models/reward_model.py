@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.backbone import language_model, packs, trunk_of
-from rlhf_lightning.models.packed_forward import in_pieces, states_at_end
+from rlhf_lightning.models.backbone import backbone_of, language_model, supports_packing
+from rlhf_lightning.models.packed_forward import final_hidden_states, in_micro_batches
 from rlhf_lightning.types import Rows
 
 NORMALIZATION_FILE = "score_normalization.json"
@@ -29,9 +29,9 @@ def score_rows(model: nn.Module, rows: Rows) -> Tensor:
     lm: Any = language_model(model)
 
     def measure(part: Rows) -> tuple[Tensor]:
-        return (lm.score(states_at_end(lm.base_model, part)).float().squeeze(-1),)
+        return (lm.score(final_hidden_states(lm.base_model, part)).float().squeeze(-1),)
 
-    return cast(Tensor, in_pieces(lm.base_model, rows, measure)[0])
+    return cast(Tensor, in_micro_batches(lm.base_model, rows, measure)[0])
 
 
 class RewardModel(nn.Module):
@@ -45,23 +45,23 @@ class RewardModel(nn.Module):
         """float32 [B]; see `score_rows`."""
         return score_rows(self.model, rows)
 
-    def settle(self) -> None:
+    def probe_capabilities(self) -> None:
         """Find out whether rows may share lines; a method of the model so that sharding can hook it."""
-        for trunk in self.trunks():
-            packs(trunk)
+        for backbone in self.backbones():
+            supports_packing(backbone)
 
-    def trunks(self) -> list[Any]:
+    def backbones(self) -> list[Any]:
         """The classifier's, as the only one."""
-        return [trunk_of(self.model)]
+        return [backbone_of(self.model)]
 
 
-def normalization_of(model: nn.Module) -> dict[str, float]:
+def score_normalization(model: nn.Module) -> dict[str, float]:
     """`score_mean` and `score_std` where the model has them, else nothing."""
     config = language_model(model).config
     return {name: float(getattr(config, name)) for name in ("score_mean", "score_std") if hasattr(config, name)}
 
 
-def normalized(model: nn.Module, scores: Tensor) -> Tensor:
+def normalize_scores(model: nn.Module, scores: Tensor) -> Tensor:
     """Scores with the mean and deviation that were saved with the model taken off."""
     config = language_model(model).config
     return (scores - getattr(config, "score_mean", 0.0)) / getattr(config, "score_std", 1.0)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.adapters import adapter_view, adding, without_dropout
-from rlhf_lightning.models.backbone import language_model, trunk_of
+from rlhf_lightning.models.adapters import adapter_view, adding_adapter, without_dropout
+from rlhf_lightning.models.backbone import backbone_of, language_model
 from rlhf_lightning.models.loading import ModelConfig, adopt_normalization, load_model_config, resolve_path
 from rlhf_lightning.models.paths import base_path, is_adapter
 from rlhf_lightning.seeding import seeded
@@ -36,7 +36,7 @@ class SharedBase:
 def add_critic_adapter(base: SharedBase) -> None:
     """A second adapter that trains, begun as the policy's: as `policy.lora` says, or from the folder of the one that goes on."""
     folder = resolve_path(base.config.name_or_path) if base.config.name_or_path else ""
-    with adding(base.model, trains=True), seeded(base.config.seed):
+    with adding_adapter(base.model, trains=True), seeded(base.config.seed):
         if is_adapter(folder):
             base.model.load_adapter(folder, adapter_name=CRITIC, is_trainable=True)
             without_dropout(base.model, (CRITIC,))
@@ -52,7 +52,7 @@ def adapter_weights(model: Any, name: str, state: dict[str, Tensor] | None) -> d
     return {key: value for key, value in found.items() if isinstance(value, Tensor)}
 
 
-class AdaptedTrunk:
+class AdapterBackbone:
     """The trunk of a peft model with one of its adapters on; all else is the trunk's.
 
     The base is no part of what holds this: it is the policy's to move, to cut and to save.
@@ -64,12 +64,12 @@ class AdaptedTrunk:
     def __call__(self, **inputs: Any) -> Any:
         """As the trunk."""
         with adapter_view(self.model, [self.adapter]):
-            return trunk_of(self.model)(**inputs)
+            return backbone_of(self.model)(**inputs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what copying asks of an object that has no attributes yet
             raise AttributeError(name)
-        return getattr(trunk_of(self.model), name)
+        return getattr(backbone_of(self.model), name)
 
 
 class AdapterClassifier(nn.Module):
@@ -77,7 +77,7 @@ class AdapterClassifier(nn.Module):
 
     def __init__(self, model: Any, adapter: str, head: Tensor, bias: Tensor | None, config: Any) -> None:
         super().__init__()
-        self.base_model, self.config = AdaptedTrunk(model, adapter), config
+        self.base_model, self.config = AdapterBackbone(model, adapter), config
         self.score = _Head(head, bias)
 
 
@@ -94,7 +94,7 @@ class _Head(nn.Module):
         return nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
 
 
-def is_of(base: SharedBase, config: ModelConfig) -> bool:
+def shares_base_with(base: SharedBase, config: ModelConfig) -> bool:
     """`config` names the folder of an adapter whose base is the policy's."""
     if (
         base.config.name_or_path is None
@@ -102,14 +102,14 @@ def is_of(base: SharedBase, config: ModelConfig) -> bool:
         or not is_adapter(resolve_path(config.name_or_path))
     ):
         return False
-    return _identity(base_path(config)) == _identity(base_path(base.config))
+    return _identity(base_path(config.name_or_path)) == _identity(base_path(base.config.name_or_path))
 
 
 def _identity(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
-def obstacle(config: ModelConfig) -> str | None:
+def why_not_shareable(config: ModelConfig) -> str | None:
     """Why an adapter cannot lie beside others on a base: it changes more than they could bear, or is not understood."""
     from peft import PeftConfig
 
@@ -135,7 +135,10 @@ def add_classifier(base: SharedBase, config: ModelConfig) -> AdapterClassifier:
     options = replace(options, modules_to_save=None, task_type="CAUSAL_LM", inference_mode=True, lora_dropout=0.0)
     name = f"reward_{len(base.model.peft_config)}"
     head, weights = _weights_of(config)
-    with adding(base.model, trains=False), seeded(0):  # what is drawn is replaced, but must not shift what others draw
+    with (
+        adding_adapter(base.model, trains=False),
+        seeded(0),
+    ):  # what is drawn is replaced, but must not shift what others draw
         base.model.add_adapter(name, options)
         report: Any = set_peft_model_state_dict(base.model, weights, adapter_name=name)
     if report.unexpected_keys:

@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.models.chat_templates import TEMPLATES
 from rlhf_lightning.models.config import ModelConfig
-from rlhf_lightning.models.paths import base_path, is_adapter, loaded, resolve_path
+from rlhf_lightning.models.paths import base_path, from_pretrained, is_adapter, resolve_path
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -20,8 +20,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     path = resolve_path(config.tokenizer or config.name_or_path or "")
     if config.tokenizer is None and is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
-        path = base_path(config)
-    tokenizer = loaded(_tokenizer_class(path), path, config, what="tokenizer")
+        path = base_path(config.name_or_path or "")
+    tokenizer = from_pretrained(_tokenizer_class(path), path, config.trust_remote_code, what="tokenizer")
     if config.pad_token is not None:
         if config.pad_token not in tokenizer.get_vocab():
             raise UserError(f"pad_token {config.pad_token!r} is not in the vocabulary of the tokenizer {path}")
@@ -89,7 +89,7 @@ def _generation_stops(config: ModelConfig) -> list[int]:
     if config.name_or_path is None:
         return []
     try:
-        return _ids(GenerationConfig.from_pretrained(base_path(config)).eos_token_id)
+        return _ids(GenerationConfig.from_pretrained(base_path(config.name_or_path)).eos_token_id)
     except OSError:
         return []
 

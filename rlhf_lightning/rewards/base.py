@@ -22,7 +22,7 @@ class Reward(ABC):
 
     best: float | None = None
     """The highest mean score there can be, where it is known; a run's summary shows it."""
-    beside_writing: bool = False
+    scores_while_generating: bool = False
     """It may be asked from another thread while the policy writes: it shares neither weights nor device with it."""
 
     def check(self) -> None:  # noqa: B027  (most rewards have nothing to check)

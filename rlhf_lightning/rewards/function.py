@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rewards.retry import Patience, told_in_short
+from rlhf_lightning.rewards.retry import RetryPolicy, short_description
 from rlhf_lightning.types import Completions
 
 
@@ -36,7 +36,7 @@ class FunctionReward(Reward):
         backoff: seconds before the first retry, doubled before each further one, up to a minute.
     """
 
-    beside_writing = True
+    scores_while_generating = True
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class FunctionReward(Reward):
             path = f"{getattr(function, '__module__', 'module')}.{getattr(function, '__name__', 'name')}"
             raise UserError(f"FunctionReward takes the import path of a function, not the function itself: {path!r}")
         self.name, self.arguments = function, arguments or {}
-        self.patience = Patience(f"reward FunctionReward {function}", timeout, retries, backoff)
+        self.patience = RetryPolicy(f"reward FunctionReward {function}", timeout, retries, backoff)
         self.function: Callable[..., Any] | None = None
 
     def check(self) -> None:
@@ -129,7 +129,7 @@ def _imported(path: str) -> Callable[..., Any]:
     except SyntaxError as error:
         raise UserError(f"reward function {path}: {error.filename}:{error.lineno} is no Python: {error.msg}") from error
     except Exception as error:  # whatever the module does while it is imported
-        raise UserError(f"reward function {path} cannot be imported: {told_in_short(error)}") from error
+        raise UserError(f"reward function {path} cannot be imported: {short_description(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

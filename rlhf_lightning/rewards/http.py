@@ -14,7 +14,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rewards.retry import Patience, may_pass
+from rlhf_lightning.rewards.retry import RetryPolicy, is_transient
 from rlhf_lightning.types import Completions
 
 
@@ -38,7 +38,7 @@ class ServerReward(Reward):
         backoff: seconds before the first retry, doubled before each further one, up to a minute.
     """
 
-    beside_writing = True
+    scores_while_generating = True
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class ServerReward(Reward):
         backoff: float = 2.0,
     ) -> None:
         self.url, self.headers, self.batch_size = url, headers or {}, batch_size
-        self.patience = Patience(f"reward ServerReward {url}", timeout, retries, backoff)
+        self.patience = RetryPolicy(f"reward ServerReward {url}", timeout, retries, backoff)
 
     def check(self) -> None:
         """The url has the form of one, and the headers can be filled in; the server is not asked, it may start later."""
@@ -105,7 +105,7 @@ class ServerReward(Reward):
         except HTTPError as error:
             with error:
                 said = f"HTTP {error.code} {error.reason}: {_beginning(error.read(2000))}"
-            if may_pass(error):
+            if is_transient(error):
                 raise ConnectionError(said) from None
             moved = f", which has moved to {place}" if (place := error.headers.get("Location")) else ""
             raise UserError(f"{self.patience.name}{moved} answered {said}; mend the url, headers or server") from None

@@ -21,8 +21,8 @@ from rlhf_lightning.models.loading import (
     stop_token_ids,
 )
 from rlhf_lightning.models.paths import is_adapter
-from rlhf_lightning.models.reward_model import normalized, score_rows
-from rlhf_lightning.models.shared_base import SharedBase, add_classifier, is_of, obstacle
+from rlhf_lightning.models.reward_model import normalize_scores, score_rows
+from rlhf_lightning.models.shared_base import SharedBase, add_classifier, shares_base_with, why_not_shareable
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.types import Completions
 
@@ -94,17 +94,19 @@ class ModelReward(Reward):
 
     def share(self, base: SharedBase) -> None:
         """Be a frozen adapter with a head on the policy's base, where that is what this model was trained on; says so."""
-        if not is_of(base, self.config):
+        if not shares_base_with(base, self.config):
             return
-        name, why_not = self.config.name_or_path, obstacle(self.config)
+        name, why_not = self.config.name_or_path, why_not_shareable(self.config)
         if self.dtype not in (None, base.config.dtype):
             why_not = f"its dtype is {self.dtype}, the base's {base.config.dtype}"
         if why_not:
-            _say(f"the reward model {name} is loaded with a base of its own: {why_not}")
+            _print_once(f"the reward model {name} is loaded with a base of its own: {why_not}")
             return
         self.model = add_classifier(base, self.config)
         quantised = f", quantised to {base.config.quantization}" if base.config.quantization else ""
-        _say(f"the reward model {name} shares the policy's base{quantised} (model.share_base: false loads another)")
+        _print_once(
+            f"the reward model {name} shares the policy's base{quantised} (model.share_base: false loads another)"
+        )
 
     def load(self, device: torch.device) -> None:
         """Load model and tokenizer."""
@@ -142,9 +144,9 @@ class ModelReward(Reward):
         pad, groups = self.encoder.tokenizer.pad_token_id, list(range(len(encoded)))
         rows = recorded_rows(prompts, responses, groups, self.encoder.stop_tokens, pad)
         device = next(self.model.parameters()).device
-        return normalized(self.model, score_rows(self.model, rows.to(device))).cpu()
+        return normalize_scores(self.model, score_rows(self.model, rows.to(device))).cpu()
 
 
 @rank_zero_only
-def _say(line: str) -> None:
+def _print_once(line: str) -> None:
     print(line, flush=True)

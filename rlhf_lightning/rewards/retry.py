@@ -31,7 +31,7 @@ LASTING = (
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """Asks what may fail for a while: a time limit for each attempt, and further attempts with exponential back-off.
 
     Only what may pass is tried again: `TimeoutError` and `OSError` (so `ConnectionError`, but no missing file and no HTTP
@@ -72,14 +72,16 @@ class Patience:
         started, attempt = time.monotonic(), 1
         while True:
             try:
-                return within(self.timeout, call)
+                return call_with_timeout(self.timeout, call)
             except Exception as error:
-                if not may_pass(error):
+                if not is_transient(error):
                     raise
                 if attempt > self.retries:
                     raise UserError(self._given_up(error, time.monotonic() - started)) from error
                 pause = self._pause(attempt)
-                told = f"attempt {attempt} of {self.retries + 1} failed ({told_in_short(error)}); again in {pause:g} s"
+                told = (
+                    f"attempt {attempt} of {self.retries + 1} failed ({short_description(error)}); again in {pause:g} s"
+                )
             print(f"{self.name}: {told}", flush=True)
             time.sleep(pause)
             attempt += 1
@@ -91,12 +93,12 @@ class Patience:
         tried = f"{self.retries + 1} attempts in {seconds:.1f} s failed, the last" if self.retries else "failed"
         limit = "null" if self.timeout is None else f"{self.timeout:g}"
         return (
-            f"{self.name}: {tried} with {told_in_short(error)}; see that it works again, or wait longer with "
+            f"{self.name}: {tried} with {short_description(error)}; see that it works again, or wait longer with "
             f"timeout (now {limit}), retries (now {self.retries}) or backoff (now {self.backoff:g})"
         )
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same call may succeed a little later.
 
     >>> may_pass(ConnectionResetError()), may_pass(FileNotFoundError()), may_pass(KeyError("column"))
@@ -107,7 +109,7 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, OSError) and not isinstance(error, LASTING)
 
 
-def told_in_short(error: BaseException) -> str:
+def short_description(error: BaseException) -> str:
     """Kind and text of an error, on one line of at most some 200 characters.
 
     >>> told_in_short(TimeoutError()), told_in_short(OSError("no\\nroute"))
@@ -117,7 +119,7 @@ def told_in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def within(limit: float | None, call: Callable[[], AnswerT]) -> AnswerT:
+def call_with_timeout(limit: float | None, call: Callable[[], AnswerT]) -> AnswerT:
     """The answer of `call`, waited for `limit` seconds in a thread of its own; without a limit it is called here.
 
     Python cannot stop a thread. One that takes too long is abandoned, not ended: it is a daemon, so it does not keep the

@@ -31,7 +31,7 @@ class WeightedSum(Reward):
         if not rewards:
             raise UserError("WeightedSum.rewards is empty; give at least one reward")
         self.last: dict[str, list[float | None]] = {}
-        self.beside_writing = all(reward.beside_writing for reward in rewards.values())
+        self.scores_while_generating = all(reward.scores_while_generating for reward in rewards.values())
 
     def check(self) -> None:
         """Check every part."""

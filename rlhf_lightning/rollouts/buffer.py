@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.distributed import all_sum
-from rlhf_lightning.models.micro_batches import dealt, piece_of
+from rlhf_lightning.models.micro_batches import balanced_partition, micro_batch_of
 from rlhf_lightning.types import Batch
 
 
@@ -27,15 +27,15 @@ class RolloutBuffer:
         batch: Batch,
         weigh: Callable[[Batch], Tensor],
         *,
-        rows_per_unit: int,
+        rows_per_loss_group: int,
         epochs: int,
         minibatches: int,
         accumulate: int,
         seed: int,
     ) -> None:
         self.batch, self.weigh, self.seed, self.cursor = batch.to("cpu"), weigh, seed, 0
-        self.rows_per_unit, self.epochs, self.minibatches, self.accumulate = (
-            rows_per_unit,
+        self.rows_per_loss_group, self.epochs, self.minibatches, self.accumulate = (
+            rows_per_loss_group,
             epochs,
             minibatches,
             accumulate,
@@ -47,12 +47,12 @@ class RolloutBuffer:
     def __iter__(self) -> Iterator[Batch]:
         while self.cursor < len(self):
             step, part = divmod(self.cursor, self.accumulate)
-            rows, units = self._minibatch(step), torch.arange(len(self.batch)) // self.rows_per_unit
+            rows, loss_groups = self._minibatch(step), torch.arange(len(self.batch)) // self.rows_per_loss_group
             minibatch = self.batch.rows(rows)
             weight = all_sum(self.weigh(minibatch).double()).float()
-            mine = rows[dealt(minibatch, units[rows], self.accumulate)[part]]
+            local_rows = rows[balanced_partition(minibatch, loss_groups[rows], self.accumulate)[part]]
             self.cursor += 1  # before the yield: a checkpoint is written after the step
-            yield replace(piece_of(self.batch, mine, units), weight=weight.clamp(min=1))
+            yield replace(micro_batch_of(self.batch, local_rows, loss_groups), weight=weight.clamp(min=1))
 
     def step_back(self) -> None:
         """Give the optimiser step that the last part is of again."""
@@ -61,16 +61,16 @@ class RolloutBuffer:
     def _minibatch(self, step: int) -> Tensor:
         """int64: the rows of an optimiser step, those of a unit side by side."""
         epoch, minibatch = divmod(step, self.minibatches)
-        units = torch.tensor_split(self._order(epoch), self.minibatches)[minibatch]
-        return (units[:, None] * self.rows_per_unit + torch.arange(self.rows_per_unit)).flatten()
+        loss_groups = torch.tensor_split(self._order(epoch), self.minibatches)[minibatch]
+        return (loss_groups[:, None] * self.rows_per_loss_group + torch.arange(self.rows_per_loss_group)).flatten()
 
     def _order(self, epoch: int) -> Tensor:
         """Units that count, those of a prompt side by side; an empty unit costs time and teaches nothing."""
-        units = len(self.batch) // self.rows_per_unit
-        counts = self.batch.mask[: units * self.rows_per_unit].view(units, -1).any(-1)
+        loss_groups = len(self.batch) // self.rows_per_loss_group
+        counts = self.batch.mask[: loss_groups * self.rows_per_loss_group].view(loss_groups, -1).any(-1)
         generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
-        order = torch.randperm(units, generator=generator)
-        prompts, prompt = torch.unique(self.batch.groups[order * self.rows_per_unit], return_inverse=True)
+        order = torch.randperm(loss_groups, generator=generator)
+        prompts, prompt = torch.unique(self.batch.groups[order * self.rows_per_loss_group], return_inverse=True)
         order = order[torch.randperm(len(prompts), generator=generator)[prompt].argsort(stable=True)]
         return order[counts[order]]
 

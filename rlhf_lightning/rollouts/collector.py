@@ -5,23 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rlhf_lightning.distributed import all_sum, together
+from rlhf_lightning.distributed import all_sum, raise_on_all_ranks
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.pipeline import written_and_scored
+from rlhf_lightning.rollouts.pipeline import generate_and_score
 from rlhf_lightning.rollouts.preferences import encode_pairs
-from rlhf_lightning.rollouts.responses import Writer
-from rlhf_lightning.types import Rollout, Rows
-
-RawRows = list[dict[str, Any]]
+from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.types import RawRows, Rollout, Rows
 
 
 class ReferenceLogprobs(Protocol):
@@ -35,7 +33,7 @@ class ReferenceLogprobs(Protocol):
 class Collector:
     """Measures what a rollout needs, in the order: write, score, policy (and critic) where needed, reference."""
 
-    writer: Writer
+    response_generator: ResponseGenerator
     reward: Reward | None
     reference: ReferenceLogprobs
     temperature: float
@@ -58,13 +56,16 @@ class Collector:
             )
         started = time.perf_counter()
         reward = self.reward
-        completions, scores = together(
-            lambda: written_and_scored(
-                lambda part: self.writer.write(part, responses_per_prompt, generator), rows, reward, self.overlap
+        completions, scores = raise_on_all_ranks(
+            lambda: generate_and_score(
+                lambda part: self.response_generator.generate(part, responses_per_prompt, generator),
+                rows,
+                reward,
+                self.overlap,
             )
         )
-        written = time.perf_counter()
-        found, parts = together(scores)
+        generated = time.perf_counter()
+        found, parts = raise_on_all_ranks(scores)
         rewards, scored = found.to(generator.device), time.perf_counter()
         counted = completions.mask & ~rewards.isnan()[:, None] & count
         kept = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}
@@ -75,8 +76,8 @@ class Collector:
         self.metrics = self._rollout_metrics(rollout, rewards.isnan() & count, parts)
         if responses_per_prompt > 1:
             self.metrics["reward/tied"] = _tied(rollout)
-        self.metrics |= {"time/generate": written - started, "time/score": scored - written}
-        self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (written - started)
+        self.metrics |= {"time/generate": generated - started, "time/score": scored - generated}
+        self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (generated - started)
         return rollout
 
     @torch.no_grad()
@@ -100,7 +101,7 @@ class Collector:
 
         Without `policy` its log-probabilities are left to the step that learns from the pairs, and are 0 here.
         """
-        encoded = encode_pairs(self.writer.encoder, rows, max_length).to(device)
+        encoded = encode_pairs(self.response_generator.encoder, rows, max_length).to(device)
         encoded = encoded if count else replace(encoded, mask=torch.zeros_like(encoded.mask))
         rewards = torch.tensor([1.0, 0.0], device=device).repeat(len(rows))
         left = None if policy else torch.zeros(encoded.mask.shape, device=device)
@@ -111,10 +112,10 @@ class Collector:
     ) -> Rollout:
         """Policy and critic read the rows where they did not say all of this while the rows were written."""
         if logprobs is None:
-            output = self.writer.policy(rows)
+            output = self.response_generator.policy(rows)
             logprobs, expected = output.logprobs, output.values
         elif values and expected is None:
-            expected = self.writer.policy.values(rows)
+            expected = self.response_generator.policy.values(rows)
         reference = self.reference.logprobs(rows.tokens, rows.prompt_mask, rows.mask, self.temperature)
         kept = {item.name: getattr(rows, item.name) for item in fields(Rows)}
         return Rollout(

@@ -7,16 +7,14 @@ from concurrent.futures import Future
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf_lightning.rewards.base import Reward, score
-from rlhf_lightning.types import Completions
+from rlhf_lightning.types import Completions, RawRows
 
-RawRows = list[dict[str, Any]]
 Scores = tuple[Tensor, dict[str, list[float | None]]]
 """float32 [B], and the scores that each was made of by name."""
 
@@ -26,7 +24,7 @@ def scored(reward: Reward, completions: Completions) -> Scores:
     return score(reward, completions), reward.parts()
 
 
-class BesideWriting:
+class ScoringThread:
     """Scores one part after the other, in their order, in a thread of its own.
 
     The thread is a daemon: a reward that hangs keeps no process from ending.
@@ -68,7 +66,7 @@ class BesideWriting:
                 answer.set_exception(error)
 
 
-def written_and_scored(
+def generate_and_score(
     write: Callable[[RawRows], Completions], rows: RawRows, reward: Reward, parts: int
 ) -> tuple[Completions, Callable[[], Scores]]:
     """All completions, as soon as they are written, and what waits for their scores.
@@ -76,22 +74,26 @@ def written_and_scored(
     Args:
         write: rows → completions.
         rows: are cut into `parts` of about as many; one alone is scored in this thread, when its scores are asked for.
-        reward: may be asked `beside_writing` if there are several.
+        reward: may be asked `scores_while_generating` if there are several.
     """
-    pieces = [[rows[i] for i in piece] for piece in torch.arange(len(rows)).tensor_split(parts) if len(piece)]
-    if len(pieces) == 1:
+    micro_batches = [
+        [rows[i] for i in micro_batch]
+        for micro_batch in torch.arange(len(rows)).tensor_split(parts)
+        if len(micro_batch)
+    ]
+    if len(micro_batches) == 1:
         completions = write(rows)
         return completions, lambda: scored(reward, completions)
-    beside = BesideWriting(reward)
+    beside = ScoringThread(reward)
     try:
-        for piece in pieces:
-            beside.add(write(piece))
+        for micro_batch in micro_batches:
+            beside.add(write(micro_batch))
     finally:
         beside.close()
-    return joined(beside.parts), beside.scores
+    return concatenate(beside.parts), beside.scores
 
 
-def joined(parts: list[Completions]) -> Completions:
+def concatenate(parts: list[Completions]) -> Completions:
     """One batch of several, whose prompts are padded to the longest; groups are numbered on."""
     width = max(part.prompt_mask.shape[1] for part in parts)
     tensors: list[dict[str, Tensor]] = []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from rlhf_lightning.models.encoding import Encoder, recorded_rows
-from rlhf_lightning.rollouts.collector import RawRows
-from rlhf_lightning.types import Rows
+from rlhf_lightning.types import RawRows, Rows
 
 
 def encode_pairs(encoder: Encoder, rows: RawRows, max_length: int | None) -> Rows:

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_lightning.distributed import gathered, rank, world_size
+from rlhf_lightning.distributed import all_gather, rank, world_size
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.export import follow_umask
+from rlhf_lightning.models.export import apply_umask
 from rlhf_lightning.types import Rows
 
 
-class RecordedReference:
+class ReferenceCache:
     """Looks up what the policy said of a response before it learned anything; no second model is held.
 
     Args:
@@ -40,13 +40,13 @@ class RecordedReference:
             logprobs = said(rows).cpu()
             lengths = rows.mask.sum(-1).tolist()
             self.known |= {key: logprobs[i, : lengths[i]].contiguous() for i, key in enumerate(keys)}
-        for known in gathered(self.known):
+        for known in all_gather(self.known):
             self.known |= known
         if len(self.known) > before and rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_suffix(".partial")
             save_file(self.known, partial)
-            follow_umask(partial)
+            apply_umask(partial)
             os.replace(partial, self.path)
 
     def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:

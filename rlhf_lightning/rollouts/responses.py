@@ -7,22 +7,21 @@ from typing import Any
 
 import torch
 
-from rlhf_lightning.generation.base import Generation
+from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.models.encoding import Encoder, left_padded
 from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.rollouts.collector import RawRows
-from rlhf_lightning.types import Completions
+from rlhf_lightning.types import Completions, RawRows
 
 
 @dataclass
-class Writer:
+class ResponseGenerator:
     """Writes responses to prompts with the policy."""
 
     policy: Policy
-    generation: Generation
+    generation: Generator
     encoder: Encoder
 
-    def write(
+    def generate(
         self, rows: RawRows, responses_per_prompt: int, generator: torch.Generator, temperature: float | None = None
     ) -> Completions:
         """`responses_per_prompt` completions a row, those of a row side by side; on the device of the generator.
@@ -36,7 +35,7 @@ class Writer:
             rows, [len(ids) for ids in prompts], self.generation.max_new_tokens, "a batch of the data"
         )
         tokens, prompt_mask = left_padded(prompts, self._pad, device)
-        written = self.policy.write(
+        generated = self.policy.generate(
             self.generation,
             tokens,
             prompt_mask,
@@ -50,16 +49,16 @@ class Writer:
         stops = torch.tensor(encoder.stop_tokens, device=device)
         repeated = [rows[i] for i in index.tolist()]
         return Completions(
-            tokens=torch.cat([tokens[index], written.tokens], 1),
+            tokens=torch.cat([tokens[index], generated.tokens], 1),
             prompt_mask=prompt_mask[index],
-            mask=written.mask,
+            mask=generated.mask,
             groups=index,
-            truncated=~(torch.isin(written.tokens, stops) & written.mask).any(-1),
+            truncated=~(torch.isin(generated.tokens, stops) & generated.mask).any(-1),
             prompts=encoder.decode(tokens[index], prompt_mask[index], special=True),
-            responses=encoder.decode(written.tokens, written.mask),
+            responses=encoder.decode(generated.tokens, generated.mask),
             columns=columns_of(repeated),
-            logprobs=written.logprobs,
-            values=written.values,
+            logprobs=generated.logprobs,
+            values=generated.values,
         )
 
     @property

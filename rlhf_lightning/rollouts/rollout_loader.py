@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from rlhf_lightning.distributed import gathered, rank, world_size
+from rlhf_lightning.distributed import all_gather, rank, world_size
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
-from rlhf_lightning.rollouts.row_source import RawRows, RowSource, mine
-from rlhf_lightning.rollouts.step_loader import AGAIN
+from rlhf_lightning.rollouts.row_source import RowSource, local_rows
+from rlhf_lightning.rollouts.step_loader import REPLAY_STEP
+from rlhf_lightning.types import RawRows
 
 
 class RolloutLoader:
@@ -55,7 +56,7 @@ class RolloutLoader:
         return self.iterations * self.parts
 
     def __iter__(self) -> Iterator[Any]:
-        if self.last_part:  # the step after it was taken, but Lightning had no reason to ask for more
+        if self.at_last_micro_batch:  # the step after it was taken, but Lightning had no reason to ask for more
             self.buffer, self.iteration = None, self.iteration + 1
         start = self._given // self.limit * self.limit  # of this Lightning epoch
         if self.repeat and self._given == start:
@@ -73,7 +74,7 @@ class RolloutLoader:
     def _collected(self) -> RolloutBuffer:
         """The next rollout; until it is whole, the state is that before it, so that a failure loses no row."""
         self.before = self._sources()
-        rows, count = mine(self.source.next())
+        rows, count = local_rows(self.source.next())
         buffer = self.collect(rows, count, self.generator, hash((self.seed, self.iteration)))
         self.before = None
         return buffer
@@ -87,7 +88,7 @@ class RolloutLoader:
         return self.before is not None
 
     @property
-    def last_part(self) -> bool:
+    def at_last_micro_batch(self) -> bool:
         """The part that was given last is the last of its rollout."""
         return self.buffer is not None and self.buffer.cursor == self.parts
 
@@ -98,10 +99,10 @@ class RolloutLoader:
             "generator": sources["generator"],
             "buffer": None if self.buffer is None else self.buffer.state_dict(),
         }
-        return {"source": sources["source"], "iteration": self.iteration, "ranks": gathered(own)}
+        return {"source": sources["source"], "iteration": self.iteration, "ranks": all_gather(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there, inside the buffer if it was not used up; at its last step if that was not taken (`AGAIN`).
+        """Continue from there, inside the buffer if it was not used up; at its last step if that was not taken (`REPLAY_STEP`).
 
         Raises:
             UserError: another number of processes wrote it.
@@ -120,5 +121,5 @@ class RolloutLoader:
         if own["buffer"] is not None:
             self.buffer = self.empty()
             self.buffer.load_state_dict(own["buffer"])
-            if state.get(AGAIN, False):
+            if state.get(REPLAY_STEP, False):
                 self.buffer.step_back()

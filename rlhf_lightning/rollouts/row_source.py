@@ -9,8 +9,7 @@ import torch
 
 from rlhf_lightning.distributed import share
 from rlhf_lightning.errors import UserError
-
-RawRows = list[dict[str, Any]]
+from rlhf_lightning.types import RawRows
 
 NO_BATCH = "the train data loader gives no batch; its batch size may be larger than its data set"
 BATCH = "a batch must be a list of rows (texts, or dictionaries with a prompt or messages) or a dictionary of columns"
@@ -49,7 +48,7 @@ def _columns(batch: dict[str, Any]) -> RawRows | None:
         return None
 
 
-def mine(rows: RawRows) -> tuple[RawRows, bool]:
+def local_rows(rows: RawRows) -> tuple[RawRows, bool]:
     """This rank's share of a global batch, and whether it counts: a rank that goes short repeats the first row for nothing."""
     own = share(rows)
     return own or rows[:1], bool(own)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.distributed import all_sum, share
-from rlhf_lightning.rollouts.row_source import RawRows, RowSource, mine, rows_of
+from rlhf_lightning.rollouts.row_source import RowSource, local_rows, rows_of
+from rlhf_lightning.types import RawRows
 
-AGAIN = "again"
+REPLAY_STEP = "again"
 """A mark in a loader's state: the optimiser step that its last batch is part of was not taken, and is to be given again."""
 
 
@@ -59,7 +60,7 @@ class StepLoader:
                 yield replace(batch, weight=weight)
 
     def _batch(self) -> Any:
-        rows, count = mine(self.source.next())
+        rows, count = local_rows(self.source.next())
         batch = self.encode(rows)
         return batch if count else replace(batch, mask=torch.zeros_like(batch.mask))
 
@@ -70,13 +71,13 @@ class StepLoader:
         return {"source": source, "cursor": self.cursor, "step_start": self.step_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there; where the step of the last batch was not taken (`AGAIN`), from that step's first."""
-        again = state.get(AGAIN, False)
+        """Continue from there; where the step of the last batch was not taken (`REPLAY_STEP`), from that step's first."""
+        again = state.get(REPLAY_STEP, False)
         self.source.load_state_dict(state["step_start"] if again else state["source"])
         self.cursor = (state["cursor"] - 1) // self.accumulate * self.accumulate if again else state["cursor"]
 
 
-class HeldOut:
+class ValidationLoader:
     """A validation loader that gives each rank its share of every batch, as rows."""
 
     def __init__(self, loader: Iterable[Any]) -> None:

@@ -64,7 +64,7 @@ def plain_only(path: Path) -> Iterator[None]:
         ) from error
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint in a folder that is whole, and one line about each newer one that is not."""
     said: list[str] = []
     for path in newest_first(folder):

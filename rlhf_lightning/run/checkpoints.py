@@ -18,10 +18,10 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from rlhf_lightning.distributed import any_rank, gathered
+from rlhf_lightning.distributed import all_gather, any_rank
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.checkpoint_files import newest_first, plain_only
-from rlhf_lightning.run.signals import Stopped, requeue
+from rlhf_lightning.run.signals import StoppedBySignal, requeue
 
 EARLIER = "earlier"
 """Where the checkpoints of an earlier run are until the one that began anew in its folder has one of its own."""
@@ -49,11 +49,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(partial, target)
         except (OSError, RuntimeError) as error:  # torch reports some failures to write as RuntimeError
-            written = partial.stat().st_size if partial.exists() else 0
+            generated = partial.stat().st_size if partial.exists() else 0
             partial.unlink(missing_ok=True)  # before what is free is counted
             free = os.statvfs(target.parent)
             raise UserError(
-                f"checkpoint {target} could not be written: {_cause(error)} after {written / 2**20:.0f} MiB, "
+                f"checkpoint {target} could not be written: {_cause(error)} after {generated / 2**20:.0f} MiB, "
                 f"{free.f_bavail * free.f_frsize / 2**20:.0f} MiB are free there; earlier checkpoints are whole: make room and "
                 "go on with --ckpt_path last"
             ) from error
@@ -215,10 +215,10 @@ class Checkpoints(Checkpoint):
     def _stop_if(self, stops: bool) -> None:
         if not stops:
             return
-        number = next(n for n in gathered(self.received) if n is not None)
+        number = next(n for n in all_gather(self.received) if n is not None)
         if number == self.requeue_signal:
             requeue()
-        raise Stopped(number)
+        raise StoppedBySignal(number)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 

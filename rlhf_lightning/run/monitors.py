@@ -28,7 +28,7 @@ LATE = (
 INTERVAL = r"`val_check_interval` \((\d+)\) must be less than or equal to the number of the training batches \((\d+)\)"
 
 
-class Expectations(Callback):
+class MonitorCheck(Callback):
     """Refuses a validation that never comes and a metric that is never measured; stands before those that wait for it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -66,7 +66,7 @@ class Expectations(Callback):
                 raise UserError(_no_metric(type(callback).__name__, monitor, metrics))
 
 
-def late(error: BaseException) -> str | None:
+def readable_late_error(error: BaseException) -> str | None:
     """One line for what Lightning found when it was too late to say it before; None of another error."""
     text = " ".join(str(error).split())
     for pattern in LATE:

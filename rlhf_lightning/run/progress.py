@@ -48,7 +48,7 @@ class PlainProgress(_ToRun):
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first sign of life."""
-        self._say("measuring held-out rows before the first step")
+        self._print_once("measuring held-out rows before the first step")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What it found, which Lightning forgets now: until a step has measured something, nothing else is known."""
@@ -67,9 +67,9 @@ class PlainProgress(_ToRun):
         self.told = time.monotonic()
         shown = {n: v for n, v in self.get_metrics(trainer, module).items() if n != "v_num"}
         metrics = [f"{name} {value:.4f}" for name, value in shown.items() if isinstance(value, float)]
-        self._say("  ".join([what, *metrics, f"{self.told - self.started:.0f} s"]))
+        self._print_once("  ".join([what, *metrics, f"{self.told - self.started:.0f} s"]))
 
-    def _say(self, line: str) -> None:
+    def _print_once(self, line: str) -> None:
         if self.enabled:
             print(line, flush=True)
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 
-class Stopped(Exception):
+class StoppedBySignal(Exception):
     """The run was told to stop by a signal; a checkpoint is written."""
 
     def __init__(self, number: int) -> None:

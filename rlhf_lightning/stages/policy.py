@@ -20,13 +20,13 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import explained_variance
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_sum
-from rlhf_lightning.functional.preference_losses import agreement
-from rlhf_lightning.generation.base import Generation
+from rlhf_lightning.functional.preference_losses import preference_agreement
+from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.backbone import language_model
 from rlhf_lightning.models.critics import AdapterCritic, SeparateCritic, SharedCritic, save_critic
-from rlhf_lightning.models.export import export_model, part_of
+from rlhf_lightning.models.export import export_model, sub_state
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import build_reference
@@ -35,14 +35,14 @@ from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
 from rlhf_lightning.rollouts.collector import Collector, mean_score
 from rlhf_lightning.rollouts.preferences import encode_pairs
-from rlhf_lightning.rollouts.reference_cache import RecordedReference
-from rlhf_lightning.rollouts.responses import Writer
+from rlhf_lightning.rollouts.reference_cache import ReferenceCache
+from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
-from rlhf_lightning.rollouts.row_source import RawRows, RowSource
-from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_least, peak_memory, say
-from rlhf_lightning.training.metrics import Meter
+from rlhf_lightning.rollouts.row_source import RowSource
+from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_minimum, peak_memory, print_once
+from rlhf_lightning.training.metrics import MetricAccumulator
 from rlhf_lightning.training.optimizers import adamw
-from rlhf_lightning.types import Batch, Completions, LossOutput
+from rlhf_lightning.types import Batch, Completions, LossOutput, RawRows
 
 
 class PolicyStage(Stage):
@@ -77,7 +77,7 @@ class PolicyStage(Stage):
         reference: Literal["auto", "nf4", "int8", "full", "adapter"] = "auto",
         critic: Literal["shared", "separate"] = "shared",
         share_base: bool = True,
-        generation: Generation = Sampler(),  # noqa: B008  (never changed)
+        generation: Generator = Sampler(),  # noqa: B008  (never changed)
         evaluation_rewards: dict[str, Reward] | None = None,
         overlap: int = 1,
         iterations: int | None = None,
@@ -96,13 +96,13 @@ class PolicyStage(Stage):
             )
         if generation.temperature == 0:
             raise UserError("generation.temperature is 0: a policy that is always greedy explores nothing; use 1.0")
-        if overlap < 1 or (overlap > 1 and not (reward and reward.beside_writing)):
+        if overlap < 1 or (overlap > 1 and not (reward and reward.scores_while_generating)):
             raise UserError(
                 f"overlap is {overlap}: it must be at least 1, and more than 1 is for rewards that can be asked while the policy "
                 "writes, FunctionReward and ServerReward or a WeightedSum of them"
             )
-        check_least(1, iterations=iterations, max_prompt_length=max_prompt_length)
-        check_least(2, max_length=max_length)  # a token of the prompt and one of the response
+        check_minimum(1, iterations=iterations, max_prompt_length=max_prompt_length)
+        check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.overlap = overlap
         self.algorithm, self.reward, self.reference_kind, self.critic_kind = algorithm, reward, reference, critic
         self.generation, self.iterations, self.predict_temperature = generation, iterations, predict_temperature
@@ -110,7 +110,7 @@ class PolicyStage(Stage):
         self.max_prompt_length, self.max_length, self.share_base = max_prompt_length, max_length, share_base
         self.policy: Policy | None = None
         self.collector: Collector | None = None
-        self.skipping, self.told_of_empty_steps, self.step_meter = False, False, Meter()
+        self.skipping, self.reported_empty_steps, self.step_accumulator = False, False, MetricAccumulator()
         self.prepared = False
         """What is frozen is there, and has seen the rows of this `fit`, `validate` or `test`."""
         self.restored_metrics: dict[str, float] = {}
@@ -128,10 +128,10 @@ class PolicyStage(Stage):
             self._check_rows(name, rows)
         self._check_minibatches()
 
-    def forget_run(self) -> None:
+    def reset_run(self) -> None:
         """Also what the rollout measured that it ended in."""
-        super().forget_run()
-        self.skipping, self.step_meter, self.restored_metrics = False, Meter(), {}
+        super().reset_run()
+        self.skipping, self.step_accumulator, self.restored_metrics = False, MetricAccumulator(), {}
 
     @property
     def rewards(self) -> dict[str, Reward]:
@@ -145,7 +145,7 @@ class PolicyStage(Stage):
                 f"{type(self.algorithm).__name__} has no reward and the {name} has no pairs (columns: "
                 f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"
             )
-        self.coder.check_prompts(rows, self.generation.max_new_tokens, name)
+        self.encoder_of_run.check_prompts(rows, self.generation.max_new_tokens, name)
 
     def _check_minibatches(self) -> None:
         """Refuse optimiser steps that no rollout could fill, on any rank."""
@@ -153,12 +153,12 @@ class PolicyStage(Stage):
         if rows is None or size is None:
             return
         prompts, responses = min(size, len(rows)), 2 if self.reward is None else self.algorithm.responses_per_prompt
-        units = -(-prompts // self.trainer.world_size) * responses // self.algorithm.rows_per_unit
-        if 0 < units < self.algorithm.minibatches:
+        loss_groups = -(-prompts // self.trainer.world_size) * responses // self.algorithm.rows_per_loss_group
+        if 0 < loss_groups < self.algorithm.minibatches:
             raise UserError(
                 f"{type(self.algorithm).__name__}.minibatches is {self.algorithm.minibatches}, and a rollout of {prompts} rows "
-                f"(data.batch_size {size}, processes {self.trainer.world_size}) can fill {units} optimiser steps; set it to "
-                f"{units} or less, or raise data.batch_size"
+                f"(data.batch_size {size}, processes {self.trainer.world_size}) can fill {loss_groups} optimiser steps; set it to "
+                f"{loss_groups} or less, or raise data.batch_size"
             )
 
     def configure_model(self) -> None:
@@ -205,29 +205,29 @@ class PolicyStage(Stage):
         if self.collector is None:
             self.load_rewards(self.rewards)
             self.collector = Collector(
-                self.writer, self.reward, self._reference(), self.generation.temperature, self.overlap
+                self.response_generator, self.reward, self._reference(), self.generation.temperature, self.overlap
             )
-        if not self.prepared and isinstance(self.collector.reference, RecordedReference):
+        if not self.prepared and isinstance(self.collector.reference, ReferenceCache):
             self._fill(self.collector.reference)
         self.prepared = True
 
     @property
-    def writer(self) -> Writer:
+    def response_generator(self) -> ResponseGenerator:
         """Writes with the policy as it is now."""
         assert self.policy is not None
-        return Writer(self.policy, self.generation, self.coder)
+        return ResponseGenerator(self.policy, self.generation, self.encoder_of_run)
 
     def _reference(self) -> Any:
         if self.reward is not None:
             return build_reference(self.reference_kind, self.config, self.policy.model, self.device)  # type: ignore[union-attr]
         path = Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors"
-        return RecordedReference(path, bool(self.trainer.ckpt_path))
+        return ReferenceCache(path, bool(self.trainer.ckpt_path))
 
-    def _fill(self, recorded: RecordedReference) -> None:
+    def _fill(self, recorded: ReferenceCache) -> None:
         """What the policy says, or said before it learned anything, of all recorded pairs that this trainer has."""
-        fresh = functools.cache(self._anew) if self.moved or self.trainer.ckpt_path else lambda: self.network
-        with self.measuring():
-            encoded = (encode_pairs(self.coder, rows, self.max_length) for rows in self.all_rows())
+        fresh = functools.cache(self._anew) if self.weights_changed or self.trainer.ckpt_path else lambda: self.network
+        with self.evaluation_mode():
+            encoded = (encode_pairs(self.encoder_of_run, rows, self.max_length) for rows in self.all_rows())
             recorded.fill(lambda rows: fresh()(rows).logprobs, (rows.to(self.device) for rows in encoded))
 
     def _anew(self) -> Policy:
@@ -253,9 +253,9 @@ class PolicyStage(Stage):
     def collect(self, rows: RawRows, count: bool, generator: torch.Generator, seed: int) -> RolloutBuffer:
         """Rows → rollout → credit → a full buffer; rows that do not `count` keep this rank in step with the others."""
         assert self.collector is not None
-        with self.measuring():
+        with self.evaluation_mode():
             if self.reward is None:
-                rollout = self.collector.recorded(rows, self.max_length, self.device, count, not self.one_pass)
+                rollout = self.collector.recorded(rows, self.max_length, self.device, count, not self.single_pass)
             else:
                 responses, values = self.algorithm.responses_per_prompt, self.algorithm.needs_values
                 rollout = self.collector.online(rows, responses, values, generator, count)
@@ -263,10 +263,12 @@ class PolicyStage(Stage):
             if batch.values is not None and batch.returns is not None:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
                 self.collector.metrics["value/explained_variance"] = float(explained)
-        empty = self.algorithm.minibatches - len(batch) // self.algorithm.rows_per_unit
-        if empty > 0 and not self.told_of_empty_steps:
-            say(f"a rollout of {len(rows)} rows leaves {empty} of {self.algorithm.minibatches} minibatches empty")
-            self.told_of_empty_steps = True
+        empty = self.algorithm.minibatches - len(batch) // self.algorithm.rows_per_loss_group
+        if empty > 0 and not self.reported_empty_steps:
+            print_once(
+                f"a rollout of {len(rows)} rows leaves {empty} of {self.algorithm.minibatches} minibatches empty"
+            )
+            self.reported_empty_steps = True
         self.skipping, self.started = False, time.perf_counter()
         return self._buffer(batch, seed)
 
@@ -274,7 +276,7 @@ class PolicyStage(Stage):
         return RolloutBuffer(
             batch or batch_of({"tokens": torch.zeros(1, 1)}),
             self.algorithm.weight,
-            rows_per_unit=self.algorithm.rows_per_unit,
+            rows_per_loss_group=self.algorithm.rows_per_loss_group,
             epochs=self.algorithm.epochs,
             minibatches=self.algorithm.minibatches,
             accumulate=self.accumulate,
@@ -285,20 +287,20 @@ class PolicyStage(Stage):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Run the policy, ask the algorithm, divide; nothing while the rest of a rollout is skipped."""
-        return torch.zeros((), device=self.device) if self.skipping else self.learn(batch, self._loss)
+        return torch.zeros((), device=self.device) if self.skipping else self.backward_loss(batch, self._loss)
 
     def _loss(self, batch: Batch) -> LossOutput:
         output = self.policy(batch, self.algorithm.needs_entropy)  # type: ignore[misc]
-        if not self.one_pass:
+        if not self.single_pass:
             return self.algorithm.loss(output, batch)
         before = replace(batch, logprobs=output.logprobs.detach())
         drift = masked_sum(kl_estimate(before.logprobs, batch.reference_logprobs), batch.mask)
         loss = self.algorithm.loss(output, before)
         return replace(loss, means={**loss.means, "kl/reference": (drift, batch.mask.sum())})
 
-    def units(self, batch: Batch) -> Tensor:
+    def loss_groups(self, batch: Batch) -> Tensor:
         """Rows that the algorithm never separates."""
-        return super().units(batch) // self.algorithm.rows_per_unit
+        return super().loss_groups(batch) // self.algorithm.rows_per_loss_group
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Nothing while the rest of a rollout is skipped: on several processes Lightning wants a loss all the same."""
@@ -315,15 +317,15 @@ class PolicyStage(Stage):
             optimizer_closure()
 
     @property
-    def one_pass(self) -> bool:
+    def single_pass(self) -> bool:
         """The step that learns from recorded pairs is the only one that does: its own pass is the policy before it."""
         steps = self.algorithm.epochs * self.algorithm.minibatches
         return self.reward is None and steps == 1 and not self.algorithm.prepare_reads_logprobs
 
-    def take_in(self, loss: LossOutput) -> None:
+    def record_step(self, loss: LossOutput) -> None:
         """Also keeps what this optimiser step measured, for `Algorithm.stop`."""
-        self.step_meter.add(loss)
-        super().take_in(loss)
+        self.step_accumulator.add(loss)
+        super().record_step(loss)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Ask the algorithm whether to stop; log when the rollout is used up."""
@@ -334,25 +336,25 @@ class PolicyStage(Stage):
         assert self.loader is not None
         assert self.loader.buffer is not None
         assert self.collector is not None
-        if self.loader.buffer.cursor % self.accumulate == 0 and self.step_meter.sums:
-            measured = self.step_meter.read()
+        if self.loader.buffer.cursor % self.accumulate == 0 and self.step_accumulator.sums:
+            measured = self.step_accumulator.read()
             self.skipping = self.algorithm.stop(measured)
             if self.loader.buffer.cursor == self.accumulate and "policy/ratio_max" in measured:
                 # nothing has moved yet: what is not 1 is the gap between the numerics that write and those that train
                 self.collector.metrics["policy/ratio_first"] = measured["policy/ratio_max"]
-        return self.unreported() if self.loader.last_part else {}
+        return self.pending_metrics() if self.loader.at_last_micro_batch else {}
 
-    def unreported(self) -> dict[str, float]:
+    def pending_metrics(self) -> dict[str, float]:
         """Also what was measured on the rollout when it was collected."""
         assert self.collector is not None
-        values = {**self.collector.metrics, **self.algorithm.metrics(), **self.meter.read()}
+        values = {**self.collector.metrics, **self.algorithm.metrics(), **self.accumulator.read()}
         return values | {"time/update": time.perf_counter() - self.started, "memory/peak": peak_memory()}
 
     # -- held-out prompts --------------------------------------------------------------------------------------------
 
     def measure_rows(self, rows: RawRows) -> None:
         """Write one response to each held-out prompt and measure it; judge recorded pairs where there are any."""
-        completions = self.writer.write(rows, 1, self.sampler)
+        completions = self.response_generator.generate(rows, 1, self.sampler)
         self.held_out.add_completions(completions, self.rewards)
         if self.reward is not None:
             self._measure_kl(completions)
@@ -381,7 +383,7 @@ class PolicyStage(Stage):
             logger.log_metrics({"reference/gap": gap}, step=self.global_step)
         target = self.algorithm.kl_target
         if target is not None and gap > 0.1 * target:
-            say(
+            print_once(
                 f"warning: the reference is {gap:.4f} nats per token away from the policy before the first step, more than a "
                 f"tenth of the KL target {target}; use model.reference: int8 or full, or raise the target"
             )
@@ -391,15 +393,15 @@ class PolicyStage(Stage):
         drift = ((pairs.logprobs - pairs.reference_logprobs) * pairs.mask).sum(-1)
         margin = drift[0::2] - drift[1::2]
         self.held_out.add("preference/margin", margin.tolist())
-        self.held_out.add("preference/accuracy", agreement(margin).tolist())
+        self.held_out.add("preference/accuracy", preference_agreement(margin).tolist())
 
     def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """One completion a prompt, greedy by default, with the columns of its row."""
         generator = torch.Generator(self.device).manual_seed(index)
-        written = self.writer.write(rows, 1, generator, self.predict_temperature)
+        generated = self.response_generator.generate(rows, 1, generator, self.predict_temperature)
         return [
             {**row, "prompt": p, "response": r}
-            for row, p, r in zip(rows, written.prompts, written.responses, strict=True)
+            for row, p, r in zip(rows, generated.prompts, generated.responses, strict=True)
         ]
 
     # -- what stays --------------------------------------------------------------------------------------------------
@@ -414,12 +416,12 @@ class PolicyStage(Stage):
     def rank_state(self) -> dict[str, Any]:
         """Also the memories of the rewards, and what the step measured that has just been taken."""
         rewards = {name: reward.state_dict() for name, reward in self.rewards.items()}
-        return {**super().rank_state(), "step_meter": self.step_meter.state_dict(), "rewards": rewards}
+        return {**super().rank_state(), "step_accumulator": self.step_accumulator.state_dict(), "rewards": rewards}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Restore them."""
         super().load_rank_state(state)
-        self.step_meter.load_state_dict(state["step_meter"], self.trainer.strategy.root_device)
+        self.step_accumulator.load_state_dict(state["step_accumulator"], self.trainer.strategy.root_device)
         for name, reward in self.rewards.items():
             reward.load_state_dict(state["rewards"][name])
 
@@ -435,15 +437,17 @@ class PolicyStage(Stage):
         assert self.collector is not None
         if self.restored_metrics:  # not in `on_fit_start`: what is sharded reads its checkpoint after it
             self.collector.metrics, self.restored_metrics = self.restored_metrics, {}
-        self.network.settle()
-        self.moved = True
+        self.network.probe_capabilities()
+        self.weights_changed = True
         self._restore_random_states()
-        if self.step_meter.sums or (self.loader is not None and self.loader.last_part):
+        if self.step_accumulator.sums or (self.loader is not None and self.loader.at_last_micro_batch):
             self.tell_loggers(self._end_step())
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The policy (or its adapter), tokenizer and generation config; the critic beside it."""
         assert self.policy is not None
-        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens, part_of(state, "model."))
+        export_model(
+            self.policy.model, self.tokenizer, folder, self.encoder_of_run.stop_tokens, sub_state(state, "model.")
+        )
         if self.policy.critic is not None:
             save_critic(self.policy, state, folder / "critic.safetensors")

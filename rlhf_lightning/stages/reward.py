@@ -11,19 +11,19 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_accuracy, binary_calibration_error
 
-from rlhf_lightning.distributed import gathered, share
+from rlhf_lightning.distributed import all_gather, share
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.masked import masked_moments
 from rlhf_lightning.functional.preference_losses import bradley_terry_loss
 from rlhf_lightning.models.encoding import recorded_rows
-from rlhf_lightning.models.export import export_model, part_of
+from rlhf_lightning.models.export import export_model, sub_state
 from rlhf_lightning.models.loading import ModelConfig, load_reward_config, load_reward_model
-from rlhf_lightning.models.reward_model import RewardModel, normalized, set_normalization
-from rlhf_lightning.rollouts.row_source import RawRows, RowSource
+from rlhf_lightning.models.reward_model import RewardModel, normalize_scores, set_normalization
+from rlhf_lightning.rollouts.row_source import RowSource
 from rlhf_lightning.rollouts.step_loader import StepLoader
-from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_least
+from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_minimum
 from rlhf_lightning.training.optimizers import adamw
-from rlhf_lightning.types import LossOutput, PreferenceBatch
+from rlhf_lightning.types import LossOutput, PreferenceBatch, RawRows
 
 
 class RewardStage(Stage):
@@ -55,7 +55,7 @@ class RewardStage(Stage):
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__(model, optimizer, lr_scheduler, on_nonfinite)
-        check_least(2, max_length=max_length)  # a token of the prompt and one of the response
+        check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.objective, self.margin, self.centering = objective, margin, centering
         self.calibrate, self.max_length = calibrate, max_length
         self.scorer: RewardModel | None = None
@@ -119,15 +119,17 @@ class RewardStage(Stage):
         """Rows → token ids, ratings and margins; the responses of one row are compared."""
         prompts, responses, groups, ratings, margins = [], [], [], [], []
         for index, row in enumerate(rows):
-            start = self.coder.prompt(row["prompt"])
+            start = self.encoder_of_run.prompt(row["prompt"])
             for text, rating in responses_of(row):
-                prompt, response = self.coder.pair(start, self.coder.response(row["prompt"], text), self.max_length)
+                prompt, response = self.encoder_of_run.pair(
+                    start, self.encoder_of_run.response(row["prompt"], text), self.max_length
+                )
                 prompts.append(prompt)
                 responses.append(response)
                 groups.append(index)
                 ratings.append(rating)
                 margins.append(float(row.get("margin") or 0.0) * self.margin)
-        found = recorded_rows(prompts, responses, groups, self.coder.stop_tokens, self.tokenizer.pad_token_id)
+        found = recorded_rows(prompts, responses, groups, self.encoder_of_run.stop_tokens, self.tokenizer.pad_token_id)
         return PreferenceBatch(**found.tensors(), ratings=torch.tensor(ratings), margins=torch.tensor(margins))
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
@@ -137,11 +139,11 @@ class RewardStage(Stage):
 
     def training_step(self, batch: PreferenceBatch, index: int) -> Tensor:
         """Score every response once, compare, divide by the whole step."""
-        return self.learn(batch, lambda piece: self.loss(self(piece), piece))
+        return self.backward_loss(batch, lambda micro_batch: self.loss(self(micro_batch), micro_batch))
 
-    def units(self, batch: PreferenceBatch) -> Tensor:
+    def loss_groups(self, batch: PreferenceBatch) -> Tensor:
         """Responses that are compared; each for itself where none is."""
-        return super().units(batch) if self.objective == "regression" else batch.groups
+        return super().loss_groups(batch) if self.objective == "regression" else batch.groups
 
     def loss(self, scores: Tensor, batch: PreferenceBatch) -> LossOutput:
         """A sum over groups of the mean over their pairs, or over responses of the squared error."""
@@ -189,7 +191,7 @@ class RewardStage(Stage):
 
     def held_out_metrics(self) -> dict[str, float]:
         """Accuracy and calibration of the comparisons of all ranks."""
-        parts = [part for parts in gathered(self.differences) for part in parts]
+        parts = [part for parts in all_gather(self.differences) for part in parts]
         self.differences = []
         if not parts:
             return {}
@@ -204,7 +206,7 @@ class RewardStage(Stage):
 
     def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """The rows with the score of each of their responses, normalised as the model says, as `ModelReward` gives it."""
-        scores = iter(normalized(self.model, self(self.encode(rows).to(self.device))).tolist())
+        scores = iter(normalize_scores(self.model, self(self.encode(rows).to(self.device))).tolist())
         return [{**row, "scores": [next(scores) for _ in responses_of(row)]} for row in rows]
 
     def on_train_end(self) -> None:
@@ -216,7 +218,7 @@ class RewardStage(Stage):
         rows = getattr(data, "train_rows", None)
         if rows is None:
             raise UserError(f"calibrate needs the training rows, and {type(data).__name__} has no attribute train_rows")
-        with self.measuring():
+        with self.evaluation_mode():
             parts = [
                 self(self.encode(own).to(self.device))
                 for i in range(0, min(len(rows), 1024), 16)
@@ -228,7 +230,7 @@ class RewardStage(Stage):
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The model with its head and score normalisation, and the tokenizer."""
-        export_model(self.model, self.tokenizer, folder, self.coder.stop_tokens, part_of(state, "model."))
+        export_model(self.model, self.tokenizer, folder, self.encoder_of_run.stop_tokens, sub_state(state, "model."))
 
 
 def responses_of(row: dict[str, Any]) -> list[tuple[Any, float]]:

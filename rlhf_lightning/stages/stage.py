@@ -22,26 +22,26 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.distributed import any_rank, gathered, together
+from rlhf_lightning.distributed import all_gather, any_rank, raise_on_all_ranks
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import is_adapted
-from rlhf_lightning.models.backbone import evaluating, packs
+from rlhf_lightning.models.backbone import eval_mode, supports_packing
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_tokenizer, stop_token_ids
-from rlhf_lightning.models.micro_batches import pieces
+from rlhf_lightning.models.micro_batches import micro_batches
 from rlhf_lightning.models.sharding import full_state, shard_, unsharded
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.row_source import NO_BATCH, RawRows, rows_of
-from rlhf_lightning.rollouts.step_loader import HeldOut
+from rlhf_lightning.rollouts.row_source import NO_BATCH, rows_of
+from rlhf_lightning.rollouts.step_loader import ValidationLoader
 from rlhf_lightning.training.checks import check_trainer
-from rlhf_lightning.training.metrics import Meter
-from rlhf_lightning.training.nonfinite import Fault, Part, find_fault, save_step
-from rlhf_lightning.training.optimizers import build_optimizer, scheduled
+from rlhf_lightning.training.metrics import MetricAccumulator
+from rlhf_lightning.training.nonfinite import MicroBatch, NonFinite, find_nonfinite, save_step
+from rlhf_lightning.training.optimizers import build_optimizer, scheduler_config
 from rlhf_lightning.training.precision import check_device, keep_float32
 from rlhf_lightning.training.random_states import random_states, set_random_states
-from rlhf_lightning.training.resume import begin_step_again
-from rlhf_lightning.training.validation import HeldOutMeasures, Sample
-from rlhf_lightning.types import LossOutput, RowsT
+from rlhf_lightning.training.resume import rewind_to_step_start
+from rlhf_lightning.training.validation import Sample, ValidationMetrics
+from rlhf_lightning.types import LossOutput, RawRows, RowsT
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 OnNonFinite = Literal["stop", "skip"]
@@ -60,16 +60,16 @@ class Stage(LightningModule):
         super().__init__()
         self.config, self.make_optimizer, self.make_lr_scheduler = config, optimizer, lr_scheduler
         self.on_nonfinite = on_nonfinite
-        self.parts: list[Part] = []
+        self.parts: list[MicroBatch] = []
         self.skipped_steps = 0
-        self.moved = False
+        self.weights_changed = False
         """The weights are no longer those that `config` names."""
         self.steps_before: int | None = None
         self.random_states: dict[str, Any] | None = None
         self.validation_samples: list[Sample] = []
         self.best: dict[str, float] = {}
-        self.meter = Meter()
-        self.held_out = HeldOutMeasures()
+        self.accumulator = MetricAccumulator()
+        self.held_out = ValidationMetrics()
         self.encoder: Encoder | None = None
         self.loader: Any = None
         self.loader_state: dict[str, Any] | None = None
@@ -78,10 +78,10 @@ class Stage(LightningModule):
     @property
     def tokenizer(self) -> Any:
         """The tokenizer; there from `setup` on."""
-        return self.coder.tokenizer
+        return self.encoder_of_run.tokenizer
 
     @property
-    def coder(self) -> Encoder:
+    def encoder_of_run(self) -> Encoder:
         """The encoder; there from `setup` on."""
         assert self.encoder is not None
         return self.encoder
@@ -103,7 +103,7 @@ class Stage(LightningModule):
         keep_float32(self.trainer.precision_plugin)
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
-            self.forget_run()
+            self.reset_run()
         data: LightningDataModule | None = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError(
@@ -112,18 +112,18 @@ class Stage(LightningModule):
             )
         for name, wrap in {
             "train_dataloader": lambda loader: self._continued(train, loader),
-            "val_dataloader": HeldOut,
-            "test_dataloader": HeldOut,
-            "predict_dataloader": HeldOut,
+            "val_dataloader": ValidationLoader,
+            "test_dataloader": ValidationLoader,
+            "predict_dataloader": ValidationLoader,
         }.items():
             if not is_overridden(name, data):  # Lightning skips what the data module does not have
                 continue
             original = getattr(getattr(data, name), "original", getattr(data, name))
             setattr(data, name, _wrapped(original, wrap))
 
-    def forget_run(self) -> None:
+    def reset_run(self) -> None:
         """What an earlier `fit` with this stage left, which may have ended within a step."""
-        self.parts, self.meter, self.skipped_steps = [], Meter(), 0
+        self.parts, self.accumulator, self.skipped_steps = [], MetricAccumulator(), 0
         self.loader = self.loader_state = self.random_states = None
 
     def _continued(self, train: Callable[[Iterable[Any]], Any], rows: Iterable[Any]) -> Any:
@@ -189,7 +189,7 @@ class Stage(LightningModule):
 
     @property
     def network(self) -> Any:
-        """All weights of the stage, a module that can `settle`; there from `configure_model` on."""
+        """All weights of the stage, a module that can `probe_capabilities`; there from `configure_model` on."""
         raise NotImplementedError
 
     def placed(self, network: NetworkT) -> NetworkT:
@@ -200,34 +200,34 @@ class Stage(LightningModule):
         return network
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def evaluation_mode(self) -> Iterator[None]:
         """Eval mode, no gradient, the precision of training, whole weights; modes are put back. All ranks enter together."""
         precision = self.trainer.precision_plugin.forward_context()
-        with evaluating(self), unsharded(self.network), torch.no_grad(), precision:
-            self.network.settle()  # a rank without rows to measure would else do so later, alone, with weights that are cut
+        with eval_mode(self), unsharded(self.network), torch.no_grad(), precision:
+            self.network.probe_capabilities()  # a rank without rows to measure would else do so later, alone, with weights that are cut
             yield
 
-    def learn(self, batch: RowsT, loss: Callable[[RowsT], LossOutput]) -> Tensor:
+    def backward_loss(self, batch: RowsT, loss: Callable[[RowsT], LossOutput]) -> Tensor:
         """What `training_step` returns: the `loss` of `batch`, divided by the weight of the step.
 
         A batch of more than `max_tokens_per_batch` tokens is taken in pieces. The gradient of each but the last is taken here, so
         that the activations of one piece exist at a time.
         """
-        shares = all(packs(trunk) for trunk in self.network.trunks())
-        *others, last = pieces(batch, self.units(batch), self.config.max_tokens_per_batch, shares)
-        for piece in others:
-            share = self._divided(loss(piece), piece) / self.accumulate
+        shares = all(supports_packing(backbone) for backbone in self.network.backbones())
+        *others, last = micro_batches(batch, self.loss_groups(batch), self.config.max_tokens_per_batch, shares)
+        for micro_batch in others:
+            share = self._divided(loss(micro_batch), micro_batch) / self.accumulate
             with torch.autocast(self.device.type, enabled=False):
                 self.trainer.strategy.backward(share, None)
         return self._divided(loss(last), last)
 
-    def units(self, batch: Any) -> Tensor:
+    def loss_groups(self, batch: Any) -> Tensor:
         """int64 [B]: rows with the same number have a loss together, and are never separated."""
         return torch.arange(len(batch))
 
     def _divided(self, loss: LossOutput, batch: Any) -> Tensor:
         """A piece's share of the step's loss: Lightning divides by the accumulation and averages over ranks, so undo both."""
-        self.parts.append(Part(batch, replace(loss, loss=loss.loss.detach())))
+        self.parts.append(MicroBatch(batch, replace(loss, loss=loss.loss.detach())))
         return loss.loss.float() * (self.accumulate * self.trainer.world_size) / batch.weight
 
     def report(self, values: dict[str, float], shown: Iterable[str] = ()) -> None:
@@ -251,11 +251,11 @@ class Stage(LightningModule):
 
     def _step_metrics(self) -> dict[str, float]:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return self.unreported() if every and self.global_step % every == 0 else {}
+        return self.pending_metrics() if every and self.global_step % every == 0 else {}
 
-    def unreported(self) -> dict[str, float]:
+    def pending_metrics(self) -> dict[str, float]:
         """What was measured since the last report, over all ranks."""
-        return {**self.meter.read(), "memory/peak": peak_memory()}
+        return {**self.accumulator.read(), "memory/peak": peak_memory()}
 
     def check_rewards(self, rewards: dict[str, Reward]) -> None:
         """Find what is wrong with rewards before weights are loaded, and note the best there can be."""
@@ -282,14 +282,14 @@ class Stage(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier validation measured."""
-        self.held_out, self.validation_samples = HeldOutMeasures(), []
+        self.held_out, self.validation_samples = ValidationMetrics(), []
         self.sampler = torch.Generator(self.device).manual_seed(self.global_rank)
 
     def validation_step(self, rows: RawRows, index: int) -> None:
         """Measure this rank's share of a batch of held-out rows, which may be none."""
         self.held_out.begin_batch()
-        with self.measuring():
-            together(lambda: self.measure_rows(rows) if rows else None)
+        with self.evaluation_mode():
+            raise_on_all_ranks(lambda: self.measure_rows(rows) if rows else None)
 
     test_step = validation_step
 
@@ -299,7 +299,7 @@ class Stage(LightningModule):
 
     def predict_step(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """What `predict` writes of this rank's share of a batch."""
-        with self.measuring():
+        with self.evaluation_mode():
             return self.predict_rows(rows, index) if rows else []
 
     def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
@@ -339,21 +339,21 @@ class Stage(LightningModule):
         scaled = (
             getattr(self.trainer.precision_plugin, "scaler", None) is not None
         )  # which skips infinite gradients itself
-        fault = find_fault(parts, None if scaled else norm)
+        fault = find_nonfinite(parts, None if scaled else norm)
         if any_rank(fault is not None, self.device):
             self._refuse_step(fault, parts, norm)
             return
         for part in parts:
-            self.take_in(part.loss)
+            self.record_step(part.loss)
         one = torch.ones((), device=norm.device)
         share = {"optimizer/grad_norm": (norm / self.trainer.world_size, one / self.trainer.world_size)}
-        self.meter.add(LossOutput(one, share))
+        self.accumulator.add(LossOutput(one, share))
 
-    def take_in(self, loss: LossOutput) -> None:
+    def record_step(self, loss: LossOutput) -> None:
         """Add what a part of a sound step measured to what will be logged."""
-        self.meter.add(loss)
+        self.accumulator.add(loss)
 
-    def _refuse_step(self, fault: Fault | None, parts: list[Part], norm: Tensor) -> None:
+    def _refuse_step(self, fault: NonFinite | None, parts: list[MicroBatch], norm: Tensor) -> None:
         step, rank = self.global_step + 1, f".{self.global_rank}" if self.global_rank else ""
         path = Path(self.trainer.default_root_dir) / f"nan_batch{rank}.pt"
         text = f"step {step}: a number is not finite on another process; its message says which"
@@ -366,21 +366,21 @@ class Stage(LightningModule):
         if self.on_nonfinite == "stop":
             raise UserError(f"{text}; lower the learning rate, or leave such steps out with model.on_nonfinite: skip")
         self.skipped_steps += 1
-        say(f"{text}; skipped, {self.skipped_steps} so far")
+        print_once(f"{text}; skipped, {self.skipped_steps} so far")
         for parameter in self.parameters():  # an optimizer leaves weights and moments alone where there is no gradient
             parameter.grad = None
         count = torch.tensor(float(self.skipped_steps), device=self.device)
-        self.meter.add(LossOutput(count, maxima={"optimizer/skipped_steps": count}))
+        self.accumulator.add(LossOutput(count, maxima={"optimizer/skipped_steps": count}))
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the weights that train; the scheduler steps with it, or with the metric that it waits for."""
         optimizer = build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
         if self.make_lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": scheduled(self.make_lr_scheduler(optimizer))}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(self.make_lr_scheduler(optimizer))}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Nothing: `optimizer_step` has freed those of the step before, and `learn` has taken some of this one's already."""
+        """Nothing: `optimizer_step` has freed those of the step before, and `backward_loss` has taken some of this one's already."""
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Take the step and free the gradients, which Lightning keeps through the next rollout and its first forward pass."""
@@ -389,16 +389,16 @@ class Stage(LightningModule):
 
     def on_train_start(self) -> None:
         """Log a step that was taken when the checkpoint was written: its row comes after the checkpoint."""
-        self.network.settle()
-        self.moved = True
+        self.network.probe_capabilities()
+        self.weights_changed = True
         self._restore_random_states()
-        if "optimizer/grad_norm" in self.meter.sums:
+        if "optimizer/grad_norm" in self.accumulator.sums:
             self.tell_loggers(self._step_metrics())
 
     def on_train_end(self) -> None:
         """Log what training ended too early to report."""
-        if self.meter.sums:
-            self.tell_loggers(self.unreported())
+        if self.accumulator.sums:
+            self.tell_loggers(self.pending_metrics())
 
     def _restore_random_states(self) -> None:
         if self.random_states is not None:
@@ -407,16 +407,16 @@ class Stage(LightningModule):
 
     def rank_state(self) -> dict[str, Any]:
         """What differs from rank to rank; plain numbers and CPU tensors."""
-        return {"meter": self.meter.state_dict(), "random": random_states()}
+        return {"accumulator": self.accumulator.state_dict(), "random": random_states()}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Restore it; random states only when training goes on, as much is drawn before."""
-        self.meter.load_state_dict(state["meter"], self.trainer.strategy.root_device)
+        self.accumulator.load_state_dict(state["accumulator"], self.trainer.strategy.root_device)
         self.random_states = state["random"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was measured; leave out what an adapter run does not train, which comes from where it came from before."""
-        checkpoint["ranks"], checkpoint["skipped_steps"] = gathered(self.rank_state()), self.skipped_steps
+        checkpoint["ranks"], checkpoint["skipped_steps"] = all_gather(self.rank_state()), self.skipped_steps
         if not self.strict_loading and "averaging_state" not in checkpoint:  # WeightAveraging reads all of it
             trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
@@ -428,14 +428,14 @@ class Stage(LightningModule):
             UserError: it is of a run that trained other weights; into an adapter run Lightning would take what fits.
         """
         self._check_weights(checkpoint.get("state_dict"))
-        self.moved = True
+        self.weights_changed = True
         if self._trainer is None:  # load_from_checkpoint wants the weights alone
             return
         if len(checkpoint["ranks"]) == self.trainer.world_size:
             self.load_rank_state(checkpoint["ranks"][self.global_rank])
         self.skipped_steps = checkpoint["skipped_steps"]
         fit_loop = checkpoint["loops"]["fit_loop"]
-        begin_step_again(fit_loop, self.accumulate)
+        rewind_to_step_start(fit_loop, self.accumulate)
         self.loader, self.loader_state = None, (fit_loop["state_dict"].get("combined_loader") or [None])[0]
         if self.trainer.state.fn != "fit":  # else what is measured would be logged as of step 0
             self.steps_before = self._count_as(checkpoint["global_step"])
@@ -449,9 +449,9 @@ class Stage(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Say how many texts were cut, and let go of the loader and of the steps of a checkpoint that was only measured."""
-        for what, count in self.coder.cut.items():
-            say(f"cut to fit: {count} {what}, counted each time they were read")
-        self.coder.cut.clear()
+        for what, count in self.encoder_of_run.truncated_counts.items():
+            print_once(f"cut to fit: {count} {what}, counted each time they were read")
+        self.encoder_of_run.truncated_counts.clear()
         self.loader = None  # a stage may be copied
         if self.steps_before is not None:
             self._count_as(self.steps_before)
@@ -513,12 +513,12 @@ def _only(loader: Any) -> Any:
 
 
 @rank_zero_only
-def say(line: str) -> None:
+def print_once(line: str) -> None:
     """Print a line, once whatever the number of ranks."""
     print(line, flush=True)
 
 
-def check_least(least: int, **given: int | None) -> None:
+def check_minimum(least: int, **given: int | None) -> None:
     """Refuse numbers of a stage that are too small; null is none.
 
     Raises:

@@ -12,19 +12,19 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from rlhf_lightning.functional.masked import masked_sum
-from rlhf_lightning.generation.base import Generation
+from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.encoding import recorded_rows
-from rlhf_lightning.models.export import export_model, part_of
+from rlhf_lightning.models.export import export_model, sub_state
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.responses import Writer
-from rlhf_lightning.rollouts.row_source import RawRows, RowSource
+from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.rollouts.row_source import RowSource
 from rlhf_lightning.rollouts.step_loader import StepLoader
-from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_least
+from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_minimum
 from rlhf_lightning.training.optimizers import adamw
-from rlhf_lightning.types import InstructionBatch, LossOutput
+from rlhf_lightning.types import InstructionBatch, LossOutput, RawRows
 
 
 class SupervisedStage(Stage):
@@ -47,7 +47,7 @@ class SupervisedStage(Stage):
         model: ModelConfig,
         completion_only: bool = True,
         max_length: int | None = None,
-        generation: Generation = Sampler(),  # noqa: B008  (never changed)
+        generation: Generator = Sampler(),  # noqa: B008  (never changed)
         evaluation_rewards: dict[str, Reward] | None = None,
         predict_temperature: float = 0.0,
         optimizer: OptimizerCallable = adamw,
@@ -55,7 +55,7 @@ class SupervisedStage(Stage):
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__(model, optimizer, lr_scheduler, on_nonfinite)
-        check_least(2, max_length=max_length)  # a token of the prompt and one of the response
+        check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.completion_only, self.max_length, self.generation = completion_only, max_length, generation
         self.evaluation_rewards, self.predict_temperature = evaluation_rewards or {}, predict_temperature
         self.policy: Policy | None = None
@@ -90,19 +90,21 @@ class SupervisedStage(Stage):
         pairs = [pair for row in rows for pair in turns(row)]
         prompts, completions = [], []
         for prompt, completion in pairs:
-            ids = self.coder.pair(self.coder.prompt(prompt), self.coder.response(prompt, completion), self.max_length)
+            ids = self.encoder_of_run.pair(
+                self.encoder_of_run.prompt(prompt), self.encoder_of_run.response(prompt, completion), self.max_length
+            )
             if not self.completion_only:
                 ids = (ids[0][:1], ids[0][1:] + ids[1])
             prompts.append(ids[0])
             completions.append(ids[1])
         found = recorded_rows(
-            prompts, completions, list(range(len(pairs))), self.coder.stop_tokens, self.tokenizer.pad_token_id
+            prompts, completions, list(range(len(pairs))), self.encoder_of_run.stop_tokens, self.tokenizer.pad_token_id
         )
         return InstructionBatch(**found.tensors())
 
     def training_step(self, batch: InstructionBatch, index: int) -> Tensor:
         """Minus the log-probability of every completion token, divided by those of the whole step."""
-        return self.learn(batch, self._loss)
+        return self.backward_loss(batch, self._loss)
 
     def _loss(self, batch: InstructionBatch) -> LossOutput:
         nats = -masked_sum(self.policy(batch).logprobs, batch.mask)  # type: ignore[misc]
@@ -123,29 +125,33 @@ class SupervisedStage(Stage):
         batch = self.encode(rows).to(self.device)
         logprobs = self.policy(batch).logprobs  # type: ignore[misc]
         self.held_out.add("loss/policy", (-logprobs[batch.mask]).tolist())
-        written = self._writer.write([first_turn(row) for row in rows], 1, self.sampler)
-        self.held_out.add_completions(written, self.evaluation_rewards)
+        generated = self._response_generator.generate([first_turn(row) for row in rows], 1, self.sampler)
+        self.held_out.add_completions(generated, self.evaluation_rewards)
 
     @property
-    def _writer(self) -> Writer:
+    def _response_generator(self) -> ResponseGenerator:
         """Prompts lose their beginning here too where they are too long."""
         assert self.policy is not None
-        room = self.coder.room(self.generation.max_new_tokens)
-        return Writer(self.policy, self.generation, replace(self.coder, max_prompt_length=room))
+        room = self.encoder_of_run.room(self.generation.max_new_tokens)
+        return ResponseGenerator(self.policy, self.generation, replace(self.encoder_of_run, max_prompt_length=room))
 
     def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """One completion a prompt, greedy by default."""
         generator = torch.Generator(self.device).manual_seed(index)
-        written = self._writer.write([first_turn(row) for row in rows], 1, generator, self.predict_temperature)
+        generated = self._response_generator.generate(
+            [first_turn(row) for row in rows], 1, generator, self.predict_temperature
+        )
         return [
             {**row, "prompt": p, "response": r}
-            for row, p, r in zip(rows, written.prompts, written.responses, strict=True)
+            for row, p, r in zip(rows, generated.prompts, generated.responses, strict=True)
         ]
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """The model (or its adapter), tokenizer and generation config."""
         assert self.policy is not None
-        export_model(self.policy.model, self.tokenizer, folder, self.coder.stop_tokens, part_of(state, "model."))
+        export_model(
+            self.policy.model, self.tokenizer, folder, self.encoder_of_run.stop_tokens, sub_state(state, "model.")
+        )
 
 
 def turns(row: dict[str, Any]) -> list[tuple[Any, Any]]:

@@ -1,0 +1,1 @@
+"""The parts that a stage has: loss step, loaders, validation, metrics, resume, optimizers, precision."""

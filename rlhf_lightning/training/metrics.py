@@ -9,7 +9,7 @@ from rlhf_lightning.distributed import all_max, all_sum
 from rlhf_lightning.types import LossOutput
 
 
-class Meter:
+class MetricAccumulator:
     """Adds up sums, counts and maxima until they are read, over all ranks at once."""
 
     def __init__(self) -> None:

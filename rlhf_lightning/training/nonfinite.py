@@ -14,7 +14,7 @@ from rlhf_lightning.types import LossOutput
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """A part of an optimiser step: what went in and what the loss said of it."""
 
     batch: Any
@@ -22,7 +22,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Fault:
+class NonFinite:
     """The first number of a step that is not finite."""
 
     metric: str
@@ -31,7 +31,7 @@ class Fault:
     """Which part of the step, from 0."""
 
 
-def find_fault(parts: list[Part], gradient_norm: Tensor | None) -> Fault | None:
+def find_nonfinite(parts: list[MicroBatch], gradient_norm: Tensor | None) -> NonFinite | None:
     """The first metric of the first part that is not finite, else the loss, else the norm of the gradient (None: not judged)."""
     numbers = [part.loss.loss.detach().double() for part in parts]
     numbers += [] if gradient_norm is None else [gradient_norm.detach().double().to(numbers[0].device)]
@@ -41,11 +41,11 @@ def find_fault(parts: list[Part], gradient_norm: Tensor | None) -> Fault | None:
         means = {name: float(total) for name, (total, _) in part.loss.means.items()}
         for name, value in {**means, "loss": float(part.loss.loss.detach())}.items():
             if not math.isfinite(value):
-                return Fault(name, value, index)
-    return Fault("optimizer/grad_norm", float(numbers[-1]), len(parts) - 1)
+                return NonFinite(name, value, index)
+    return NonFinite("optimizer/grad_norm", float(numbers[-1]), len(parts) - 1)
 
 
-def save_step(path: Path, step: int, fault: Fault, parts: list[Part], gradient_norm: Tensor | None) -> None:
+def save_step(path: Path, step: int, fault: NonFinite, parts: list[MicroBatch], gradient_norm: Tensor | None) -> None:
     """What is needed to look into a fault, as plain tensors: `torch.load(path, weights_only=True)` reads it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(

@@ -30,20 +30,20 @@ def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.o
     try:
         optimizer = make(trained)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"the optimizer cannot be made: {_in_short(error)}") from error
+        raise UserError(f"the optimizer cannot be made: {_shortened(error)}") from error
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError(
             "the optimizer LBFGS asks for the loss several times a step, which has gradients of its own each time"
         )
     if any(isinstance(weight, DTensor) for weight in trained):
-        _check_cut(optimizer)
+        _check_sharded(optimizer)
     if type(optimizer).__module__.startswith("bitsandbytes") and trained:
-        _try_out(type(optimizer).__name__, make, trained)
-    _fuse_(optimizer)
+        _check_kernel(type(optimizer).__name__, make, trained)
+    _use_fused_kernel(optimizer)
     return optimizer
 
 
-def scheduled(scheduler: Any) -> dict[str, Any]:
+def scheduler_config(scheduler: Any) -> dict[str, Any]:
     """How Lightning steps a scheduler: after every optimiser step, or at the end of an epoch by the metric that it waits for.
 
     Raises:
@@ -59,7 +59,7 @@ def scheduled(scheduler: Any) -> dict[str, Any]:
     return {"scheduler": scheduler, "monitor": scheduler.monitor, "interval": "epoch"}
 
 
-def _fuse_(optimizer: torch.optim.Optimizer) -> None:
+def _use_fused_kernel(optimizer: torch.optim.Optimizer) -> None:
     """Have Adam step in one kernel that makes no temporaries, unless `fused` or `foreach` says how it shall.
 
     Set on the groups and not by the constructor, which would also take gradient scaling, and so clipping, from Lightning.
@@ -71,7 +71,7 @@ def _fuse_(optimizer: torch.optim.Optimizer) -> None:
                 group["fused"] = True
 
 
-def _check_cut(optimizer: torch.optim.Optimizer) -> None:
+def _check_sharded(optimizer: torch.optim.Optimizer) -> None:
     """Refuse what cannot step on weights that are cut over processes, or go on with them from a checkpoint."""
     name, cut = type(optimizer).__name__, "weights that are cut over processes (fsdp2)"
     if type(optimizer).__module__.startswith("bitsandbytes"):
@@ -86,7 +86,7 @@ def _check_cut(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def _try_out(name: str, make: MakeOptimizer, trained: list[nn.Parameter]) -> None:
+def _check_kernel(name: str, make: MakeOptimizer, trained: list[nn.Parameter]) -> None:
     """A step on a weight of no consequence: bitsandbytes lacks some kernels for some devices, and says so in the first step."""
     weight = nn.Parameter(torch.zeros(2, QUANTISED_FROM, dtype=trained[0].dtype, device=trained[0].device))
     weight.grad = torch.zeros_like(weight)
@@ -95,9 +95,9 @@ def _try_out(name: str, make: MakeOptimizer, trained: list[nn.Parameter]) -> Non
     except Exception as error:  # whatever its kernels raise
         raise UserError(
             f"the optimizer {name} of bitsandbytes cannot step on {weight.device.type} in {str(weight.dtype)[6:]} "
-            f"({_in_short(error)}); use another, such as bitsandbytes.optim.AdamW8bit or torch.optim.AdamW"
+            f"({_shortened(error)}); use another, such as bitsandbytes.optim.AdamW8bit or torch.optim.AdamW"
         ) from error
 
 
-def _in_short(error: Exception) -> str:
+def _shortened(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

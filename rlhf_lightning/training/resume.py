@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lightning.rollouts.step_loader import AGAIN
+from rlhf_lightning.rollouts.step_loader import REPLAY_STEP
 
 
-def begin_step_again(fit_loop: dict[str, Any], accumulate: int) -> None:
+def rewind_to_step_start(fit_loop: dict[str, Any], accumulate: int) -> None:
     """Change the state of Lightning's loops, where a step was not taken, to that before its first part; the loader's with it.
 
     Such are checkpoints of an exception, and those written between two parts: after so many minutes, or at a validation.
@@ -27,4 +27,4 @@ def begin_step_again(fit_loop: dict[str, Any], accumulate: int) -> None:
         total["completed"] -= 1
         fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
     for loader in fit_loop["state_dict"].get("combined_loader") or []:
-        loader[AGAIN] = True
+        loader[REPLAY_STEP] = True

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lightning.distributed import gathered, interleaved
+from rlhf_lightning.distributed import all_gather, interleave_shards
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.collector import mean_score
 from rlhf_lightning.types import Completions
@@ -15,7 +15,7 @@ from rlhf_lightning.types import Completions
 Sample = dict[str, Any]
 
 
-class HeldOutMeasures:
+class ValidationMetrics:
     """Numbers and texts of this rank's share of the held-out rows, batch after batch; read once, by all ranks together."""
 
     def __init__(self) -> None:
@@ -47,10 +47,10 @@ class HeldOutMeasures:
 
     def means(self, device: torch.device) -> dict[str, float]:
         """The mean over all ranks of what is known, under every name that any rank has."""
-        names = dict.fromkeys(name for known in gathered(list(self.numbers)) for name in known)
+        names = dict.fromkeys(name for known in all_gather(list(self.numbers)) for name in known)
         return {name: float(mean_score(self.numbers.get(name, []), device)) for name in names}
 
     def samples(self) -> list[Sample]:
         """What was written on all ranks, in the order of the rows."""
-        batches = zip(*gathered(self.samples_of_batches), strict=True)
-        return [sample for parts in batches for sample in interleaved(list(parts))]
+        batches = zip(*all_gather(self.samples_of_batches), strict=True)
+        return [sample for parts in batches for sample in interleave_shards(list(parts))]

@@ -43,9 +43,9 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str) -> Non
         path.write_text(json.dumps(ROWS))
     elif ".csv" in name:
         with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, ["question", "answer"])
-            writer.writeheader()
-            writer.writerows(ROWS)
+            response_generator = csv.DictWriter(file, ["question", "answer"])
+            response_generator.writeheader()
+            response_generator.writerows(ROWS)
     else:
         import datasets
 

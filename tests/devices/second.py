@@ -31,14 +31,15 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.models import packing
-from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.backbone import trunk_of
-from rlhf_lightning.rewards import patience
-from rlhf_lightning.rollouts import loader, recorded
 from rlhf_lightning.generation.local import Sampler
-from rlhf_lightning.run import checkpoints, memory
-from rlhf_lightning.stages import base, random_states, reward
+from rlhf_lightning.models import backbone as backbones
+from rlhf_lightning.models.backbone import backbone_of
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.rewards import retry
+from rlhf_lightning.rollouts import reference_cache, rollout_loader
+from rlhf_lightning.run import checkpoints, out_of_memory
+from rlhf_lightning.stages import reward, stage
+from rlhf_lightning.training import random_states
 
 NAME = "second"
 aten = torch.ops.aten
@@ -293,10 +294,10 @@ def register() -> None:
     torch.set_num_threads(1)
     torch.Generator = Generator
     _Generators().__enter__()
-    for module in (base, memory, patience, random_states):
+    for module in (stage, out_of_memory, retry, random_states):
         module.torch = _AsCuda()
-    for module in (base, checkpoints, loader, recorded, reward):
-        module.gathered = _gathered
+    for module in (stage, checkpoints, rollout_loader, reference_cache, reward):
+        module.all_gather = _all_gather
 
 
 KEPT: list[Any] = []
@@ -309,8 +310,8 @@ class _AsCuda:
         return second if name == "cuda" else getattr(torch, name)
 
 
-def _gathered(value: Any) -> list[Any]:
-    """`ranks.gathered` pickles what it sends: tensors of the device would arrive on that of another rank."""
+def _all_gather(value: Any) -> list[Any]:
+    """`ranks.all_gather` pickles what it sends: tensors of the device would arrive on that of another rank."""
     if any(map(_there, pytree.tree_leaves(value))):
         raise RuntimeError(f"tensors of {NAME} would be pickled")
     return [value]
@@ -319,7 +320,7 @@ def _gathered(value: Any) -> list[Any]:
 def fit(folder: Path, *words: str, there: bool = True) -> Counter[str]:
     """Run `fit` with these words on the device, or on the CPU of this process; how often the host waited."""
     waits.clear()
-    packing._say.cache_clear()
+    backbones._print_once.cache_clear()
     where = ["--trainer.accelerator", NAME, "--trainer.strategy", NAME] if there else []
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(folder)]
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
@@ -332,10 +333,10 @@ def fit(folder: Path, *words: str, there: bool = True) -> Counter[str]:
 def waits_of_writing(folder: str, tokens: int) -> int:
     """How often the host waits while two rows of so many tokens are written."""
     model = load_causal_lm(ModelConfig(folder)).to(NAME)
-    packing.packs(trunk_of(model))
+    backbones.supports_packing(backbone_of(model))
     prompts, generator = torch.full((2, 3), 7, device=NAME), torch.Generator(NAME).manual_seed(0)
     waits.clear()
-    written = Sampler(tokens).write(model, prompts, prompts > 0, 1, [], 0, generator)
+    generated = Sampler(tokens).generate(model, prompts, prompts > 0, 1, [], 0, generator)
     found = sum(waits.values())
-    assert written.mask.all()
+    assert generated.mask.all()
     return found

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.quantization import quantize_
-from rlhf_lightning.generation.local import Sampler
-from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.types import Rows
 
 DEVICE = os.environ.get("CUDA_TESTS_ON", "cuda")
@@ -78,9 +78,9 @@ def prompts() -> tuple[Tensor, Tensor]:
     return (tokens * mask).to(DEVICE), mask.to(DEVICE)
 
 
-def written(policy: Policy, sampler: Any, temperature: float = 1.0, responses: int = 2) -> Any:
+def generated(policy: Policy, sampler: Any, temperature: float = 1.0, responses: int = 2) -> Any:
     generator = torch.Generator(DEVICE).manual_seed(1)
-    return policy.write(sampler, *prompts(), responses, [2], 0, generator, temperature)
+    return policy.generate(sampler, *prompts(), responses, [2], 0, generator, temperature)
 
 
 def rows(found: Any) -> Rows:
@@ -89,26 +89,26 @@ def rows(found: Any) -> Rows:
     return Rows(torch.cat([tokens, found.tokens], 1), mask, found.mask, groups, ~found.mask[:, -1])
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_greedy_tokens_are_those_of_transformers(folder: str, together: bool) -> None:
-    sampler = Sampler(12, max_batch_size=2, continuous_batching=not together)
-    ours, theirs = (written(policy(folder), one, 0.0, 1) for one in (sampler, TransformersGenerate(12)))
+@pytest.mark.parametrize("static", [True, False])
+def test_greedy_tokens_are_those_of_transformers(folder: str, static: bool) -> None:
+    sampler = Sampler(12, max_batch_size=2, continuous_batching=not static)
+    ours, theirs = (generated(policy(folder), one, 0.0, 1) for one in (sampler, TransformersGenerate(12)))
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.mask, theirs.mask)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_recorded_while_writing_is_what_a_pass_says(folder: str, dtype: torch.dtype) -> None:
-    writer = policy(folder, dtype)
-    found = written(writer, Sampler(12, max_batch_size=4))
-    said = writer(rows(found)).logprobs.detach()
+    response_generator = policy(folder, dtype)
+    found = generated(response_generator, Sampler(12, max_batch_size=4))
+    said = response_generator(rows(found)).logprobs.detach()
     assert float((found.logprobs - said)[found.mask].abs().max()) < DTYPES[dtype]
     assert float(said[found.mask].std()) > 0.3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packed_rows_have_the_gradients_of_padded_ones(folder: str, dtype: torch.dtype) -> None:
-    found = rows(written(policy(folder), Sampler(12)))
+    found = rows(generated(policy(folder), Sampler(12)))
     gradients = []
     for pack in (True, False):
         learner = policy(folder, dtype, pack=pack)
@@ -132,7 +132,7 @@ def test_quantised_weights_say_on_the_device_what_they_say_on_the_cpu(kind: Any,
 def test_an_adapter_learns_on_a_base_of_four_bits(tiny_model_folder: Folder) -> None:
     config = ModelConfig(tiny_model_folder("llama"), quantization="nf4", lora=LoraOptions(r=2))
     learner = Policy(load_causal_lm(config).to(DEVICE))
-    learner(rows(written(learner, Sampler(6)))).logprobs.sum().backward()
+    learner(rows(generated(learner, Sampler(6)))).logprobs.sum().backward()
     gradients = {name: p.grad for name, p in learner.named_parameters() if p.requires_grad}
     assert gradients
     assert all("lora" in name for name in gradients)

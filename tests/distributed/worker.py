@@ -19,7 +19,7 @@ def main() -> None:
     from rlhf_lightning.__main__ import main as command
     from rlhf_lightning.run import curves
 
-    curves.draw = lambda rows, path: None  # the other process would wait for it
+    curves.sample = lambda rows, path: None  # the other process would wait for it
     for line in sys.stdin:
         try:
             status = command(json.loads(line))

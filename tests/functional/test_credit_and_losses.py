@@ -7,11 +7,19 @@ import math
 import pytest
 import torch
 
-from rlhf_lightning.functional.advantages import best_and_worst, explained_variance, gae, group_moments, last_token, leave_one_out, token_rewards
+from rlhf_lightning.functional.advantages import (
+    best_and_worst,
+    explained_variance,
+    gae,
+    group_moments,
+    last_token,
+    leave_one_out,
+    token_rewards,
+)
 from rlhf_lightning.functional.kl import kl_estimate
-from rlhf_lightning.functional.preference_losses import bradley_terry_loss, preference_loss
-from rlhf_lightning.functional.policy_losses import clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.functional.masked import masked_mean, masked_moments, row_mean, whiten
+from rlhf_lightning.functional.policy_losses import clipped_policy_loss, clipped_value_loss
+from rlhf_lightning.functional.preference_losses import bradley_terry_loss, preference_loss
 
 LOGPROBS = torch.tensor([[-1.0, -2.0, -0.5, 0.0], [-0.3, -0.7, -1.1, -0.2]])
 REFERENCE = torch.tensor([[-1.2, -1.5, -0.6, 0.0], [-0.4, -0.6, -1.0, -0.9]])

@@ -36,9 +36,9 @@ def test_a_callback_a_reward_and_an_algorithm_of_ones_own(
         expected = float("happy" in sample["response"]) - 0.02 * len(sample["response"].split())
         assert sample["reward"] == pytest.approx(expected, abs=1e-6)
     assert len(column(folder, "loss/policy")) == 2
-    written = (folder / "config.yaml").read_text()
-    assert "my_algorithm.MyAlgorithm" in written
-    assert "longest_reply.LongestReply" in written
+    generated = (folder / "config.yaml").read_text()
+    assert "my_algorithm.MyAlgorithm" in generated
+    assert "longest_reply.LongestReply" in generated
 
 
 @pytest.mark.usefixtures("_in_a_folder_of_ones_own")

@@ -46,8 +46,8 @@ def test_four_roles_on_one_base_learn_what_they_learn_on_bases_of_their_own(
     four = run("four", "fit", *words, "--model.share_base", "false")
     assert "shares" not in capsys.readouterr().out
     for first, second in zip(metrics(one), metrics(four), strict=True):
-        mine = {name: float(value) for name, value in first.items() if value}
-        assert mine == pytest.approx(
+        local_rows = {name: float(value) for name, value in first.items() if value}
+        assert local_rows == pytest.approx(
             {name: float(value) for name, value in second.items() if value}, abs=1e-4, rel=1e-4
         )
     shared, separate = weights(one / "export"), weights(four / "export")

@@ -14,7 +14,7 @@ from combinations import SEEDS, drawn
 from leavings import ROLLOUTS, SMALL, differing, equal, lines, metrics, weights
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.run.checkpoint_files import newest_whole
+from rlhf_lightning.run.checkpoint_files import newest_complete
 
 CHECKPOINTS = """
 trainer:
@@ -127,11 +127,11 @@ def test_what_is_measured_of_a_checkpoint_is_of_its_step(config: str, run: Calla
     words = ["--config", config, *SMALL, "--trainer.val_check_interval", "1.0", "--trainer.max_epochs", "2"]
     folder = run("out", "fit", *words, "--trainer.check_val_every_n_epoch", "1")
     steps = [row["step"] for row in metrics(folder)]
-    written = [row["step"] for row in lines(folder / "samples.jsonl")]
-    assert steps[-1] == str(written[-1]) != "0"
+    generated = [row["step"] for row in lines(folder / "samples.jsonl")]
+    assert steps[-1] == str(generated[-1]) != "0"
     run("out", "validate", *words, "--ckpt_path", "last")
     assert [row["step"] for row in metrics(folder)] == steps
-    assert [row["step"] for row in lines(folder / "samples.jsonl")] == written
+    assert [row["step"] for row in lines(folder / "samples.jsonl")] == generated
 
 
 def test_a_run_that_began_anew_does_not_go_on_with_an_earlier_one(
@@ -147,7 +147,7 @@ def test_a_run_that_began_anew_does_not_go_on_with_an_earlier_one(
     with monkeypatch.context() as patch:
         patch.setattr("rlhf_lightning.stages.policy.PolicyStage.collect", interrupted)
         assert main(["fit", *words, "--trainer.default_root_dir", "out"]) == 130
-    assert newest_whole(checkpoints) == (None, [])
+    assert newest_complete(checkpoints) == (None, [])
     assert {path.name for path in (checkpoints / "earlier").iterdir()} == kept  # nothing is lost until there is another
     run("out", "fit", *words, "--ckpt_path", "last")
     assert {path.name for path in checkpoints.iterdir()} == {*kept, "last.ckpt"}

@@ -56,7 +56,7 @@ class Gradient(Callback):
             pl_module.config = replace(pl_module.config, max_tokens_per_batch=self.limit)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.found, self.pieces = gradient(pl_module), len(pl_module.parts)
+        self.found, self.micro_batches = gradient(pl_module), len(pl_module.parts)
 
 
 def move(stage: Stage) -> None:
@@ -80,7 +80,7 @@ class Taken:
     """What an optimiser step was."""
 
     gradient: Tensor
-    pieces: int
+    micro_batches: int
     """Passes with gradient."""
     logged: dict[str, float]
     """Of what was learned; not seconds and bytes."""
@@ -88,8 +88,8 @@ class Taken:
 
 def assert_pieces_change_nothing(whole: Taken, cut: Taken) -> None:
     """One pass, and a part each of two that were cut further, gave the same gradient and metrics."""
-    assert whole.pieces == 1
-    assert cut.pieces > 2
+    assert whole.micro_batches == 1
+    assert cut.micro_batches > 2
     assert apart(whole.gradient, cut.gradient) < 1e-6
     assert cut.logged == pytest.approx(whole.logged, rel=1e-4, abs=1e-6)
 
@@ -127,7 +127,7 @@ def taken(tmp_path: Path) -> Callable[..., Taken]:
         assert trainer.global_step == 1
         named = {name: float(value) for name, value in trainer.callback_metrics.items()}
         measured = ("time/", "memory/", "throughput/")
-        return Taken(kept.found, kept.pieces, {n: v for n, v in named.items() if not n.startswith(measured)})
+        return Taken(kept.found, kept.micro_batches, {n: v for n, v in named.items() if not n.startswith(measured)})
 
     return run
 

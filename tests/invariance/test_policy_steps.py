@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from rlhf_lightning.algorithms.base import Algorithm
-from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
-from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Batch, Rollout
 from tests.invariance.conftest import (
@@ -123,7 +123,7 @@ def test_pieces_under_autocast_change_no_more_than_its_rounding(
     name: str, model: ModelConfig, taken: Callable[..., Taken]
 ) -> None:
     whole, cut = [taken(*stage_of(name, model), ROWS, 1, limit, "bf16-mixed") for limit in (None, 20)]
-    assert cut.pieces > whole.pieces == 1
+    assert cut.micro_batches > whole.micro_batches == 1
     assert apart(whole.gradient, cut.gradient) < 0.02
 
 

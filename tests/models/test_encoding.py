@@ -69,10 +69,10 @@ def test_a_dialogue_is_cut_between_prompt_and_answer(encoder: Encoder) -> None:
 def test_a_pair_loses_the_beginning_of_its_prompt_then_the_end_of_its_response(encoder: Encoder) -> None:
     prompt, response = [5, 6, 7, 8], [9, 10, 2]
     assert encoder.pair(prompt, response, 7) == (prompt, response)
-    assert encoder.cut == {}
+    assert encoder.truncated_counts == {}
     assert encoder.pair(prompt, response, 5) == ([7, 8], response)
     assert encoder.pair(prompt, response, 3) == ([8], [9, 10])
-    assert encoder.cut == {"pairs of prompt and response": 2}
+    assert encoder.truncated_counts == {"pairs of prompt and response": 2}
     encoder.max_prompt_length = 2
     whole = encoder.tokenizer("please say hello")["input_ids"]
     assert encoder.prompt("please say hello") == whole[-2:]

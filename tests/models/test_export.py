@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from rlhf_lightning.models.critics import SharedCritic, save_critic
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_tokenizer
-from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.logprobs import response_logprobs
-from rlhf_lightning.models.critics import SharedCritic, save_critic
+from rlhf_lightning.models.policy import Policy
 from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]
@@ -147,8 +147,8 @@ def test_weights_that_are_tied_are_written_once(gathered: bool, tiny_model_folde
     model = learned(config)
     state = {name: weight.clone() for name, weight in model.state_dict().items()}  # as those that were cut over ranks
     export_model(model, load_tokenizer(config), tmp_path / "export", [2], state if gathered else None)
-    written = load_file(tmp_path / "export" / "model.safetensors")
-    assert set(state) - set(written) == {"lm_head.weight"}
+    generated = load_file(tmp_path / "export" / "model.safetensors")
+    assert set(state) - set(generated) == {"lm_head.weight"}
     again = load_causal_lm(ModelConfig(str(tmp_path / "export")))
     assert again.lm_head.weight is again.transformer.wte.weight
     assert all(torch.equal(weight, state[name]) for name, weight in again.state_dict().items())

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models import policy as policy_module
+from rlhf_lightning.models import logprobs as logprobs_module
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.logprobs import check_head, token_scores
+from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.types import Rows
 from tests.conftest import ARCHITECTURES
 
@@ -37,7 +37,7 @@ def distribution(model: Any, rows: Rows, temperature: float) -> torch.distributi
 def test_a_policy_gives_logprobs_and_entropy_at_its_temperature_however_the_head_is_cut(
     tokens_at_a_time: int, tiny_model_folder: Folder, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", tokens_at_a_time * 290)
+    monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", tokens_at_a_time * 290)
     model = load_causal_lm(ModelConfig(tiny_model_folder("llama")))
     output = Policy(model, temperature=0.7)(rows, True)
     expected = distribution(model, rows, 0.7)
@@ -94,14 +94,14 @@ def test_an_architecture_that_makes_its_logits_otherwise_is_refused(kind: str, d
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.get_input_embeddings().weight.data.normal_()  # which is the head too
     with pytest.raises(UserError, match="ForCausalLM makes its logits in a way of its own"):
-        Policy(model).settle()
+        Policy(model).probe_capabilities()
 
 
 def test_a_head_that_takes_no_state_of_the_trunk_is_refused() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = AutoConfig.for_model("electra", **sizes, vocab_size=50, is_decoder=True)  # whose embeddings are of 128
     with pytest.raises(UserError, match="ElectraForCausalLM makes its logits in a way of its own"):
-        Policy(AutoModelForCausalLM.from_config(config)).settle()
+        Policy(AutoModelForCausalLM.from_config(config)).probe_capabilities()
 
 
 BOTH_WAYS: dict[str, dict[str, Any]] = {
@@ -118,16 +118,18 @@ def test_an_architecture_that_reads_what_comes_later_is_refused(kind: str) -> No
     with pytest.raises(
         UserError, match=f"{type(model).__name__} as its config has it lets a token read those after it"
     ):
-        Policy(model).settle()
+        Policy(model).probe_capabilities()
     if kind == "xlm":
         config = AutoConfig.for_model(kind, vocab_size=50, causal=True, **BOTH_WAYS[kind])
-        Policy(AutoModelForCausalLM.from_config(config)).settle()
+        Policy(AutoModelForCausalLM.from_config(config)).probe_capabilities()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_others_are_not(arch: str, dtype: Any, tiny_model_folder: Folder) -> None:
-    Policy(load_causal_lm(ModelConfig(tiny_model_folder(arch), dtype=dtype, lora=LoraOptions(r=2)))).settle()
+    Policy(
+        load_causal_lm(ModelConfig(tiny_model_folder(arch), dtype=dtype, lora=LoraOptions(r=2)))
+    ).probe_capabilities()
 
 
 UNUSUAL: dict[str, dict[str, Any]] = {
@@ -153,7 +155,7 @@ def test_states_of_another_type_and_trunks_of_another_name_are_read(
 ) -> None:
     config = ModelConfig(config={"model_type": kind, **UNUSUAL[kind]}, tokenizer=tokenizer_folder, dtype=dtype)
     model = load_causal_lm(config)
-    Policy(model).settle()
+    Policy(model).probe_capabilities()
     expected = distribution(model, rows, 0.7).log_prob(rows.tokens[:, 4:])
     found = token_scores(model, rows, 0.7).logprobs
     tolerance = 1e-5 if dtype == "float32" else 0.05

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.models.linear_layers import unlike_linear
+from rlhf_lightning.models.linear_layers import layers_unlike_linear
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
 from rlhf_lightning.models.logprobs import response_logprobs
 from rlhf_lightning.models.reference import build_reference
@@ -38,7 +38,7 @@ def test_they_are_found_and_neither_quantised_nor_adapted(
     options, odd = ODD[arch]
     config = ModelConfig(config={"model_type": arch, **SIZES, **options}, tokenizer=tokenizer_folder)
     plain = load_causal_lm(config)
-    assert unlike_linear(plain) == odd
+    assert layers_unlike_linear(plain) == odd
     expected = response_logprobs(plain, *rows).detach()
     for kind, tolerance in (("nf4", 0.1), ("int8", 0.01)):
         reference: Any = build_reference(kind, config, plain, "cpu")  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3Config, PreTrainedTokenizerFast
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.backbone import eval_mode
 from rlhf_lightning.models.loading import (
     LoraOptions,
     ModelConfig,
@@ -21,7 +22,6 @@ from rlhf_lightning.models.loading import (
     resolve_path,
     stop_token_ids,
 )
-from rlhf_lightning.models.backbone import evaluating
 from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]
@@ -127,7 +127,7 @@ def test_nothing_but_an_adapters_dropout_is_random_in_training(
     model = load_causal_lm(ModelConfig(config=described, tokenizer=tokenizer_folder, **options))
     tokens = torch.arange(20).view(2, 10)
     found = model(input_ids=tokens, use_cache=False).logits  # as it trains; an adapter begins as nothing
-    with evaluating(model):
+    with eval_mode(model):
         torch.testing.assert_close(found, model(input_ids=tokens, use_cache=False).logits, atol=1e-5, rtol=0)
 
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from completions import completions
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-from written import completions
 
-import rlhf_lightning.models.policy as policy_module
+import rlhf_lightning.models.logprobs as logprobs_module
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models import packing
-from rlhf_lightning.models.packing import cheapest, line_length, sizes_of
-from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model
-from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.models.logprobs import response_logprobs
-from rlhf_lightning.models.reward_model import score_rows
+from rlhf_lightning.models import backbone as capabilities
 from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model
+from rlhf_lightning.models.logprobs import response_logprobs
+from rlhf_lightning.models.packing import cheapest_layout, row_sizes, sequence_length
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.reward_model import score_rows
 from rlhf_lightning.rewards import ModelReward
 from rlhf_lightning.types import PolicyOutput, Rows
 from tests.conftest import ARCHITECTURES
@@ -71,14 +71,14 @@ def loaded(folder: str, **options: Any) -> Any:
 
 
 @contextmanager
-def fed(trunk: nn.Module) -> Iterator[list[tuple[int, int]]]:
+def fed(backbone: nn.Module) -> Iterator[list[tuple[int, int]]]:
     """The shapes [lines, tokens] of every call of the trunk."""
     seen: list[tuple[int, int]] = []
 
     def note(_: nn.Module, __: Any, given: dict[str, Tensor]) -> None:
         seen.append(tuple(given["input_ids"].shape))
 
-    handle = trunk.register_forward_pre_hook(note, with_kwargs=True)
+    handle = backbone.register_forward_pre_hook(note, with_kwargs=True)
     yield seen
     handle.remove()
 
@@ -105,11 +105,11 @@ def test_packed_rows_have_the_values_and_gradients_of_padded_ones(
     tiny_model_folder: Folder, rows: Rows, arch: str, attention: str, critic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, found = tiny_model_folder(arch), []
-    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", 9 * 290)  # a head in chunks
+    monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", 9 * 290)  # a head in chunks
     for options in ({"pack": True}, {"pack": False}):
         policy = Policy(loaded(folder, attention=attention, **options), critic_of(critic, folder, **options), 0.7)
-        packing.packs(policy.trunks()[-1])
-        with fed(policy.trunks()[-1]) as seen:
+        capabilities.supports_packing(policy.backbones()[-1])
+        with fed(policy.backbones()[-1]) as seen:
             output, gradient = learned(policy, rows)
         found.append((output, gradient, seen[0][0] * seen[0][1]))
     (packed, gradient, few), (padded, expected, many) = found
@@ -122,12 +122,12 @@ def test_packed_rows_have_the_values_and_gradients_of_padded_ones(
 
 def test_a_shared_prompt_reaches_the_trunk_once(tiny_model_folder: Folder, groups: Rows) -> None:
     model = loaded(tiny_model_folder("llama"))
-    packing.packs(model.base_model)
+    capabilities.supports_packing(model.base_model)
     with fed(model.base_model) as seen:
         Policy(model)(groups)
     # four prompts of 10 tokens and sixteen responses of 5, whose last token is followed by nothing
     assert [a * b for a, b in seen] == [4 * 10 + 16 * 4]
-    model.base_model.packs = False
+    model.base_model.supports_packing = False
     with fed(model.base_model) as seen:
         Policy(model)(groups)
     assert seen == [(16, 14)]
@@ -137,7 +137,7 @@ def test_uneven_rows_leave_little_padding(tiny_model_folder: Folder) -> None:
     lengths = torch.randint(1, 60, (40,), generator=torch.Generator().manual_seed(1)).tolist()
     uneven = rows_of([[3 + i] * (1 + i % 7) for i in range(40)], lengths)
     model = loaded(tiny_model_folder("qwen2"))
-    packing.packs(model.base_model)
+    capabilities.supports_packing(model.base_model)
     with fed(model.base_model) as seen:
         Policy(model)(uneven)
     needed = int(uneven.prompt_mask.sum() + (uneven.mask.sum(-1) - 1).sum())
@@ -149,7 +149,7 @@ def test_uneven_rows_leave_little_padding(tiny_model_folder: Folder) -> None:
 def test_the_score_of_a_response_is_that_of_its_row_alone(rows: Rows, pack: bool) -> None:
     config = AutoConfig.for_model("llama", **SIZES, num_labels=1)
     model: Any = AutoModelForSequenceClassification.from_config(config).eval()
-    model.base_model.packs = pack
+    model.base_model.supports_packing = pack
     with fed(model.base_model) as seen:
         scores = score_rows(model, rows)
     assert seen[0][0] * seen[0][1] < (45 if pack else 100)  # 10 tokens of prompts and 23 of responses, in lines
@@ -164,7 +164,7 @@ def test_the_score_of_a_response_is_that_of_its_row_alone(rows: Rows, pack: bool
 def test_an_architecture_that_is_not_exact_says_so_once_and_is_padded(
     arch: str, rows: Rows, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packing._say.cache_clear()
+    capabilities._print_once.cache_clear()
     torch.manual_seed(0)
     options, reason = INEXACT[arch]
     sizes = {**SIZES, **options, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
@@ -184,7 +184,7 @@ def test_a_line_is_no_longer_than_a_layer_looks_back(groups: Rows, monkeypatch: 
     def lines(**options: Any) -> list[tuple[int, int]]:
         config = AutoConfig.for_model("mistral", **SIZES, **options)
         model: Any = AutoModelForCausalLM.from_config(config).eval()
-        packing.packs(model.base_model)
+        capabilities.supports_packing(model.base_model)
         with fed(model.base_model) as seen:
             Policy(model)(groups)
         return seen
@@ -198,22 +198,22 @@ def test_a_line_is_no_longer_than_a_layer_looks_back(groups: Rows, monkeypatch: 
 
 
 def test_other_attention_than_sdpa_and_eager_is_not_packed(tiny_model_folder: Folder) -> None:
-    trunk = loaded(tiny_model_folder("llama")).base_model
-    assert packing._refusal(trunk) is None
-    trunk.config._attn_implementation = "flash_attention_2"
-    assert packing._refusal(trunk) == "attention flash_attention_2 takes no block mask"
+    backbone = loaded(tiny_model_folder("llama")).base_model
+    assert capabilities._why_no_packing(backbone) is None
+    backbone.config._attn_implementation = "flash_attention_2"
+    assert capabilities._why_no_packing(backbone) == "attention flash_attention_2 takes no block mask"
 
 
 def test_finding_out_changes_nothing(tiny_model_folder: Folder) -> None:
-    trunk = loaded(tiny_model_folder("gpt2"), gradient_checkpointing=True).base_model
-    trunk.h[1].eval()
-    modes, state = [module.training for module in trunk.modules()], torch.get_rng_state()
-    assert packing.packs(trunk)
-    assert [module.training for module in trunk.modules()] == modes
+    backbone = loaded(tiny_model_folder("gpt2"), gradient_checkpointing=True).base_model
+    backbone.h[1].eval()
+    modes, state = [module.training for module in backbone.modules()], torch.get_rng_state()
+    assert capabilities.supports_packing(backbone)
+    assert [module.training for module in backbone.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in trunk.parameters())
-    with fed(trunk) as seen:
-        assert packing.packs(trunk)
+    assert all(p.grad is None for p in backbone.parameters())
+    with fed(backbone) as seen:
+        assert capabilities.supports_packing(backbone)
     assert not seen
 
 
@@ -221,9 +221,9 @@ def test_the_switch_reaches_policy_critic_and_reference(tiny_model_folder: Folde
     folder = tiny_model_folder("llama")
     for pack, shape in ((True, (4, 26)), (False, (16, 14))):
         policy = Policy(loaded(folder, pack=pack), critic_of("separate", folder, pack=pack))
-        for trunk in policy.trunks():
-            packing.packs(trunk)
-            with fed(trunk) as seen:
+        for backbone in policy.backbones():
+            capabilities.supports_packing(backbone)
+            with fed(backbone) as seen:
                 policy(groups)
             assert seen == [shape]
 
@@ -236,7 +236,7 @@ def test_passes_without_gradient_are_taken_in_pieces(
     folder = tiny_model_folder("llama")
     policy = Policy(loaded(folder, pack=pack, max_tokens_per_batch=limit), critic_of("shared", folder), 0.7)
     whole, _ = learned(policy, rows)
-    with fed(policy.trunks()[0]) as seen, torch.no_grad():
+    with fed(policy.backbones()[0]) as seen, torch.no_grad():
         output = policy(rows, entropy=True)
         logprobs = response_logprobs(policy.model, rows.tokens, rows.prompt_mask, rows.mask, 0.7)
     for name in ("logprobs", "entropy", "values"):
@@ -244,16 +244,16 @@ def test_passes_without_gradient_are_taken_in_pieces(
     torch.testing.assert_close(logprobs, whole.logprobs, atol=1e-5, rtol=0)
     assert all(lines * length <= limit or lines == 1 for lines, length in seen)
     assert (len(seen) > 2) == (limit < (50 if pack else 80))
-    with fed(policy.trunks()[0]) as seen:
+    with fed(policy.backbones()[0]) as seen:
         policy(rows)  # with gradients it is one call, or ranks that share weights would wait for each other
     assert len(seen) == 1
 
 
 def test_no_row_counts_and_the_trunk_is_still_called_once(tiny_model_folder: Folder, rows: Rows) -> None:
     policy = Policy(loaded(tiny_model_folder("llama")), SharedCritic(32))
-    packing.packs(policy.trunks()[0])
+    capabilities.supports_packing(policy.backbones()[0])
     nothing = replace(rows, mask=torch.zeros_like(rows.mask))
-    with fed(policy.trunks()[0]) as seen:
+    with fed(policy.backbones()[0]) as seen:
         output, gradient = learned(policy, nothing)
     assert seen == [(1, 5)]
     assert not output.logprobs.any()
@@ -264,12 +264,12 @@ def test_no_row_counts_and_the_trunk_is_still_called_once(tiny_model_folder: Fol
 
 def test_the_cheapest_lines_are_short_where_attention_is_dear_and_long_where_it_is_cheap() -> None:
     one = rows_of([list(range(3, 103))] * 16, [50] * 16, padding=0)
-    sizes = sizes_of(one, one.mask.sum(-1), one.mask.any(-1))
-    lengths = [line_length(cheapest(sizes, width, 2**62)) for width in (1, 64, 1024, 10**6)]
+    sizes = row_sizes(one, one.mask.sum(-1), one.mask.any(-1))
+    lengths = [sequence_length(cheapest_layout(sizes, width, 2**62)) for width in (1, 64, 1024, 10**6)]
     assert lengths == sorted(lengths)
     assert lengths[0] == 150  # a line each
     assert lengths[-1] == 100 + 16 * 50  # all responses behind one prompt
-    assert line_length(cheapest(sizes, 10**6, 400)) <= 400
+    assert sequence_length(cheapest_layout(sizes, 10**6, 400)) <= 400
 
 
 def test_a_pass_of_no_token_is_refused() -> None:
@@ -283,14 +283,14 @@ def test_a_reward_model_takes_the_switch_and_shares_prompts(
     folder = tiny_model_folder("llama")
     load_reward_model(ModelConfig(folder)).save_pretrained(tmp_path)
     prompts = ["say hello to the little dog"] * 3 + ["thank you"]
-    written = completions(["hello dog", "no", "hello hello cat", "please"], prompts)
+    generated = completions(["hello dog", "no", "hello hello cat", "please"], prompts)
     fed_tokens, scores = [], []
     for options in ({}, {"pack": False}, {"max_tokens_per_batch": 20}):
         reward = ModelReward(str(tmp_path), tokenizer=folder, **options)  # type: ignore[arg-type]
         reward.load(torch.device("cpu"))
-        packing.packs(reward.model.base_model)
+        capabilities.supports_packing(reward.model.base_model)
         with fed(reward.model.base_model) as seen:
-            scores.append(torch.tensor(reward(written)))
+            scores.append(torch.tensor(reward(generated)))
         fed_tokens.append([lines * length for lines, length in seen])
     torch.testing.assert_close(scores[1], scores[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(scores[2], scores[0], atol=1e-5, rtol=0)

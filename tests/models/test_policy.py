@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-import rlhf_lightning.models.policy as policy_module
-from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.models.logprobs import token_scores
+import rlhf_lightning.models.logprobs as logprobs_module
 from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.logprobs import token_scores
+from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.types import Rows
 from tests.conftest import ARCHITECTURES
 
@@ -91,7 +91,7 @@ def test_a_head_in_chunks_is_the_head(
     model = loaded(tiny_model_folder("llama"))
     found = []
     for elements in (2**24, size * model.config.vocab_size):
-        monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", elements)
         scores = token_scores(model, rows, 0.7, entropy)
         total = (scores.logprobs * torch.linspace(1, 2, 6)).sum()
         total = total if scores.entropy is None else total + (scores.entropy * torch.linspace(3, 1, 6)).sum()
@@ -108,7 +108,7 @@ def test_logits_exist_only_for_a_chunk_of_response_tokens(
     model = loaded(tiny_model_folder("llama"))
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, output: seen.append(len(output)))
-    monkeypatch.setattr(policy_module, "CHUNK_ELEMENTS", 4 * model.config.vocab_size + 1)
+    monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", 4 * model.config.vocab_size + 1)
     token_scores(model, rows)
     assert seen == [4, 4, 3]  # 6 + 1 + 4 tokens
 

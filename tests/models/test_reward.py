@@ -12,7 +12,7 @@ import torch
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
-from rlhf_lightning.models.reward_model import normalized, score_sequences, set_normalization
+from rlhf_lightning.models.reward_model import normalize_scores, score_sequences, set_normalization
 from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]
@@ -52,13 +52,13 @@ def test_head_and_normalisation_are_saved(tiny_model_folder: Folder, tmp_path: P
     config = ModelConfig(tiny_model_folder("gpt2"), lora=lora, seed=4)
     model = load_reward_model(config)
     tokens, mask = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.bool)
-    assert float(normalized(model, torch.tensor([3.0]))) == 3.0
+    assert float(normalize_scores(model, torch.tensor([3.0]))) == 3.0
     set_normalization(model, 1.5, 0.25)
-    assert float(normalized(model, torch.tensor([3.0]))) == 6.0
+    assert float(normalize_scores(model, torch.tensor([3.0]))) == 6.0
     export_model(model, load_tokenizer(config), tmp_path / "export", [2])
     again = load_reward_model(ModelConfig(str(tmp_path / "export")))
     assert (again.config.score_mean, again.config.score_std) == (1.5, 0.25)
-    assert float(normalized(again, torch.tensor([3.0]))) == 6.0
+    assert float(normalize_scores(again, torch.tensor([3.0]))) == 6.0
     with torch.no_grad():
         assert torch.equal(score_sequences(again, tokens, mask), score_sequences(model, tokens, mask))
     fresh = load_reward_model(dataclasses.replace(config, seed=5))

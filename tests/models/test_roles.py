@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from completions import completions
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from written import completions
 
+from rlhf_lightning.models.critics import AdapterCritic, SeparateCritic, SharedCritic, save_critic
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import build_reference
-from rlhf_lightning.models.reward_model import normalized, score_sequences, set_normalization
+from rlhf_lightning.models.reward_model import normalize_scores, score_sequences, set_normalization
 from rlhf_lightning.models.shared_base import SharedBase, add_critic_adapter
-from rlhf_lightning.models.critics import AdapterCritic, SeparateCritic, SharedCritic, save_critic
 from rlhf_lightning.rewards import ModelReward, WeightedSum
 from rlhf_lightning.types import Rows
 
@@ -95,9 +95,9 @@ def test_a_critic_on_the_policys_base_learns_what_one_on_a_base_of_its_own_learn
     torch.testing.assert_close(first.logprobs, second.logprobs, rtol=0, atol=1e-5)
     critic = adapter_of(shared.model, "critic")
     policy_adapter, other = adapter_of(shared.model, "default"), adapter_of(separate.model, "default")
-    trunk = {path: p for path, p in separate.critic.trunk.named_parameters() if p.requires_grad}  # type: ignore[union-attr]
-    assert len(critic) == len(policy_adapter) == len(other) == len(trunk) == 28
-    for path, own in trunk.items():
+    backbone = {path: p for path, p in separate.critic.backbone.named_parameters() if p.requires_grad}  # type: ignore[union-attr]
+    assert len(critic) == len(policy_adapter) == len(other) == len(backbone) == 28
+    for path, own in backbone.items():
         torch.testing.assert_close(critic[f"model.{path.replace('.default.', '.')}"], own, rtol=0, atol=1e-6)
     for path, own in other.items():
         torch.testing.assert_close(policy_adapter[path], own, rtol=0, atol=1e-6)
@@ -197,8 +197,8 @@ def test_a_reward_model_on_the_policys_base_scores_as_on_its_own(
     mask = torch.cat([rows.prompt_mask, rows.mask], 1)
     policy.train()  # as while it learns
     with torch.no_grad():
-        expected = normalized(separate, score_sequences(separate, rows.tokens, mask))
-        found = normalized(reward.model, score_sequences(reward.model, rows.tokens, mask))
+        expected = normalize_scores(separate, score_sequences(separate, rows.tokens, mask))
+        found = normalize_scores(reward.model, score_sequences(reward.model, rows.tokens, mask))
     assert (expected[0] - expected[1]).abs() > 1e-3
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     if quantization is None:

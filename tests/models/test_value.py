@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
 from rlhf_lightning.rewards import RandomReward
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Rows
@@ -60,7 +60,7 @@ def test_a_separate_critic_moves_no_weight_of_the_policy(tiny_model_folder: Fold
     nn.init.ones_(policy.critic.head.weight)  # type: ignore[union-attr, arg-type]
     policy(rows).values.sum().backward()
     assert all(p.grad is None for p in policy.model.parameters())
-    assert any(p.grad is not None for p in policy.critic.trunk.parameters())  # type: ignore[union-attr]
+    assert any(p.grad is not None for p in policy.critic.backbone.parameters())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["shared", "separate"])

@@ -39,9 +39,9 @@ def same_gradient(model: nn.Module, wanted: dict[str, Any]) -> None:
 
 def rows_of(prompts: list[list[int]], responses: list[list[list[int]]]) -> Rows:
     """Every response to each prompt, in groups."""
-    repeated = [prompt for prompt, written in zip(prompts, responses, strict=True) for _ in written]
-    groups = [i for i, written in enumerate(responses) for _ in written]
-    return recorded_rows(repeated, [ids for written in responses for ids in written], groups, [STOP], PAD)
+    repeated = [prompt for prompt, generated in zip(prompts, responses, strict=True) for _ in generated]
+    groups = [i for i, generated in enumerate(responses) for _ in generated]
+    return recorded_rows(repeated, [ids for generated in responses for ids in generated], groups, [STOP], PAD)
 
 
 def logprobs_under(role: str, rows: Rows, temperature: float = 1.0) -> Tensor:
@@ -50,11 +50,11 @@ def logprobs_under(role: str, rows: Rows, temperature: float = 1.0) -> Tensor:
         return Policy(language_model(role), temperature=temperature)(rows).logprobs
 
 
-def rollout_of(rows: Rows, writer: str, scores: list[float | None], temperature: float = 1.0) -> Rollout:
+def rollout_of(rows: Rows, response_generator: str, scores: list[float | None], temperature: float = 1.0) -> Rollout:
     """The rollout of a role's model; a row without a score counts for nothing."""
     rollout = Rollout(
         **rows.tensors(),
-        logprobs=logprobs_under(writer, rows, temperature),
+        logprobs=logprobs_under(response_generator, rows, temperature),
         reference_logprobs=logprobs_under("reference", rows, temperature),
         rewards=torch.tensor([0.0 if score is None else score for score in scores]),
         values=None,

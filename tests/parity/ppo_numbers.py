@@ -76,9 +76,9 @@ def ppo(
 
     def generate(model: Any, queries: torch.Tensor, pad: int, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """In place of sampling: the fixed responses, with the scores that sampling at this temperature records."""
-        written = torch.cat([queries, torch.tensor(responses)], 1)
-        logits = ppo_trainer.forward(model, written, pad).logits[:, queries.shape[1] - 1 : -1]
-        return written, logits / config.temperature
+        generated = torch.cat([queries, torch.tensor(responses)], 1)
+        logits = ppo_trainer.forward(model, generated, pad).logits[:, queries.shape[1] - 1 : -1]
+        return generated, logits / config.temperature
 
     original = ppo_trainer.generate, ppo_trainer.masked_whiten
     ppo_trainer.generate, ppo_trainer.masked_whiten = generate, recorder.take_rollout

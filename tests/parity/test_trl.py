@@ -11,13 +11,13 @@ from parity import recipe
 from parity.ours import PAD, STOP, logprobs_under, recorded, rollout_of, rows_of, same, same_gradient
 from parity.recipe import PROMPTS, RESPONSES, language_model, scorer
 
-from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
-from rlhf_lightning.functional.policy_losses import clipped_policy_loss
 from rlhf_lightning.functional.masked import row_sum
+from rlhf_lightning.functional.policy_losses import clipped_policy_loss
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.models.policy import Policy

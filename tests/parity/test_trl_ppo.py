@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.functional.advantages import gae, token_rewards
-from rlhf_lightning.functional.policy_losses import clipped_value_loss
 from rlhf_lightning.functional.masked import masked_mean, whiten
+from rlhf_lightning.functional.policy_losses import clipped_value_loss
+from rlhf_lightning.models.critics import SeparateCritic
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reward_model import score_sequences
-from rlhf_lightning.models.critics import SeparateCritic
 from rlhf_lightning.types import Batch, Rollout, Rows
 
 FILE = recorded("1.12")

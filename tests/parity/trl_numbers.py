@@ -167,9 +167,9 @@ def online_trainer(folder: str, kind: str, scores: list[float | None], parts: in
         processing_class=tokenizer(),
     )
     prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
-    written = [text(ids) for ids in flat(RESPONSES)]
-    without = (None, written, None, {}, None, [])  # no tools, no log-probabilities of a sampler, no images
-    more = without if kind == "GRPO" else (written,)
+    generated = [text(ids) for ids in flat(RESPONSES)]
+    without = (None, generated, None, {}, None, [])  # no tools, no log-probabilities of a sampler, no images
+    more = without if kind == "GRPO" else (generated,)
     trainer._generate = lambda _: (prompts, flat(RESPONSES), *more)
     trainer.current_gradient_accumulation_steps = parts  # as its training loop sets it
     return trainer

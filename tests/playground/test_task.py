@@ -135,9 +135,9 @@ def test_annotators_have_their_likings() -> None:
     rows = task.preferences(4000, 0, False)
     liking = {}
     for annotator in task.ANNOTATORS:
-        mine = [row for row in rows if row["annotator"] == annotator.name]
+        local_rows = [row for row in rows if row["annotator"] == annotator.name]
         liking[annotator.name] = statistics.mean(
-            task.polite_phrases(row["chosen"]) - task.polite_phrases(row["rejected"]) for row in mine
+            task.polite_phrases(row["chosen"]) - task.polite_phrases(row["rejected"]) for row in local_rows
         )
     assert liking["flattered"] > 1.3 * liking["careful"]
     agree = statistics.mean(

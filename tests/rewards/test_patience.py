@@ -11,11 +11,11 @@ from urllib.error import HTTPError
 
 import pytest
 import torch
-from written import completions
+from completions import completions
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards import FunctionReward, WeightedSum, score
-from rlhf_lightning.rewards.retry import Patience, may_pass
+from rlhf_lightning.rewards.retry import RetryPolicy, is_transient
 
 ROWS = completions(["a", "b"])
 
@@ -176,16 +176,16 @@ def test_a_part_of_a_sum_has_its_own_patience(functions: Make) -> None:
 
 
 def test_gradients_are_as_off_in_the_thread_as_around_it() -> None:
-    patience = Patience("a check", timeout=5.0)
+    patience = RetryPolicy("a check", timeout=5.0)
     with torch.no_grad():
         assert patience.ask(torch.is_grad_enabled) is False
     assert patience.ask(torch.is_grad_enabled) is True
     assert patience.ask(threading.current_thread) is not threading.current_thread()
-    assert Patience("a check").ask(threading.current_thread) is threading.current_thread()
+    assert RetryPolicy("a check").ask(threading.current_thread) is threading.current_thread()
 
 
 def test_waits_double_up_to_a_minute() -> None:
-    pauses = [Patience("a check", retries=2000, backoff=16.0)._pause(attempt) for attempt in (1, 2, 3, 4, 2000)]
+    pauses = [RetryPolicy("a check", retries=2000, backoff=16.0)._pause(attempt) for attempt in (1, 2, 3, 4, 2000)]
     assert pauses == [16.0, 32.0, 60.0, 60.0, 60.0]
 
 
@@ -204,7 +204,7 @@ def test_waits_double_up_to_a_minute() -> None:
     ],
 )
 def test_what_may_pass(error: Exception, expected: bool) -> None:
-    assert may_pass(error) is expected
+    assert is_transient(error) is expected
 
 
 @pytest.mark.parametrize(

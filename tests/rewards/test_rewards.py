@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from completions import completions
 from jsonargparse import ArgumentParser
 from transformers import AutoModelForSequenceClassification
-from written import completions
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model

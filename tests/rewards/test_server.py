@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from written import completions
+from completions import completions
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards import ServerReward, score
@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         step = self.server.script.pop(0) if self.server.script else lengths
         step(self, body)
 
-    def say(self, status: int, text: str, length: int | None = None, **headers: str) -> None:
+    def print_once(self, status: int, text: str, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(length or len(text.encode())), **headers}.items():
             self.send_header(name, value)
@@ -53,7 +53,7 @@ class Server(ThreadingHTTPServer):
 
 
 def lengths(handler: Handler, body: Any) -> None:
-    handler.say(200, json.dumps({"scores": [len(text) for text in body["responses"]]}))
+    handler.print_once(200, json.dumps({"scores": [len(text) for text in body["responses"]]}))
 
 
 def goes_away(handler: Handler, body: Any) -> None:
@@ -61,7 +61,7 @@ def goes_away(handler: Handler, body: Any) -> None:
 
 
 def breaks_off(handler: Handler, body: Any) -> None:
-    handler.say(200, '{"scores": [1.0', length=100)
+    handler.print_once(200, '{"scores": [1.0', length=100)
     handler.close_connection = True
 
 
@@ -71,13 +71,13 @@ def hangs(handler: Handler, body: Any) -> None:
 
 def drips(handler: Handler, body: Any) -> None:
     """Each byte comes soon enough for a socket's timeout, the answer never does."""
-    handler.say(200, "{", length=1000)
+    handler.print_once(200, "{", length=1000)
     while not handler.server.over.wait(0.02):
         handler.wfile.write(b" ")
 
 
 def says(status: int, text: str, **headers: str) -> Callable[[Handler, Any], None]:
-    return lambda handler, body: handler.say(status, text, **headers)
+    return lambda handler, body: handler.print_once(status, text, **headers)
 
 
 @pytest.fixture

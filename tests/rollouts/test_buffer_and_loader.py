@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
 from rlhf_lightning.models.micro_batches import trim
+from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.rollouts.row_source import RowSource
 from rlhf_lightning.rollouts.step_loader import StepLoader
@@ -37,7 +37,7 @@ def full(rows: int = 12, width: int = 6) -> Batch:
 
 
 def buffer(batch: Batch | None = None, **options: Any) -> RolloutBuffer:
-    given = {"rows_per_unit": 1, "epochs": 2, "minibatches": 3, "accumulate": 1, "seed": 7, **options}
+    given = {"rows_per_loss_group": 1, "epochs": 2, "minibatches": 3, "accumulate": 1, "seed": 7, **options}
     return RolloutBuffer(batch or full(), lambda part: part.mask.sum(), **given)
 
 
@@ -81,7 +81,7 @@ def test_responses_to_a_prompt_are_learned_from_in_one_step_each_epoch_in_anothe
 def test_units_stay_together_and_empty_ones_stay_out() -> None:
     batch = full()
     batch.mask[4:6] = False
-    parts = list(buffer(batch, rows_per_unit=2, epochs=1))
+    parts = list(buffer(batch, rows_per_loss_group=2, epochs=1))
     rows = [row for part in parts for row in part.tokens[:, 0].tolist()]
     assert all(rows[i] % 2 == 0 and rows[i + 1] == rows[i] + 1 for i in range(0, len(rows), 2))
     assert sorted(rows) == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]

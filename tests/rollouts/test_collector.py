@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.encoding import Encoder
-from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.models.logprobs import response_logprobs
-from rlhf_lightning.models.reference import CopiedReference
-from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
-from rlhf_lightning.rewards import Reward, WeightedSum
-from rlhf_lightning.rollouts.collector import Collector
-from rlhf_lightning.rollouts.responses import Writer
-from rlhf_lightning.rollouts.preferences import encode_pairs
-from rlhf_lightning.generation.base import Generation
+from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.generation.transformers import TransformersGenerate
-from rlhf_lightning.rollouts.reference_cache import RecordedReference
+from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
+from rlhf_lightning.models.encoding import Encoder
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.logprobs import response_logprobs
+from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.reference import CopiedReference
+from rlhf_lightning.rewards import Reward, WeightedSum
+from rlhf_lightning.rollouts.collector import Collector
+from rlhf_lightning.rollouts.preferences import encode_pairs
+from rlhf_lightning.rollouts.reference_cache import ReferenceCache
+from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.types import Completions, Rollout
 
 STOPS = list(range(2, 60))
@@ -55,7 +55,7 @@ def collector(tiny_model_folder: Callable[[str], str], tokenizer: Any) -> Collec
         policy.model.get_output_embeddings().weight.mul_(1.1)  # type: ignore[operator]
     policy.critic.head.bias.data.fill_(0.5)  # type: ignore[union-attr]
     reference = CopiedReference(load_causal_lm(config), "full")
-    return Collector(Writer(policy, Sampler(6, 0.7), Encoder(tokenizer, STOPS)), Worth(), reference, 0.7)
+    return Collector(ResponseGenerator(policy, Sampler(6, 0.7), Encoder(tokenizer, STOPS)), Worth(), reference, 0.7)
 
 
 def collected(collector: Collector, values: bool = False, count: bool = True) -> Rollout:
@@ -71,23 +71,23 @@ def test_a_response_to_an_empty_prompt_is_read_as_it_was_written(collector: Coll
     rows = [{"prompt": "", "worth": 1.0}, PROMPTS[0]]
     rollout = collector.online(rows, 4, False, torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        rollout.logprobs, asked(collector.writer.policy.model, rollout) * rollout.mask, rtol=0, atol=1e-5
+        rollout.logprobs, asked(collector.response_generator.policy.model, rollout) * rollout.mask, rtol=0, atol=1e-5
     )
 
 
 def test_the_responses_of_a_prompt_stand_side_by_side(collector: Collector) -> None:
-    written = collector.writer.write(PROMPTS, 4, torch.Generator().manual_seed(0))
-    assert written.groups.tolist() == [0] * 4 + [1] * 4
-    assert written.prompts == ["please say hello"] * 4 + ["cat"] * 4
-    assert written.columns["worth"] == [3.0] * 4 + [None] * 4
-    width = written.prompt_mask.shape[1]
+    generated = collector.response_generator.generate(PROMPTS, 4, torch.Generator().manual_seed(0))
+    assert generated.groups.tolist() == [0] * 4 + [1] * 4
+    assert generated.prompts == ["please say hello"] * 4 + ["cat"] * 4
+    assert generated.columns["worth"] == [3.0] * 4 + [None] * 4
+    width = generated.prompt_mask.shape[1]
     stopped = []
     for row in range(8):
-        prompt = written.tokens[row, :width][written.prompt_mask[row]].tolist()
-        response = written.tokens[row, width:][written.mask[row]].tolist()
-        assert prompt == collector.writer.encoder.tokenizer(written.prompts[row])["input_ids"]
+        prompt = generated.tokens[row, :width][generated.prompt_mask[row]].tolist()
+        response = generated.tokens[row, width:][generated.mask[row]].tolist()
+        assert prompt == collector.response_generator.encoder.tokenizer(generated.prompts[row])["input_ids"]
         stopped.append(response[-1] in STOPS)
-    assert written.truncated.tolist() == [not x for x in stopped]
+    assert generated.truncated.tolist() == [not x for x in stopped]
     assert 0 < sum(stopped) < 8
 
 
@@ -96,7 +96,9 @@ def test_log_probabilities_are_the_policys_and_the_references_at_the_sampling_te
     collector: Collector, values: bool
 ) -> None:
     rollout = collected(collector, values)
-    torch.testing.assert_close(rollout.logprobs, asked(collector.writer.policy.model, rollout), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        rollout.logprobs, asked(collector.response_generator.policy.model, rollout), atol=1e-5, rtol=0
+    )
     reference = asked(collector.reference._model, rollout)  # type: ignore[attr-defined]
     torch.testing.assert_close(rollout.reference_logprobs, reference, atol=1e-5, rtol=0)
     assert not torch.allclose(rollout.logprobs, reference, atol=1e-3)
@@ -108,9 +110,9 @@ def test_log_probabilities_are_the_policys_and_the_references_at_the_sampling_te
 
 @pytest.mark.parametrize("sampler", [Sampler(6, 0.7), Sampler(6, 0.7, 3), Sampler(6, 0.7, continuous_batching=False)])
 def test_a_critic_on_the_trunk_that_writes_needs_no_pass_of_its_own(collector: Collector, sampler: Sampler) -> None:
-    policy = collector.writer.policy
+    policy = collector.response_generator.policy
     torch.nn.init.normal_(policy.critic.head.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr]
-    collector.writer.generation = sampler
+    collector.response_generator.generation = sampler
     with patch.object(policy, "forward", side_effect=AssertionError("a pass")):
         rollout = collected(collector, values=True)
     with torch.no_grad():
@@ -121,13 +123,13 @@ def test_a_critic_on_the_trunk_that_writes_needs_no_pass_of_its_own(collector: C
 
 @pytest.mark.parametrize("generation", [Sampler(6, 0.7), TransformersGenerate(6, 0.7)])
 def test_other_critics_and_samplers_read_what_was_written(
-    collector: Collector, generation: Generation, tiny_model_folder: Callable[[str], str]
+    collector: Collector, generation: Generator, tiny_model_folder: Callable[[str], str]
 ) -> None:
-    policy = collector.writer.policy
+    policy = collector.response_generator.policy
     if isinstance(generation, Sampler):
         policy.critic = SeparateCritic(load_causal_lm(ModelConfig(tiny_model_folder("gpt2"))), 32)
     torch.nn.init.normal_(policy.critic.head.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr]
-    collector.writer.generation = generation
+    collector.response_generator.generation = generation
     with patch.object(policy, "_measure", wraps=policy._measure) as measured:
         rollout = collected(collector, values=True)
     assert measured.called != isinstance(generation, Sampler)  # the policy itself need not read what it recorded
@@ -178,21 +180,23 @@ def test_rows_that_only_keep_step_count_for_nothing(collector: Collector) -> Non
 
 def test_recorded_pairs_are_two_rows_the_chosen_one_first(collector: Collector) -> None:
     rollout = collector.recorded(PAIRS, None, torch.device("cpu"))
-    encoder = collector.writer.encoder
+    encoder = collector.response_generator.encoder
     texts = encoder.decode(rollout.tokens[:, rollout.prompt_mask.shape[1] :], rollout.mask)
     assert [text.split("<")[0] for text in texts] == ["hello dog", "no", "the cat", "the little dog", "no", "thank you"]
     assert rollout.rewards.tolist() == [1.0, 0.0] * 3
     assert rollout.groups.tolist() == [0, 0, 1, 1, 2, 2]
-    torch.testing.assert_close(rollout.logprobs, asked(collector.writer.policy.model, rollout), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        rollout.logprobs, asked(collector.response_generator.policy.model, rollout), atol=1e-5, rtol=0
+    )
     kl = (rollout.logprobs - rollout.reference_logprobs)[rollout.mask].mean()
     assert collector.metrics["kl/reference"] == pytest.approx(float(kl), abs=1e-6)
 
 
 def test_recorded_references_are_found_whatever_padding_lies_around_them(collector: Collector, tmp_path: Path) -> None:
-    policy, encoder = collector.writer.policy, collector.writer.encoder
+    policy, encoder = collector.response_generator.policy, collector.response_generator.encoder
     path = tmp_path / "run/reference_logprobs.safetensors"
     with torch.no_grad():
-        recorded = RecordedReference(path, False)
+        recorded = ReferenceCache(path, False)
         recorded.fill(lambda rows: policy(rows).logprobs, [encode_pairs(encoder, PAIRS, None)])
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -200,7 +204,7 @@ def test_recorded_references_are_found_whatever_padding_lies_around_them(collect
         rows = encode_pairs(encoder, PAIRS[place : place + 1], None)
         with torch.no_grad():
             expected = policy(rows).logprobs
-        for known in (recorded, RecordedReference(path, True)):
+        for known in (recorded, ReferenceCache(path, True)):
             found = known.logprobs(rows.tokens, rows.prompt_mask, rows.mask, 0.7)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     elsewhere = encode_pairs(encoder, [{**PAIRS[0], "prompt": "thank"}], None)

@@ -10,14 +10,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.generation import local
+from rlhf_lightning.generation.base import Generated
+from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.generation.sampling import sample
+from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.models.kv_cache import SlotCache, rows_are_independent
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.logprobs import response_logprobs
-from rlhf_lightning.rollouts import generation
-from rlhf_lightning.generation.sampling import draw
-from rlhf_lightning.generation.local import Sampler
-from rlhf_lightning.generation.transformers import TransformersGenerate
-from rlhf_lightning.generation.base import Written
 
 STOPS = [2, *range(40, 60)]
 
@@ -59,13 +59,13 @@ class Passes:
         self.shapes.append(tuple((args[0] if args else kwargs["input_ids"]).shape))
 
 
-def write(model: Any, prompts: Any, copies: int = 3, stops: list[int] = STOPS, **options: Any) -> Written:
-    return Sampler(**{"max_new_tokens": 12, "temperature": 0.8, **options}).write(
+def write(model: Any, prompts: Any, copies: int = 3, stops: list[int] = STOPS, **options: Any) -> Generated:
+    return Sampler(**{"max_new_tokens": 12, "temperature": 0.8, **options}).generate(
         model, *prompts, copies, stops, 2, torch.Generator().manual_seed(3)
     )
 
 
-def assert_same(one: Written, other: Written) -> None:
+def assert_same(one: Generated, other: Generated) -> None:
     assert torch.equal(one.tokens, other.tokens)
     assert torch.equal(one.mask, other.mask)
     torch.testing.assert_close(one.logprobs, other.logprobs, atol=1e-5, rtol=0)
@@ -76,10 +76,10 @@ def test_any_number_of_slots_writes_what_all_rows_at_once_write(
     arch: str, prompts: Any, tiny_model_folder: Callable[[str], str]
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder(arch)))
-    together = write(model, prompts, continuous_batching=False)
-    assert len(set(together.mask.sum(-1).tolist())) > 3  # uneven lengths
+    raise_on_all_ranks = write(model, prompts, continuous_batching=False)
+    assert len(set(raise_on_all_ranks.mask.sum(-1).tolist())) > 3  # uneven lengths
     for slots in (1, 2, 4, 7, 15, 100):
-        assert_same(write(model, prompts, max_batch_size=slots), together)
+        assert_same(write(model, prompts, max_batch_size=slots), raise_on_all_ranks)
 
 
 def test_prompts_are_read_in_passes_of_as_many_tokens_as_any_other_pass(llama: Any, prompts: Any) -> None:
@@ -97,27 +97,27 @@ def test_mixed_precision_writes_what_a_pass_over_the_rows_says(
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder(arch)))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        written = write(model, prompts, max_batch_size=4)
+        generated = write(model, prompts, max_batch_size=4)
         tokens, mask = (x.repeat_interleave(3, 0) for x in prompts)
-        whole = torch.cat([tokens, written.tokens], 1)
-        found = response_logprobs(model, whole, mask, written.mask, temperature=0.8)
-    assert written.mask.sum() > 30
-    torch.testing.assert_close(found, written.logprobs * written.mask, atol=0.05, rtol=0)
+        whole = torch.cat([tokens, generated.tokens], 1)
+        found = response_logprobs(model, whole, mask, generated.mask, temperature=0.8)
+    assert generated.mask.sum() > 30
+    torch.testing.assert_close(found, generated.logprobs * generated.mask, atol=0.05, rtol=0)
 
 
 def test_prompts_go_through_the_trunk_once_and_every_written_token_but_the_last_once(llama: Any, prompts: Any) -> None:
     prompts = (prompts[0][[0, 4, 0]], prompts[1][[0, 4, 0]])  # without padding
     for slots in (1, 3, 5, 30):
         passes = Passes(llama)
-        written = write(llama, prompts, 4, max_batch_size=slots)
-        expected = prompts[0].numel() + int((written.mask.sum(-1) - 1).sum())
+        generated = write(llama, prompts, 4, max_batch_size=slots)
+        expected = prompts[0].numel() + int((generated.mask.sum(-1) - 1).sum())
         assert sum(rows * columns for rows, columns in passes.shapes) == expected
 
 
 def test_a_row_that_waits_takes_the_slot_of_one_that_ended(llama: Any, prompts: Any) -> None:
     passes = Passes(llama)
-    written = write(llama, (prompts[0][:3], prompts[1][:3]), 6, max_batch_size=4)
-    lengths = written.mask.sum(-1)
+    generated = write(llama, (prompts[0][:3], prompts[1][:3]), 6, max_batch_size=4)
+    lengths = generated.mask.sum(-1)
     assert int((lengths > 1).sum()) > 8  # rows that do not end with their first token
     prefills = [index for index, (_, columns) in enumerate(passes.shapes) if columns > 1]
     decoded = [rows for rows, columns in passes.shapes if columns == 1]
@@ -140,16 +140,16 @@ def test_without_the_switch_rows_wait_until_all_that_decode_have_ended(
 
 def test_long_responses_outgrow_the_room_that_slots_have_at_first(llama: Any, prompts: Any) -> None:
     options: dict[str, Any] = {"stops": [2, 3], "max_new_tokens": 90}
-    together = write(llama, prompts, 1, continuous_batching=False, **options)
-    assert int(together.mask.sum(-1).max()) == 90
-    assert_same(write(llama, prompts, 1, max_batch_size=3, **options), together)
+    raise_on_all_ranks = write(llama, prompts, 1, continuous_batching=False, **options)
+    assert int(raise_on_all_ranks.mask.sum(-1).max()) == 90
+    assert_same(write(llama, prompts, 1, max_batch_size=3, **options), raise_on_all_ranks)
 
 
 def test_generators_end_in_the_same_state_whatever_the_slots(llama: Any, prompts: Any) -> None:
     states = []
     for options in ({"max_batch_size": 2}, {"max_batch_size": 50}, {"continuous_batching": False}):
         generator = torch.Generator().manual_seed(3)
-        Sampler(5, **options).write(llama, *prompts, 2, STOPS, 0, generator)  # type: ignore[arg-type]
+        Sampler(5, **options).generate(llama, *prompts, 2, STOPS, 0, generator)  # type: ignore[arg-type]
         states.append(generator.get_state())
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])
@@ -188,9 +188,9 @@ def test_room_grows_for_the_rows_that_are_left() -> None:
 
 def test_prompts_without_a_token_are_continued_too(llama: Any) -> None:
     nothing = torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 1, dtype=torch.bool)
-    written = write(llama, nothing, max_batch_size=3)
-    assert bool(written.mask[:, 0].all())
-    assert bool(written.logprobs.isfinite().all())  # type: ignore[union-attr]
+    generated = write(llama, nothing, max_batch_size=3)
+    assert bool(generated.mask[:, 0].all())
+    assert bool(generated.logprobs.isfinite().all())  # type: ignore[union-attr]
 
 
 SCALED = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
@@ -215,12 +215,12 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_what_is_more_than_keys_and_values_decodes_together(
     name: str, prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(generation, "ContinuousBatch")
+    monkeypatch.delattr(local, "ContinuousBatch")
     kind, options = OTHERS[name]
     model = tiny(kind, **options)
     assert not rows_are_independent(model, 16)
-    ours = Sampler(10).write(model, *prompts, 2, STOPS, 0, torch.Generator(), 0.0)
-    theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
+    ours = Sampler(10).generate(model, *prompts, 2, STOPS, 0, torch.Generator(), 0.0)
+    theirs = TransformersGenerate(10).generate(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
     assert torch.equal(ours.tokens, theirs.tokens.repeat_interleave(2, 0))
     assert len(set(ours.mask.sum(-1).tolist())) > 1  # rows leave at different times
 
@@ -229,8 +229,8 @@ def test_a_model_that_keeps_neither_keys_nor_values_is_named(prompts: Any) -> No
     model = tiny("mamba", state_size=4)
     with pytest.raises(UserError, match=r"MambaForCausalLM keeps what it has read .* generation: TransformersGenerate"):
         write(model, prompts)
-    written = TransformersGenerate(4).write(model, *prompts, 1, STOPS, 0, torch.Generator())
-    assert bool(written.mask[:, 0].all())
+    generated = TransformersGenerate(4).generate(model, *prompts, 1, STOPS, 0, torch.Generator())
+    assert bool(generated.mask[:, 0].all())
 
 
 @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ def test_windows_and_scaled_positions_that_no_row_reaches_do_not_matter(
     model = tiny(kind, **options)
     assert rows_are_independent(model, 16)
     assert not rows_are_independent(model, 17)
-    ours = Sampler(10, max_batch_size=2).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
-    theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
+    ours = Sampler(10, max_batch_size=2).generate(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
+    theirs = TransformersGenerate(10).generate(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
     assert torch.equal(ours.tokens, theirs.tokens)
 
 
@@ -273,7 +273,7 @@ def test_draws_are_those_of_a_sum_over_the_whole_vocabulary() -> None:
         uniforms = torch.rand(500, generator=generator)
         sums = logits.double().softmax(-1).cumsum(-1)
         expected = (sums <= uniforms[:, None]).sum(-1)
-        chosen, logprobs = draw(logits, 1.0, uniforms)
+        chosen, logprobs = sample(logits, 1.0, uniforms)
         assert torch.equal(chosen, expected)
         exact = logits.double().log_softmax(-1).gather(-1, expected[:, None]).squeeze(-1)
         torch.testing.assert_close(logprobs.double(), exact, atol=1e-5, rtol=0)
@@ -284,7 +284,7 @@ def test_a_token_that_cannot_be_is_never_drawn() -> None:
         logits = torch.randn(100, vocabulary, generator=torch.Generator().manual_seed(1))
         logits[:, :2] = logits[:, 30:40] = logits[:, 60:] = -torch.inf
         for uniform in (0.0, 0.5, 1 - 2**-24):
-            chosen, logprobs = draw(logits, 1.0, torch.full((100,), uniform))
+            chosen, logprobs = sample(logits, 1.0, torch.full((100,), uniform))
             assert bool(logprobs.isfinite().all())
             assert bool(logits.gather(-1, chosen[:, None]).isfinite().all())
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.rollouts import cutting
-from rlhf_lightning.models.micro_batches import pieces
+from rlhf_lightning.models import micro_batches as module
+from rlhf_lightning.models.micro_batches import micro_batches
 from rlhf_lightning.types import Rows
 
 NUMBERED = torch.arange(12)
@@ -26,17 +26,17 @@ def rows_of(prompts: list[int], responses: list[int], groups: list[int]) -> Rows
     )
 
 
-def numbers(piece: Rows) -> list[int]:
-    return sorted(piece.tokens[:, 0].tolist())
+def numbers(micro_batch: Rows) -> list[int]:
+    return sorted(micro_batch.tokens[:, 0].tolist())
 
 
-def tokens_of(piece: Rows, shares: bool = True) -> int:
+def tokens_of(micro_batch: Rows, shares: bool = True) -> int:
     """What a pass over a piece computes."""
-    lengths = piece.mask.sum(-1)
+    lengths = micro_batch.mask.sum(-1)
     if not shares:
-        return len(piece) * int((lengths + piece.prompt_mask.sum(-1)).max())
-    heads = [int(torch.nonzero(piece.groups == group)[0]) for group in piece.groups.unique()]
-    return int(lengths.sum() + piece.prompt_mask.sum(-1)[heads].sum())
+        return len(micro_batch) * int((lengths + micro_batch.prompt_mask.sum(-1)).max())
+    heads = [int(torch.nonzero(micro_batch.groups == group)[0]) for group in micro_batch.groups.unique()]
+    return int(lengths.sum() + micro_batch.prompt_mask.sum(-1)[heads].sum())
 
 
 ROWS = rows_of(
@@ -47,46 +47,51 @@ ROWS = rows_of(
 
 @pytest.mark.parametrize(("limit", "count"), [(None, 1), (86, 1), (85, 2), (45, 2), (44, 3), (28, 4)])
 def test_a_prompt_and_its_responses_stay_in_one_of_as_few_pieces_as_can_be(limit: int | None, count: int) -> None:
-    found = pieces(ROWS, NUMBERED, limit, shares=True)
+    found = micro_batches(ROWS, NUMBERED, limit, shares=True)
     assert len(found) == count
-    assert sorted(row for piece in found for row in numbers(piece)) == list(range(12))
-    assert all(len(piece.groups.unique()) * 3 == len(piece) for piece in found)
-    assert all(tokens_of(piece) <= (limit or 86) for piece in found)
+    assert sorted(row for micro_batch in found for row in numbers(micro_batch)) == list(range(12))
+    assert all(len(micro_batch.groups.unique()) * 3 == len(micro_batch) for micro_batch in found)
+    assert all(tokens_of(micro_batch) <= (limit or 86) for micro_batch in found)
 
 
 @pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("per_unit", [1, 3])
 @pytest.mark.parametrize("limit", [1, 12, 16, 20, 27])
 def test_a_unit_is_never_cut_and_stands_alone_where_it_is_too_long(limit: int, per_unit: int, shares: bool) -> None:
-    found = pieces(ROWS, NUMBERED // per_unit, limit, shares)
-    assert sorted(row for piece in found for row in numbers(piece)) == list(range(12))
-    for piece in found:
-        units, counts = (torch.tensor(numbers(piece)) // per_unit).unique(return_counts=True)
-        assert counts.tolist() == [per_unit] * len(units)
+    found = micro_batches(ROWS, NUMBERED // per_unit, limit, shares)
+    assert sorted(row for micro_batch in found for row in numbers(micro_batch)) == list(range(12))
+    for micro_batch in found:
+        loss_groups, counts = (torch.tensor(numbers(micro_batch)) // per_unit).unique(return_counts=True)
+        assert counts.tolist() == [per_unit] * len(loss_groups)
     longest = max(tokens_of(ROWS.rows(NUMBERED // per_unit == unit), True) for unit in range(12 // per_unit))
     if shares:
-        assert all(tokens_of(piece) <= max(limit, longest) for piece in found)
+        assert all(tokens_of(micro_batch) <= max(limit, longest) for micro_batch in found)
     else:
-        assert all(tokens_of(piece, False) <= max(limit, 17 * per_unit) for piece in found)
+        assert all(tokens_of(micro_batch, False) <= max(limit, 17 * per_unit) for micro_batch in found)
 
 
 def test_every_tensor_is_trimmed_and_keeps_its_rows() -> None:
-    for piece in pieces(ROWS, NUMBERED, 20, shares=True):
-        rows = piece.tokens[:, 0]
-        assert torch.equal(piece.mask.sum(-1), ROWS.mask.sum(-1)[rows])
-        assert torch.equal(piece.prompt_mask.sum(-1), ROWS.prompt_mask.sum(-1)[rows])
-        assert torch.equal(piece.groups, ROWS.groups[rows])
-        assert piece.mask.any(0).all()
-        assert piece.prompt_mask.any(0).all()
+    for micro_batch in micro_batches(ROWS, NUMBERED, 20, shares=True):
+        rows = micro_batch.tokens[:, 0]
+        assert torch.equal(micro_batch.mask.sum(-1), ROWS.mask.sum(-1)[rows])
+        assert torch.equal(micro_batch.prompt_mask.sum(-1), ROWS.prompt_mask.sum(-1)[rows])
+        assert torch.equal(micro_batch.groups, ROWS.groups[rows])
+        assert micro_batch.mask.any(0).all()
+        assert micro_batch.prompt_mask.any(0).all()
 
 
 def test_a_rank_that_needs_fewer_pieces_takes_as_many_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def another_rank_needs_five(value: Tensor) -> Tensor:
         return value * 100 if int(value) > 20 else value.clamp(min=5)  # first asked for tokens, then for pieces
 
-    monkeypatch.setattr(cutting, "all_max", another_rank_needs_five)
+    monkeypatch.setattr(module, "all_max", another_rank_needs_five)
     few: Any = ROWS.rows(NUMBERED < 4)
-    found = pieces(few, NUMBERED[:4], 1000, shares=True)
+    found = micro_batches(few, NUMBERED[:4], 1000, shares=True)
     assert len(found) == 5
-    assert sorted(row for piece in found if piece.mask.any() for row in numbers(piece)) == [0, 1, 2, 3]
-    assert all(piece.mask.any() or numbers(piece) == [0] for piece in found)
+    assert sorted(row for micro_batch in found if micro_batch.mask.any() for row in numbers(micro_batch)) == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert all(micro_batch.mask.any() or numbers(micro_batch) == [0] for micro_batch in found)

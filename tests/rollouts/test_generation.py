@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.generation.local import Sampler, sample
+from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.logprobs import token_scores
-from rlhf_lightning.generation.local import Sampler, draw
-from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.types import Rows
 
 STOPS = [2, 40, 41, 42, 43, 44, 45]
@@ -40,8 +40,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("pad", [0, 2])  # 2 is a stop token too
 def test_greedy_is_what_transformers_writes(model: Any, prompts: Any, pad: int) -> None:
-    ours = Sampler(10).write(model, *prompts, 1, STOPS, pad, seeded(), 0.0)
-    theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, pad, seeded(), 0.0)
+    ours = Sampler(10).generate(model, *prompts, 1, STOPS, pad, seeded(), 0.0)
+    theirs = TransformersGenerate(10).generate(model, *prompts, 1, STOPS, pad, seeded(), 0.0)
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.mask, theirs.mask)
 
@@ -53,49 +53,51 @@ def test_what_a_model_adds_to_its_distribution_is_left_out(
     plain = load_causal_lm(ModelConfig(str(folder)))
     GenerationConfig(repetition_penalty=5.0, min_new_tokens=9, num_beams=2).save_pretrained(folder)
     model = load_causal_lm(ModelConfig(str(folder)))
-    ours = Sampler(10).write(plain, *prompts, 1, STOPS, 0, seeded(), 0.0)
-    theirs = TransformersGenerate(10).write(model, *prompts, 1, STOPS, 0, seeded(), 0.0)
+    ours = Sampler(10).generate(plain, *prompts, 1, STOPS, 0, seeded(), 0.0)
+    theirs = TransformersGenerate(10).generate(model, *prompts, 1, STOPS, 0, seeded(), 0.0)
     assert torch.equal(ours.tokens, theirs.tokens)
 
 
 def test_log_probabilities_agree_three_ways(model: Any, prompts: Any) -> None:
     tokens, prompt_mask = prompts
-    written = Sampler(10, temperature=0.7).write(model, tokens, prompt_mask, 3, STOPS, 2, seeded())
+    generated = Sampler(10, temperature=0.7).generate(model, tokens, prompt_mask, 3, STOPS, 2, seeded())
     index = torch.arange(3).repeat_interleave(3)
-    rows = Rows(torch.cat([tokens[index], written.tokens], 1), prompt_mask[index], written.mask, index, index.bool())
-    assert len(set(written.mask.sum(-1).tolist())) > 1  # rows finish at different times
+    rows = Rows(
+        torch.cat([tokens[index], generated.tokens], 1), prompt_mask[index], generated.mask, index, index.bool()
+    )
+    assert len(set(generated.mask.sum(-1).tolist())) > 1  # rows finish at different times
     recomputed = token_scores(model, rows, 0.7).logprobs
-    torch.testing.assert_close(written.logprobs, recomputed, atol=1e-5, rtol=0)
+    torch.testing.assert_close(generated.logprobs, recomputed, atol=1e-5, rtol=0)
     for row in range(len(rows)):  # by transformers alone, without padding
-        ids = torch.cat([tokens[index[row]][prompt_mask[index[row]]], written.tokens[row][written.mask[row]]])[None]
+        ids = torch.cat([tokens[index[row]][prompt_mask[index[row]]], generated.tokens[row][generated.mask[row]]])[None]
         logprobs = (model(ids).logits / 0.7).log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
-        length = int(written.mask[row].sum())
+        length = int(generated.mask[row].sum())
         torch.testing.assert_close(logprobs[-length:], recomputed[row, :length], atol=1e-5, rtol=0)
 
 
 def test_responses_end_at_the_first_stop_token(model: Any, prompts: Any) -> None:
-    written = Sampler(12).write(model, *prompts, 8, STOPS, 0, seeded())
-    stops = torch.isin(written.tokens, torch.tensor(STOPS)) & written.mask
+    generated = Sampler(12).generate(model, *prompts, 8, STOPS, 0, seeded())
+    stops = torch.isin(generated.tokens, torch.tensor(STOPS)) & generated.mask
     assert stops.any()
     assert bool((stops.sum(-1) <= 1).all())
     for row in torch.nonzero(stops.any(-1)).flatten():
-        assert stops[row].nonzero().item() == written.mask[row].sum() - 1
-    assert not written.tokens[~written.mask].any()
+        assert stops[row].nonzero().item() == generated.mask[row].sum() - 1
+    assert not generated.tokens[~generated.mask].any()
 
 
 def test_a_seed_repeats_and_a_row_does_not_depend_on_the_others(
     prompts: Any, tiny_model_folder: Callable[[str], str]
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("llama")))
-    first, again, other = (Sampler(8).write(model, *prompts, 2, [2], 0, seeded(seed)) for seed in (4, 4, 5))
+    first, again, other = (Sampler(8).generate(model, *prompts, 2, [2], 0, seeded(seed)) for seed in (4, 4, 5))
     assert torch.equal(first.tokens, again.tokens)
     assert not torch.equal(first.tokens, other.tokens)
 
 
 def test_a_row_that_ends_changes_no_other(prompts: Any, tiny_model_folder: Callable[[str], str]) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("gpt2")))
-    long = Sampler(12).write(model, *prompts, 4, [], 0, seeded())
-    short = Sampler(12).write(model, *prompts, 4, list(range(60)), 0, seeded())
+    long = Sampler(12).generate(model, *prompts, 4, [], 0, seeded())
+    short = Sampler(12).generate(model, *prompts, 4, list(range(60)), 0, seeded())
     assert 0 < int(short.mask[:, 5].sum()) < 12  # some go on without others
     assert long.mask.all()
     assert torch.equal(short.tokens[short.mask], long.tokens[short.mask])
@@ -108,10 +110,10 @@ def test_a_stop_token_that_is_the_pad_token_belongs_to_the_response(
     kind: Any, prompts: Any, tiny_model_folder: Callable[[str], str]
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("gpt2")))
-    first = Sampler(1).write(model, *prompts, 1, [], 0, seeded(), 0.0).tokens[0, 0]
-    written = kind(4).write(model, *prompts, 1, [int(first)], int(first), seeded(), 0.0)
-    assert written.mask[0].tolist() == [True, False, False, False]
-    assert (written.tokens[0] == first).all()
+    first = Sampler(1).generate(model, *prompts, 1, [], 0, seeded(), 0.0).tokens[0, 0]
+    generated = kind(4).generate(model, *prompts, 1, [int(first)], int(first), seeded(), 0.0)
+    assert generated.mask[0].tolist() == [True, False, False, False]
+    assert (generated.tokens[0] == first).all()
 
 
 def test_the_distribution_is_that_of_transformers() -> None:
@@ -124,8 +126,8 @@ def test_the_distribution_is_that_of_transformers() -> None:
     prompt, mask, count = torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool), 4000
     seen = []
     for sampler in (Sampler(2), TransformersGenerate(2)):
-        written = sampler.write(model, prompt, mask, count, [4], 0, seeded())
-        seen.append(torch.bincount(written.tokens[:, 0] * 5 + written.tokens[:, 1], minlength=25).double() / count)
+        generated = sampler.generate(model, prompt, mask, count, [4], 0, seeded())
+        seen.append(torch.bincount(generated.tokens[:, 0] * 5 + generated.tokens[:, 1], minlength=25).double() / count)
     first = (model(prompt).logits[0, -1].double()).softmax(-1)
     drawn = [part.view(5, 5).sum(1) for part in seen]
     for part in drawn:
@@ -135,10 +137,10 @@ def test_the_distribution_is_that_of_transformers() -> None:
 
 def test_draw_inverts_the_cumulative_distribution() -> None:
     logits = torch.tensor([[0.2, 0.3, 0.5]]).log().repeat(4, 1)
-    chosen, logprobs = draw(logits, 1.0, torch.tensor([0.0, 0.199, 0.21, 0.9999]))
+    chosen, logprobs = sample(logits, 1.0, torch.tensor([0.0, 0.199, 0.21, 0.9999]))
     assert chosen.tolist() == [0, 0, 1, 2]
     torch.testing.assert_close(logprobs.exp(), torch.tensor([0.2, 0.2, 0.3, 0.5]))
-    assert draw(logits, 0.0, torch.zeros(4))[0].tolist() == [2] * 4
+    assert sample(logits, 0.0, torch.zeros(4))[0].tolist() == [2] * 4
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
@@ -149,7 +151,7 @@ def test_what_cannot_be_is_never_drawn_and_numbers_that_are_none_draw_some_token
     logits = torch.full((4, vocabulary), -torch.inf)
     logits[0, -1], logits[1, 0], logits[2, [0, -1]] = 0.0, 0.0, torch.tensor([0.0, -80.0])
     logits[3] = torch.nan
-    chosen = draw(logits, 1.0, torch.full((4,), uniform))[0].tolist()
+    chosen = sample(logits, 1.0, torch.full((4,), uniform))[0].tolist()
     assert chosen[:3] == [vocabulary - 1, 0, 0]
     assert 0 <= chosen[3] < vocabulary
 
@@ -157,7 +159,7 @@ def test_what_cannot_be_is_never_drawn_and_numbers_that_are_none_draw_some_token
 def test_what_is_very_unlikely_can_be_and_what_is_beside_it_cannot() -> None:
     logits = torch.full((1, 128), -29.0)  # below 2^-40
     logits[0, 0], logits[0, 64] = -torch.inf, 0.0
-    assert draw(logits, 1.0, torch.zeros(1))[0].tolist() == [1]
+    assert sample(logits, 1.0, torch.zeros(1))[0].tolist() == [1]
 
 
 def test_lengths_and_temperatures_that_cannot_be() -> None:

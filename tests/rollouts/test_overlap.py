@@ -12,6 +12,7 @@ import torch
 
 from rlhf_lightning.algorithms.reinforce import REINFORCE
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
@@ -19,8 +20,7 @@ from rlhf_lightning.models.reference import CopiedReference
 from rlhf_lightning.rewards import FunctionReward, ModelReward, WeightedSum
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Collector
-from rlhf_lightning.rollouts.responses import Writer
-from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Completions
 
@@ -32,7 +32,7 @@ PROMPTS: list[dict[str, Any]] = [
 class Judge(Reward):
     """Scores by length, tells a part, and waits for what it is told to wait for."""
 
-    beside_writing = True
+    scores_while_generating = True
 
     def __init__(self, wait_for: Event | None = None, fail: bool = False) -> None:
         self.wait_for, self.fail = wait_for, fail
@@ -54,8 +54,8 @@ class Judge(Reward):
 @pytest.fixture
 def collector(tiny_model_folder: Callable[[str], str], tokenizer: Any) -> Collector:
     config = ModelConfig(tiny_model_folder("llama"))
-    writer = Writer(Policy(load_causal_lm(config)), Sampler(6), Encoder(tokenizer, [2]))
-    return Collector(writer, Judge(), CopiedReference(load_causal_lm(config), "full"), 1.0)
+    response_generator = ResponseGenerator(Policy(load_causal_lm(config)), Sampler(6), Encoder(tokenizer, [2]))
+    return Collector(response_generator, Judge(), CopiedReference(load_causal_lm(config), "full"), 1.0)
 
 
 def collected(collector: Collector) -> Any:
@@ -63,15 +63,15 @@ def collected(collector: Collector) -> Any:
 
 
 def test_a_part_is_scored_while_the_next_is_written(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, write, calls = Event(), Writer.write, []
+    begun, write, calls = Event(), ResponseGenerator.generate, []
 
-    def noted(self: Writer, rows: Any, *args: Any) -> Completions:
+    def noted(self: ResponseGenerator, rows: Any, *args: Any) -> Completions:
         calls.append(len(rows))
         if len(calls) == 2:
             begun.set()
         return write(self, rows, *args)
 
-    monkeypatch.setattr(Writer, "write", noted)
+    monkeypatch.setattr(ResponseGenerator, "generate", noted)
     judge = Judge(wait_for=begun)
     collected(replace(collector, reward=judge, overlap=3))
     assert calls == [2, 2, 1]
@@ -84,16 +84,16 @@ def test_scores_groups_and_metrics_are_of_the_whole(collector: Collector) -> Non
     rollout = collected(overlapped)
     assert rollout.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     width = rollout.prompt_mask.shape[1]
-    decoded = overlapped.writer.encoder.decode(rollout.tokens[:, width:], rollout.mask)
+    decoded = overlapped.response_generator.encoder.decode(rollout.tokens[:, width:], rollout.mask)
     assert rollout.rewards.tolist() == [float(len(text)) for text in decoded]
-    prompts = overlapped.writer.encoder.decode(rollout.tokens[:, :width], rollout.prompt_mask)
+    prompts = overlapped.response_generator.encoder.decode(rollout.tokens[:, :width], rollout.prompt_mask)
     assert prompts == [row["prompt"] for row in PROMPTS for _ in range(2)]
     assert overlapped.metrics["reward/length"] == pytest.approx(float(rollout.rewards.mean()))
     again = collected(replace(collector, overlap=3))
     assert torch.equal(again.tokens, rollout.tokens)
     # what sampling recorded belongs to the tokens it stands beside
     with torch.no_grad():
-        found = overlapped.writer.policy(rollout).logprobs
+        found = overlapped.response_generator.policy(rollout).logprobs
     torch.testing.assert_close(found, rollout.logprobs, atol=1e-5, rtol=0)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_lightning.errors import UserError
 from rlhf_lightning.cli.arguments import Arguments
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.run.checkpoint_files import check, damage, newest_complete
 from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints, remove_abandoned
-from rlhf_lightning.run.checkpoint_files import check, damage, newest_whole
 
 FULL = """
 import resource, signal, sys, torch
@@ -59,9 +59,9 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITES, str(tmp_path / name)], stdout=subprocess.PIPE) for name in names
     ]
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"writes\n"
+    for response_generator in writers:
+        assert response_generator.stdout is not None
+        assert response_generator.stdout.readline() == b"writes\n"
     writers[0].kill()
     writers[0].wait()
     for left in (tmp_path / f".{names[1]}.partial", None):
@@ -94,7 +94,7 @@ def flip(path: Path) -> None:
 
 def test_a_whole_checkpoint_is_whole(folder: Path) -> None:
     assert damage(folder / "checkpoints/step-1.ckpt") is None
-    assert newest_whole(folder / "checkpoints") == (folder / "checkpoints/step-3.ckpt", [])
+    assert newest_complete(folder / "checkpoints") == (folder / "checkpoints/step-3.ckpt", [])
     assert not [path for path in (folder / "checkpoints").iterdir() if "partial" in path.name]
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf_lightning.errors import UserError
-from rlhf_lightning.run import faults
+from rlhf_lightning.cli import messages
 from rlhf_lightning.cli.arguments import Arguments
-from rlhf_lightning.cli.early_check import READ, Glance, check_keys
-from rlhf_lightning.cli.plugin_files import PACKAGE
+from rlhf_lightning.cli.early_check import READ, SourceIndex, check_keys
 from rlhf_lightning.cli.overrides import as_config
+from rlhf_lightning.cli.plugin_files import PACKAGE
+from rlhf_lightning.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 FAULTS = {
@@ -168,13 +168,13 @@ def test_of_words_that_may_be_meant_nothing_is_said(
 
 
 def test_no_class_that_the_command_line_knows_by_its_name_is_refused() -> None:
-    import rlhf_lightning.cli  # noqa: F401  (imports all that has a short name)
+    import rlhf_lightning.cli.lightning  # noqa: F401  (imports all that has a short name)
 
     seen = 0
     bases = {"model": "model", "data": "data", "trainer.callbacks": "callbacks", "trainer.logger": "logger"}
     bases |= {"model.optimizer": "optimizer", "model.lr_scheduler": "lr_scheduler", "model.reward": "reward"}
     for path, key in {**bases, "model.algorithm": "algorithm", "model.generation": "generation"}.items():
-        for found in faults._subclasses(faults._bases()[key]):
+        for found in messages._subclasses(messages._bases()[key]):
             theirs = found.__module__.split(".")[0] in ("rlhf_lightning", "torch", "lightning")
             theirs &= found.__name__ != "ReduceLROnPlateau"  # which torch and Lightning both have, so neither is meant
             if theirs and hasattr(sys.modules[found.__module__], found.__name__):  # Lightning makes some while it runs
@@ -199,14 +199,14 @@ def test_of_what_the_source_does_not_tell_nothing_is_said(text: str) -> None:
 
 
 def test_the_parameters_that_are_read_are_those_that_python_sees() -> None:
-    glance, seen = Glance(closed=True), 0
+    index, seen = SourceIndex(closed=True), 0
     modules = [f"rlhf_lightning.{name}.{path.stem}" for name in READ for path in (PACKAGE / name).glob("*.py")]
     found: dict[str, Any] = {}
     for module in modules:
         if not module.endswith(("__init__", "build")):
             found |= {k: v for k, v in vars(importlib.import_module(module)).items() if inspect.isclass(v)}
-    for name in glance.classes:
-        read = glance._parameters(name)
+    for name in index.classes:
+        read = index._parameters(name)
         if read is None or name not in found:
             continue
         assert set(read) == set(inspect.signature(found[name]).parameters), name

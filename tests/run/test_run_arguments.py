@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.errors import UserError
 from rlhf_lightning.cli.arguments import FOLDER_OF_RUN, Arguments, find_config
 from rlhf_lightning.cli.initialize import initialize
-from rlhf_lightning.cli.plugin_files import shipped
+from rlhf_lightning.cli.plugin_files import shipped_folder
+from rlhf_lightning.errors import UserError
 
 
 def _folder_of(config: Path) -> Path:
@@ -31,7 +31,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_config_is_looked_for_here_then_in_configs_then_in_the_package() -> None:
-    assert find_config("ppo.yaml") == find_config("ppo") == shipped("configs") / "ppo.yaml"
+    assert find_config("ppo.yaml") == find_config("ppo") == shipped_folder("configs") / "ppo.yaml"
     Path("configs").mkdir()
     Path("configs/ppo.yaml").write_text("a: 1\n")
     assert find_config("ppo") == Path("configs/ppo.yaml")
@@ -43,7 +43,7 @@ def test_a_config_is_looked_for_here_then_in_configs_then_in_the_package() -> No
 
 
 def test_both_ways_to_name_a_config() -> None:
-    path = str(shipped("configs") / "ppo.yaml")
+    path = str(shipped_folder("configs") / "ppo.yaml")
     assert Arguments.of(["fit", "--config", "ppo"]).words[:3] == ["fit", "--config", path]
     assert Arguments.of(["fit", "--config=ppo"]).words[:2] == ["fit", f"--config={path}"]
     assert Arguments.of(["fit", "-c", "ppo"]).words[:3] == ["fit", "-c", path]
@@ -128,11 +128,11 @@ def test_every_process_of_a_run_writes_to_one_folder(monkeypatch: pytest.MonkeyP
 
 def test_init_lays_down_configs_and_callbacks(capsys: pytest.CaptureFixture[str]) -> None:
     assert initialize(["mine"]) == 0
-    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert set(written) == {path for path in Path("mine").rglob("*") if path.is_file()}
-    assert {"mine/configs/ppo.yaml", "mine/callbacks/win_rate.py"} <= {str(path) for path in written}
+    generated = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert set(generated) == {path for path in Path("mine").rglob("*") if path.is_file()}
+    assert {"mine/configs/ppo.yaml", "mine/callbacks/win_rate.py"} <= {str(path) for path in generated}
     assert not list(Path("mine").rglob("__init__.py"))
-    assert Path("mine/configs/ppo.yaml").read_bytes() == (shipped("configs") / "ppo.yaml").read_bytes()
+    assert Path("mine/configs/ppo.yaml").read_bytes() == (shipped_folder("configs") / "ppo.yaml").read_bytes()
 
 
 def test_init_overwrites_only_when_told_to() -> None:

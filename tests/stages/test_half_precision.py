@@ -16,10 +16,10 @@ from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig, load_reward_model
 from rlhf_lightning.rewards import LengthReward
 from rlhf_lightning.rewards.model import ModelReward
-from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import PolicyStage, RewardStage, SupervisedStage
 
 OPTIMIZER = partial(torch.optim.SGD, lr=0.5)
@@ -39,12 +39,12 @@ class Rows(LightningDataModule):
 def fitted(stage: Any, root: Path) -> list[Any]:
     """The batches that the stage learned from."""
     batches: list[Any] = []
-    learn = stage.training_step
+    backward_loss = stage.training_step
 
     def watched(batch: Any, batch_idx: int) -> Any:
         batches.append(batch)
         assert torch.get_default_dtype() == torch.float32
-        return learn(batch, batch_idx)
+        return backward_loss(batch, batch_idx)
 
     stage.training_step = watched
     trainer = Trainer(

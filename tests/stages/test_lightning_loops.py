@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig
 from rlhf_lightning.rewards import LengthReward
-from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import PolicyStage, SupervisedStage
 from rlhf_lightning.stages.stage import Stage
 
@@ -60,7 +60,9 @@ class Watch(Callback):
         self.epochs.append([])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.epochs[-1] += pl_module.coder.decode(batch.tokens[:, : batch.prompt_mask.shape[1]], batch.prompt_mask)
+        self.epochs[-1] += pl_module.encoder_of_run.decode(
+            batch.tokens[:, : batch.prompt_mask.shape[1]], batch.prompt_mask
+        )
 
     def on_before_backward(self, *_: Any) -> None:
         self.batches += 1
@@ -179,13 +181,13 @@ def test_a_stage_whose_run_failed_is_trained_anew(
     stage = made(kind, folder)
     with pytest.raises(RuntimeError, match="a fault"):
         fitted(stage, tmp_path, fault(), log_every_n_steps=50)
-    assert stage.parts or stage.meter.sums
+    assert stage.parts or stage.accumulator.sums
     told: list[dict[str, float]] = []
     stage.tell_loggers = told.append  # type: ignore[method-assign,assignment]
     fitted(stage, tmp_path, max_steps=1, log_every_n_steps=50)
     assert sum("optimizer/grad_norm" in values for values in told) == 1
     assert not stage.parts
-    assert not stage.meter.sums
+    assert not stage.accumulator.sums
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.loading import LoraOptions, ModelConfig
-from rlhf_lightning.models.backbone import language_model
-from rlhf_lightning.rewards import LengthReward
 from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.models.backbone import language_model
+from rlhf_lightning.models.loading import LoraOptions, ModelConfig
+from rlhf_lightning.rewards import LengthReward
 from rlhf_lightning.stages import PolicyStage
 
 Folder = Callable[[str], str]

@@ -13,9 +13,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rewards import LengthReward
-from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Batch
 

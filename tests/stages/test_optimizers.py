@@ -15,13 +15,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.stages import SupervisedStage
 from rlhf_lightning.training.optimizers import adamw, build_optimizer
 
 
-def moved(make: Any) -> tuple[nn.Parameter, Any]:
+def weights_changed(make: Any) -> tuple[nn.Parameter, Any]:
     """A weight after three steps."""
     weight = nn.Parameter(torch.linspace(-1, 1, 300))
     optimizer = build_optimizer(make, [weight])
@@ -35,9 +35,9 @@ def moved(make: Any) -> tuple[nn.Parameter, Any]:
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
 def test_one_kernel_does_what_the_formula_says(kind: Any) -> None:
     make = partial(kind, lr=0.1, weight_decay=0.1)
-    expected, fused = moved(partial(make, foreach=False))
+    expected, fused = weights_changed(partial(make, foreach=False))
     assert not fused
-    found, fused = moved(make)
+    found, fused = weights_changed(make)
     assert fused
     assert (expected - torch.linspace(-1, 1, 300)).abs().max() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rewards import LengthReward
-from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import PolicyStage, RewardStage, SupervisedStage
 
 PAIRS = [

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rewards import FunctionReward, LengthReward
-from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.stages import PolicyStage, RewardStage, SupervisedStage
 from rlhf_lightning.stages.stage import Stage
 

@@ -13,8 +13,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.dpo import DPO
-from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.stages import PolicyStage
 
 
