@@ -62,7 +62,7 @@ def share(rows: list[Any]) -> list[Any]:
 def interleave_shards(parts: list[list[Any]]) -> list[Any]:
     """The global batch whose `share` on each rank is given.
 
-    >>> interleaved([["a", "c"], ["b"]])
+    >>> interleave_shards([["a", "c"], ["b"]])
     ['a', 'b', 'c']
     """
     return [part[i] for i in range(max(map(len, parts), default=0)) for part in parts if i < len(part)]

@@ -6,9 +6,9 @@ import random
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from rlhf_lightning.console import print_once
 from rlhf_lightning.data.formats import BadRow
 from rlhf_lightning.data.reading import Source, read
 from rlhf_lightning.errors import UserError, nearest
@@ -221,9 +221,4 @@ class FileData(RowData):
             raise UserError(f"{faults[0]}{more}; mend the file, or set data.on_bad_row: skip")
         self.report["bad_rows"] = self.report.get("bad_rows", 0) + len(faults)
         shown = "; ".join(faults[:SHOWN_FAULTS])
-        _print_once(f"data: left out {len(faults)} bad rows and kept {good}: {shown}")
-
-
-@rank_zero_only
-def _print_once(line: str) -> None:
-    print(line, flush=True)
+        print_once(f"data: left out {len(faults)} bad rows and kept {good}: {shown}")

@@ -40,7 +40,7 @@ def preference_agreement(margin: Tensor) -> Tensor:
 
     Less than 1e-4 nats is the rounding of two passes over the same weights.
 
-    >>> agreement(torch.tensor([0.5, -0.5, 1e-6]))
+    >>> preference_agreement(torch.tensor([0.5, -0.5, 1e-6]))
     tensor([1.0000, 0.0000, 0.5000])
     """
     return 0.5 + 0.5 * torch.sign(torch.where(margin.abs() < 1e-4, margin.new_zeros(()), margin))

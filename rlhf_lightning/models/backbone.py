@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.distributed import rank
+from rlhf_lightning.console import print_first_time
 from rlhf_lightning.models.packing import PackedSequences, PrefixGroup, RowSizes, pack_rows
 from rlhf_lightning.types import Rows
 
@@ -44,16 +43,10 @@ def supports_packing(backbone: Any) -> bool:
         reason = _why_no_packing(backbone)
         backbone.supports_packing = reason is None
         if reason is not None:
-            _print_once(
+            print_first_time(
                 f"{type(backbone).__name__}: rows are padded and prompts computed for each response, as {reason}"
             )
     return bool(backbone.supports_packing)
-
-
-@functools.cache
-def _print_once(line: str) -> None:
-    if rank() == 0:
-        print(line, flush=True)
 
 
 def max_packed_length(config: Any) -> int:

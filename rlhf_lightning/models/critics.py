@@ -8,8 +8,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rlhf_lightning.io import atomic_write
 from rlhf_lightning.models.backbone import backbone_of
-from rlhf_lightning.models.export import apply_umask, sub_state
+from rlhf_lightning.models.export import sub_state
 from rlhf_lightning.models.packed_forward import hidden_states_before
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.shared_base import CRITIC, AdapterBackbone, adapter_weights
@@ -75,5 +76,5 @@ def save_critic(policy: Policy, state: dict[str, Tensor] | None, path: Path) -> 
     weights = sub_state(state, "critic.") or policy.critic.state_dict()
     if isinstance(policy.critic, AdapterCritic):
         weights = {**weights, **adapter_weights(policy.model, CRITIC, sub_state(state, "model."))}
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
-    apply_umask(path)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    atomic_write(path, lambda partial: save_file(tensors, partial))

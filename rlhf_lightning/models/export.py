@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_lightning.io import apply_umask
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.backbone import language_model
 from rlhf_lightning.models.quantization import dequantize_
@@ -53,13 +54,6 @@ def export_model(
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def apply_umask(path: Path) -> None:
-    """Give what was made for its owner alone, by safetensors or as a temporary folder, the mode of anything new."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def sub_state(state: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:

@@ -112,7 +112,7 @@ def trim(rows: RowsT) -> RowsT:
 def greedy_partition(sizes: list[int], parts: int) -> tuple[list[int], int]:
     """Which part each goes to, the largest first, each to the part that has least (Graham 1969); and the largest part.
 
-    >>> balanced([1, 5, 3, 3], 2)
+    >>> greedy_partition([1, 5, 3, 3], 2)
     ([0, 0, 1, 1], 6)
     """
     totals, chosen = [0] * parts, [0] * len(sizes)

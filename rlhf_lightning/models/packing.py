@@ -201,7 +201,7 @@ def _places(layout: Layout, sizes: RowSizes, length: int) -> tuple[Tensor, Tenso
 def _row_and_offset(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Two int64 [counts.sum()]: which run of `counts` elements each belongs to, and its place in the run.
 
-    >>> _counted(torch.tensor([2, 0, 1]))
+    >>> _row_and_offset(torch.tensor([2, 0, 1]))
     (tensor([0, 0, 2]), tensor([0, 1, 0]))
     """
     owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
+from rlhf_lightning.console import print_first_time
 from rlhf_lightning.errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -111,7 +109,7 @@ def from_pretrained(auto: Any, path: str, trust_remote_code: bool, what: str, **
     from safetensors import SafetensorError
 
     if trust_remote_code:
-        _say_remote_code(path)
+        print_first_time(f"trust_remote_code is true: Python code that comes with {path} may be run")
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # a new head on a pretrained backbone is expected
     transformers.utils.logging.disable_progress_bar()
@@ -126,9 +124,3 @@ def from_pretrained(auto: Any, path: str, trust_remote_code: bool, what: str, **
 def one_line(error: Exception) -> str:
     """The beginning of an error's text, without its line breaks."""
     return " ".join(str(error).split())[:300]
-
-
-@functools.cache
-@rank_zero_only
-def _say_remote_code(path: str) -> None:
-    print(f"trust_remote_code is on: Python code that comes with {path} may be run", flush=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from rlhf_lightning.console import print_first_time
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.encoding import Encoder, recorded_rows
 from rlhf_lightning.models.loading import (
@@ -100,11 +100,11 @@ class ModelReward(Reward):
         if self.dtype not in (None, base.config.dtype):
             why_not = f"its dtype is {self.dtype}, the base's {base.config.dtype}"
         if why_not:
-            _print_once(f"the reward model {name} is loaded with a base of its own: {why_not}")
+            print_first_time(f"the reward model {name} is loaded with a base of its own: {why_not}")
             return
         self.model = add_classifier(base, self.config)
         quantised = f", quantised to {base.config.quantization}" if base.config.quantization else ""
-        _print_once(
+        print_first_time(
             f"the reward model {name} shares the policy's base{quantised} (model.share_base: false loads another)"
         )
 
@@ -145,8 +145,3 @@ class ModelReward(Reward):
         rows = recorded_rows(prompts, responses, groups, self.encoder.stop_tokens, pad)
         device = next(self.model.parameters()).device
         return normalize_scores(self.model, score_rows(self.model, rows.to(device))).cpu()
-
-
-@rank_zero_only
-def _print_once(line: str) -> None:
-    print(line, flush=True)

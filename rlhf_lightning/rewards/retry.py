@@ -101,7 +101,7 @@ class RetryPolicy:
 def is_transient(error: Exception) -> bool:
     """Whether the same call may succeed a little later.
 
-    >>> may_pass(ConnectionResetError()), may_pass(FileNotFoundError()), may_pass(KeyError("column"))
+    >>> is_transient(ConnectionResetError()), is_transient(FileNotFoundError()), is_transient(KeyError("column"))
     (True, False, False)
     """
     if isinstance(error, HTTPError):
@@ -112,7 +112,7 @@ def is_transient(error: Exception) -> bool:
 def short_description(error: BaseException) -> str:
     """Kind and text of an error, on one line of at most some 200 characters.
 
-    >>> told_in_short(TimeoutError()), told_in_short(OSError("no\\nroute"))
+    >>> short_description(TimeoutError()), short_description(OSError("no\\nroute"))
     ('TimeoutError', 'OSError: no route')
     """
     text = " ".join(str(error).split())[:200]

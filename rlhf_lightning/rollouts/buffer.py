@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_lightning.distributed import all_sum
 from rlhf_lightning.models.micro_batches import balanced_partition, micro_batch_of
+from rlhf_lightning.seeding import derive_seed
 from rlhf_lightning.types import Batch
 
 
@@ -68,7 +69,7 @@ class RolloutBuffer:
         """Units that count, those of a prompt side by side; an empty unit costs time and teaches nothing."""
         loss_groups = len(self.batch) // self.rows_per_loss_group
         counts = self.batch.mask[: loss_groups * self.rows_per_loss_group].view(loss_groups, -1).any(-1)
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
         order = torch.randperm(loss_groups, generator=generator)
         prompts, prompt = torch.unique(self.batch.groups[order * self.rows_per_loss_group], return_inverse=True)
         order = order[torch.randperm(len(prompts), generator=generator)[prompt].argsort(stable=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from rlhf_lightning.distributed import all_gather, rank, world_size
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.export import apply_umask
+from rlhf_lightning.io import atomic_write
 from rlhf_lightning.types import Rows
 
 
@@ -43,11 +42,7 @@ class ReferenceCache:
         for known in all_gather(self.known):
             self.known |= known
         if len(self.known) > before and rank() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(".partial")
-            save_file(self.known, partial)
-            apply_umask(partial)
-            os.replace(partial, self.path)
+            atomic_write(self.path, lambda partial: save_file(self.known, partial))
 
     def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:
         """float32 [B, T] of recorded responses, 0 off the mask; `temperature` is the policy's, as it was when they were filled.

@@ -12,6 +12,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.row_source import RowSource, local_rows
 from rlhf_lightning.rollouts.step_loader import REPLAY_STEP
+from rlhf_lightning.seeding import derive_seed
 from rlhf_lightning.types import RawRows
 
 
@@ -75,7 +76,7 @@ class RolloutLoader:
         """The next rollout; until it is whole, the state is that before it, so that a failure loses no row."""
         self.before = self._sources()
         rows, count = local_rows(self.source.next())
-        buffer = self.collect(rows, count, self.generator, hash((self.seed, self.iteration)))
+        buffer = self.collect(rows, count, self.generator, derive_seed(self.seed, self.iteration))
         self.before = None
         return buffer
 

@@ -9,6 +9,7 @@ import torch
 
 from rlhf_lightning.distributed import share
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.seeding import derive_seed
 from rlhf_lightning.types import RawRows
 
 NO_BATCH = "the train data loader gives no batch; its batch size may be larger than its data set"
@@ -93,7 +94,7 @@ class RowSource:
         else:
             with torch.random.fork_rng(devices=[]):
                 # not torch.manual_seed, which seeds the generators of GPUs too, and those are not put back
-                torch.default_generator.manual_seed(hash((self.seed, self.passes)) % 2**63)
+                torch.default_generator.manual_seed(derive_seed(self.seed, self.passes) % 2**63)
                 self._batches = iter(self.loader)
                 for _ in range(self.taken + 1):  # a DataLoader draws its order with the first batch, not with iter()
                     batch = next(self._batches, None)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-import io
-import os
 from collections.abc import Iterable, Iterator
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from rlhf_lightning.io import atomic_write
 
 Row = dict[str, Any]
 
@@ -88,14 +89,14 @@ class MetricsFile(Logger):
 
     def _rewrite(self, columns: list[str], rows: Iterable[Row]) -> None:
         self.keep, self.columns, self.last = False, columns, None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with open(partial, "wb") as file:
-            file.write(self._line({name: name for name in ["step", *columns]}))
+        atomic_write(self.path, lambda partial: self._write_all(partial, rows))
+
+    def _write_all(self, path: Path, rows: Iterable[Row]) -> None:
+        with open(path, "wb") as file:
+            file.write(self._line({name: name for name in ["step", *self.columns]}))
             for row in rows:
                 self.last, self.place = row, file.tell()
                 file.write(self._line(row))
-        os.replace(partial, self.path)
 
     def _write(self, row: Row, place: int) -> None:
         """Write a row where the file ends, or over its last one."""
@@ -106,7 +107,7 @@ class MetricsFile(Logger):
         self.last, self.place = row, place
 
     def _line(self, row: Row) -> bytes:
-        text = io.StringIO(newline="")
+        text = StringIO(newline="")
         csv.DictWriter(text, ["step", *self.columns]).writerow(_shown(row))
         return text.getvalue().encode()
 

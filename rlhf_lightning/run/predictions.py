@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rlhf_lightning.run.samples import append
+from rlhf_lightning.io import append_json_lines
 
 
 class Predictions(Callback):
@@ -24,7 +24,7 @@ class Predictions(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Append."""
-        append(self.path, outputs or [])
+        append_json_lines(self.path, outputs or [])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where they are."""

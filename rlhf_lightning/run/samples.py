@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rlhf_lightning.io import append_json_lines, atomic_write
 
 
 class Samples(Callback):
@@ -33,7 +35,7 @@ class Samples(Callback):
             self._drop_from(path, trainer.global_step)
         else:
             _keep(path, lambda step: step != trainer.global_step)
-        append(path, ({"step": trainer.global_step, **sample} for sample in samples))
+        append_json_lines(path, ({"step": trainer.global_step, **sample} for sample in samples))
 
     def _drop_from(self, path: Path, step: int) -> None:
         """Take out what this validation repeats: the same step, or what a run that was killed wrote after its checkpoint."""
@@ -44,23 +46,9 @@ class Samples(Callback):
         self.step, self.place = step, path.stat().st_size if path.exists() else 0
 
 
-def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows to a file of JSON lines, in letters that people read; half of a surrogate pair, which UTF-8 lacks, is escaped."""
-    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(map(json_line, rows))
-
-
-def json_line(row: dict[str, Any]) -> str:
-    """A row as a line that any JSON reader takes: a number that is not known is null."""
-    known = {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
-    return json.dumps(known, default=str, ensure_ascii=False) + "\n"
-
-
 def _keep(path: Path, wanted: Callable[[int], bool]) -> None:
     """Take out the samples of other steps than those `wanted`, and a line that was cut off."""
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines if line.endswith(b"\n") and wanted(json.loads(line)["step"])]
     if len(kept) < len(lines):
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(b"".join(kept))
-        os.replace(partial, path)
+        atomic_write(path, lambda partial: partial.write_bytes(b"".join(kept)))

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from rlhf_lightning.algorithms.base import Algorithm
+from rlhf_lightning.console import print_once
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import explained_variance
 from rlhf_lightning.functional.kl import kl_estimate
@@ -39,7 +40,7 @@ from rlhf_lightning.rollouts.reference_cache import ReferenceCache
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.rollouts.row_source import RowSource
-from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_minimum, peak_memory, print_once
+from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_minimum, peak_memory
 from rlhf_lightning.training.metrics import MetricAccumulator
 from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.types import Batch, Completions, LossOutput, RawRows

@@ -15,13 +15,13 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from rlhf_lightning.console import print_once
 from rlhf_lightning.distributed import all_gather, any_rank, raise_on_all_ranks
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import is_adapted
@@ -510,12 +510,6 @@ def _only(loader: Any) -> Any:
         "a stage takes one loader to learn from and one to measure with, and the data module gives several; put their rows into "
         "one, with a column that tells them apart"
     )
-
-
-@rank_zero_only
-def print_once(line: str) -> None:
-    """Print a line, once whatever the number of ranks."""
-    print(line, flush=True)
 
 
 def check_minimum(least: int, **given: int | None) -> None:

@@ -292,7 +292,11 @@ def test_the_adaptive_coefficient_and_what_is_remembered() -> None:
 
 def test_an_algorithm_is_one_file_under_a_hundred_lines() -> None:
     folder = Path(rlhf_lightning.algorithms.__file__).parent
-    files = [path for path in folder.glob("*.py") if path.name not in ("__init__.py", "base.py", "kl_penalty.py", "diagnostics.py")]
+    files = [
+        path
+        for path in folder.glob("*.py")
+        if path.name not in ("__init__.py", "base.py", "kl_penalty.py", "diagnostics.py")
+    ]
     assert len(files) >= 4
     for path in files:
         assert len(path.read_text().splitlines()) < 100, path

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from rlhf_lightning.io import json_line
 from rlhf_lightning.run.curves import draw
 from rlhf_lightning.run.metrics_csv import MetricsFile
-from rlhf_lightning.run.samples import Samples, json_line
+from rlhf_lightning.run.samples import Samples
 
 
 def test_a_row_for_each_step_and_columns_that_grow(tmp_path: Path) -> None:
