@@ -3,7 +3,7 @@
     python tests/mutations/run.py [-j JOBS] [NAME]
 
 The package and its tests are copied to a temporary folder; nothing here is changed. Every fault of `faults.yaml` (or those
-with NAME in their file or name) is put into the copy, the tests that it names run in a process of their own, and it is taken
+with NAME in their group or name) is put into the copy, the tests that it names run in a process of their own, and it is taken
 out again. The exit status is 1 if a fault survives, if its place is not found exactly once, or if the tests fail without it.
 """
 
@@ -25,51 +25,14 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-import yaml
+from faults import ROOT, SEARCHED, Fault, read_faults, read_sources
+from patterns import Source
 
-ROOT = Path(__file__).parents[2]
-COPIED = ("rlhf_lightning", "callbacks", "configs", "tests")
+COPIED = (*SEARCHED, "configs", "tests")
 TIME_LIMIT = 120.0
 """Seconds; a fault that keeps its tests busy for longer counts as caught."""
 PRELOADED = ["torch", "transformers", "lightning.pytorch", "pytest"]
 """Imported once, and not once a fault: what is tested is not among them."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A line that is wrong, and the tests that say so."""
-
-    file: str
-    """Below `rlhf_lightning/`."""
-    name: str
-    before: str
-    """Text that is in the file exactly once."""
-    after: str
-    tests: tuple[str, ...]
-    """Files or node ids."""
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.name}"
-
-    def put_into(self, text: str) -> str:
-        """The text of the file with the fault in it.
-
-        Raises:
-            ValueError: its place is not there exactly once.
-        """
-        if text.count(self.before) != 1:
-            raise ValueError(f"{self}: {self.before!r} is in the file {text.count(self.before)} times, not once")
-        return text.replace(self.before, self.after)
-
-
-def read_faults() -> list[Fault]:
-    """The faults of `faults.yaml`."""
-    files = yaml.safe_load(Path(__file__).with_name("faults.yaml").read_text())
-    return [
-        Fault(**{**one, "file": x["file"], "tests": tuple(one.get("tests", x["tests"]))})
-        for x in files
-        for one in x["faults"]
-    ]
 
 
 @dataclass(frozen=True)
@@ -129,15 +92,17 @@ def failing_tests(copy: Path, tests: list[str]) -> tuple[list[str], int] | None:
         process.join()
 
 
-def outcome_of(fault: Fault, copy: Path) -> Outcome:
+def outcome_of(fault: Fault, sources: list[Source], copy: Path) -> Outcome:
     """Put the fault into the copy, run its tests, take it out."""
-    path = copy / "rlhf_lightning" / fault.file
-    original = path.read_text()
     try:
-        path.write_text(fault.put_into(original))
-        found = failing_tests(copy, list(fault.tests))
+        file, text = fault.put_into(sources)
     except ValueError as error:
         return Outcome(f"NOT FOUND  {error}", caught=False)
+    path = copy / file
+    original = path.read_text()
+    try:
+        path.write_text(text)
+        found = failing_tests(copy, list(fault.tests))
     finally:
         path.write_text(original)
     if found is None:
@@ -157,11 +122,12 @@ def check(faults: list[Fault], jobs: int) -> int:
         copies: SimpleQueue[Path] = SimpleQueue()
         for job in range(jobs):
             copies.put(_copied(Path(folder).resolve() / str(job)))
+        sources = read_sources(ROOT)
 
         def borrowed(fault: Fault) -> Outcome:
             copy = copies.get()
             try:
-                return outcome_of(fault, copy)
+                return outcome_of(fault, sources, copy)
             finally:
                 copies.put(copy)
 
@@ -190,13 +156,13 @@ def main() -> int:
     """The command line."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", default="", help="only faults with this in their file or name")
+    parser.add_argument("name", nargs="?", default="", help="only faults with this in their group or name")
     parser.add_argument("-j", dest="jobs", type=int, default=1, metavar="JOBS", help="faults at a time (1)")
     options = parser.parse_args()
     os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     faults = [fault for fault in read_faults() if options.name in str(fault)]
     if not faults:
-        parser.error(f"no fault has {options.name!r} in its file or name")
+        parser.error(f"no fault has {options.name!r} in its group or name")
     started = time.perf_counter()
     survivors = check(faults, options.jobs)
     print(f"{len(faults)} faults, {survivors} survived ({time.perf_counter() - started:.0f} s)")
