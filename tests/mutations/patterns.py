@@ -147,7 +147,7 @@ class Source:
 
     @classmethod
     def of(cls, path: Path, text: str) -> Source:
-        """Parse a text."""
+        """Parse the text of a file."""
         source = cls(path, text, defaultdict(list), {})
         tree = ast.parse(source.text)
         for child in tree.body:

@@ -122,7 +122,7 @@ def check(faults: list[Fault], jobs: int) -> int:
         copies: SimpleQueue[Path] = SimpleQueue()
         for job in range(jobs):
             copies.put(_copied(Path(folder).resolve() / str(job)))
-        sources = read_sources(ROOT)
+        sources = read_sources(Path(folder).resolve() / "0")
 
         def borrowed(fault: Fault) -> Outcome:
             copy = copies.get()

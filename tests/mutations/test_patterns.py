@@ -122,6 +122,12 @@ def test_the_context_is_in_the_top_level_function_or_class_around_the_place() ->
     assert changed("$x + 1", "$x", text.replace("print(x)", "print(y)"), "print($x)") == []
 
 
+def test_a_place_with_two_results_counts_twice_and_with_one_result_once() -> None:
+    text = "def f(x, y):\n    print(x)\n    print(y)\n    return 1\n"
+    assert len(changed("return 1", "return $x", text, "print($x)")) == 2
+    assert len(changed("return 1", "return 2", text, "print($x)")) == 1
+
+
 def test_a_place_that_is_not_there_exactly_once_is_refused() -> None:
     fault = Fault("group", "a name", Change("$a + 1", "$a"), ())
     assert fault.put_into([Source.of(Path("some.py"), "y = x + 1")]) == (Path("some.py"), "y = (x)")
