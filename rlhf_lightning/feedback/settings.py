@@ -60,7 +60,8 @@ def read_settings(connection: sqlite3.Connection) -> Settings:
     """Read the settings; a store without any has the defaults."""
     row = connection.execute("SELECT value FROM settings WHERE name = 'settings'").fetchone()
     stored: dict[str, Any] = {} if row is None else json.loads(row["value"])
-    return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
+    return Settings(**values)
 
 
 def write_settings(connection: sqlite3.Connection, settings: Settings) -> None:
