@@ -16,13 +16,14 @@ LAYERS = {
     "algorithms": 2,
     "rewards": 3,
     "rollouts": 4,
-    "evaluation": 4,
     "data": 4,
     "playground": 5,
     "stages": 6,
-    "run": 7,
-    "cli": 8,
-    "__main__": 9,
+    "evaluation": 7,
+    "feedback": 8,
+    "run": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 HEAVY = {"lightning", "transformers", "peft", "bitsandbytes", "datasets", "torchmetrics", "matplotlib", "jsonargparse"}
 

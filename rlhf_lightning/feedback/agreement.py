@@ -92,6 +92,8 @@ class Overview:
     adjudicated: int
     judgements: int
     first_model: str | None
+    recorded: Share | None = None
+    """How often annotators chose as the file that a pair comes from, where they chose one of the two."""
     agreement: list[Agreement] = field(default_factory=list)
     annotators: list[AnnotatorRow] = field(default_factory=list)
 
@@ -130,6 +132,7 @@ def overview(store: Store) -> Overview:
         adjudicated=states["adjudicated"],
         judgements=sum(len(record.votes) for record in items),
         first_model=first,
+        recorded=share([found for record in items for found in _as_recorded(record)]),
         agreement=agreements(items),
         annotators=[
             _row(records, person.id, first, AnnotatorRow(person.pseudonym, person.name, skips=skips[person.id]))
@@ -280,6 +283,13 @@ def _row(records: Sequence[Record], annotator: int, first: str | None, empty: An
         longer=share([found for r, j in decided if (found := _longer(r, j)) is not None]),
         first_model=share([found for r, j in decided if (found := _first_model(r, j, first)) is not None]),
     )
+
+
+def _as_recorded(record: Record) -> list[bool]:
+    if record.kind != "pair" or record.answer is None:
+        return []
+    choices = [judged.answer["choice"] for judged in record.votes]
+    return [choice == record.answer["choice"] for choice in choices if choice in (0, 1)]
 
 
 def _longer(record: Record, judged: Judged) -> bool | None:

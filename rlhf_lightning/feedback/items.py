@@ -51,7 +51,7 @@ class NewItem:
     purpose: str = "item"
     """`item`, `gold` (the answer is known, the annotator is not told) or `training` (told after answering)."""
     answer: Answer | None = None
-    """The known answer of a gold or training item."""
+    """The known answer of a gold or training item; of another item, what the file it comes from recorded."""
     explanation: str | None = None
     """Shown after a training item is answered."""
     criteria: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class Item:
     criteria: tuple[str, ...]
     explanation: str | None = field(default=None, repr=False)
     answer: Answer | None = field(default=None, repr=False)
-    """The known answer, by the responses' indices."""
+    """The known answer of a gold or training item, by the responses' indices."""
 
 
 def digest(value: Any) -> str:
@@ -156,7 +156,7 @@ def read_item(connection: sqlite3.Connection, item: int) -> Item:
         responses=tuple(Response(text_of(json.loads(r["content"])), r["media"] is not None) for r in responses),
         criteria=tuple(json.loads(row["criteria"])),
         explanation=row["explanation"],
-        answer=None if row["answer"] is None else json.loads(row["answer"]),
+        answer=None if row["answer"] is None or row["purpose"] == "item" else json.loads(row["answer"]),
     )
 
 

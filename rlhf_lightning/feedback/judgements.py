@@ -188,10 +188,23 @@ def _append(
     return judgement or 0
 
 
-def record(desk: Desk, annotator: int, item: int, answer: Answer) -> int:
-    """Append a judgement of an imported file, in the order of the file and without a lease."""
-    count = desk.connection.execute("SELECT count(*) FROM responses WHERE item = ?", (item,)).fetchone()[0]
-    return _append(desk, Place(item, annotator, 0), "judge", answer, tuple(range(count)), None)
+def record(desk: Desk, annotator: int, item_key: str, answer: Answer) -> bool:
+    """Append a judgement that was made elsewhere, without a lease; False where the annotator has judged the item.
+
+    Raises:
+        InvalidAnswerError: the answer has not the item's form.
+    """
+    connection = desk.connection
+    row = connection.execute("SELECT id FROM items WHERE key = ?", (item_key,)).fetchone()
+    item = read_item(connection, row["id"])
+    place = Place(item.id, annotator, 0)
+    if connection.execute(
+        "SELECT 1 FROM standing WHERE item = ? AND annotator = ? AND adjudication = ?", place
+    ).fetchone():
+        return False
+    answer = checked(answer, item.kind, len(item.responses), item.criteria)
+    _append(desk, place, "judge", answer, tuple(range(len(item.responses))), None)
+    return True
 
 
 def _update_state(connection: sqlite3.Connection, item: int) -> None:

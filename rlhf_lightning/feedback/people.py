@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from rlhf_lightning.errors import UserError, nearest
 
 ROLES = ("annotator", "adjudicator", "owner")
+INVITATION = "/join/"
+"""What stands between a server's address and the token in an invitation link."""
 SESSION_SECONDS = 30 * 24 * 3600.0
 
 

@@ -39,7 +39,7 @@ class Record:
     models: tuple[str | None, ...]
     criteria: tuple[str, ...]
     answer: Answer | None
-    """The known answer of a gold or training item."""
+    """The known answer of a gold or training item; of another item, what the file it comes from recorded."""
     round: int
     probability: float
     judgements: list[Judged] = field(default_factory=list)

@@ -34,7 +34,7 @@ from rlhf_lightning.feedback import people
 from rlhf_lightning.feedback.answers import Answer
 from rlhf_lightning.feedback.database import Database
 from rlhf_lightning.feedback.items import NewItem, add_items, read_media
-from rlhf_lightning.feedback.judgements import Entry, Place, Saved, amend, entries, save, standing_at, undo
+from rlhf_lightning.feedback.judgements import Entry, Place, Saved, amend, entries, record, save, standing_at, undo
 from rlhf_lightning.feedback.leases import Desk, Lease
 from rlhf_lightning.feedback.people import Annotator
 from rlhf_lightning.feedback.settings import Settings, read_settings, write_settings
@@ -249,6 +249,13 @@ class Store:
         """Append items to the queue and return how many are new; one that is there already stays as it is."""
         with self.database.write() as connection:
             return add_items(connection, items, self._clock())
+
+    def record(self, item_key: str, pseudonym: str, answer: Answer) -> bool:
+        """Append a judgement that was made elsewhere; False where this annotator has judged the item already."""
+        with self._desk() as desk:
+            row = desk.connection.execute("SELECT id FROM annotators WHERE pseudonym = ?", (pseudonym,)).fetchone()
+            annotator = row["id"] if row else people.add_annotator(desk.connection, "annotator", desk.now, pseudonym)
+            return record(desk, annotator, item_key, answer)
 
     def standing(self, judgement_id: int | None = None) -> dict[Place, int]:
         """Derive from the appended rows which judgement counted at each place right after this one; None: now."""
