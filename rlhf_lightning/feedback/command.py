@@ -143,12 +143,12 @@ def _count(text: str) -> int:
 
 def ask(options: argparse.Namespace) -> None:
     """Add items; what is in the store already stays as it is."""
+    if options.model and not options.prompts:
+        raise UserError("--model needs --prompts to respond to")
     if not (options.prompts or options.pairs or options.gold or options.training or options.argilla):
         raise UserError("nothing to ask; set --prompts, --pairs, --gold, --training or --argilla to a file")
     if options.prompts and not options.model:
         raise UserError("--prompts needs a --model that responds; set --pairs instead for responses that are recorded")
-    if options.model and not options.prompts:
-        raise UserError("--model needs --prompts to respond to")
     if options.argilla and options.kind != "pair":
         raise UserError(f"Argilla's records are pairs and --kind is {options.kind}; remove --kind or --argilla")
     from rlhf_lightning.feedback import ask as sources

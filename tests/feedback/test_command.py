@@ -1,0 +1,179 @@
+"""The command line, from an empty folder to a reward model of one's own judgements."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_lightning.__main__ import main
+from rlhf_lightning.feedback.store import Store
+from rlhf_lightning.playground import task
+
+COMMANDS = ["ask", "serve", "status", "export", "backup", "invite", "forget"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def feedback(*words: str) -> int:
+    return main(["feedback", *words])
+
+
+def write(name: str, *rows: Any) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+PAIRS = [{"prompt": f"p{i}", "chosen": "good", "rejected": "bad"} for i in range(3)]
+
+
+@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_loads_nothing_heavy(words: list[str]) -> None:
+    script = (
+        "import sys; from rlhf_lightning.__main__ import main; status = main(sys.argv[1:]); "
+        "print([name for name in ('torch', 'lightning', 'starlette', 'numpy', 'transformers') if name in sys.modules]); "
+        "sys.exit(status)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, "feedback", *words], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.startswith("usage: rlhf_lightning feedback")
+    assert found.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status"], "store feedback.db is not there; make it with `feedback ask`"),
+        (["export", "x.jsonl"], "store feedback.db is not there"),
+        (["backup", "x.db"], "store feedback.db is not there"),
+        (["forget", "Ada"], "store feedback.db is not there"),
+        (["serve"], "store feedback.db is not there"),
+        (["ask"], "nothing to ask; set --prompts, --pairs, --gold, --training or --argilla"),
+        (["ask", "--prompts", "p.jsonl"], "--prompts needs a --model that responds; set --pairs instead"),
+        (["ask", "--model", "m"], "--model needs --prompts"),
+        (["ask", "--pairs", "nosuch.jsonl"], "data file nosuch.jsonl is not there"),
+        (["ask", "--argilla", "x.json", "--kind", "edit"], "Argilla's records are pairs and --kind is edit"),
+        (["export", "x.json", "--format", "argilla", "--kind", "ratings"], "Argilla's records are pairs"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    assert feedback(*words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["nosuch"], ["ask", "--kind", "song"], ["ask", "--judgements", "0"]])
+def test_words_that_are_no_command(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert feedback(*words) == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_ask_adds_each_item_once_and_keeps_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = write("pairs.jsonl", *PAIRS)
+    gold = write("gold.jsonl", {"prompt": "g", "chosen": "good", "rejected": "bad"})
+    training = write("training.jsonl", {"prompt": "t", "responses": ["a", "b"], "answer": {"choice": 1}})
+    words = ["ask", "--pairs", pairs, "--gold", gold, "--training", training]
+    assert feedback(*words, "--judgements", "2") == 0
+    assert capsys.readouterr().out == (
+        "training items: 1 new, 0 in the store already\n"
+        "gold items: 1 new, 0 in the store already\n"
+        "recorded items: 3 new, 0 in the store already\n"
+    )
+    assert feedback(*words) == 0
+    assert "recorded items: 0 new, 3 in the store already" in capsys.readouterr().out
+    with Store("feedback.db") as store:
+        assert store.settings.judgements_per_item == 2
+        with store.database.read() as connection:
+            assert {row["wanted"] for row in connection.execute("SELECT wanted FROM items")} == {2}
+
+
+def test_ratings_take_the_criteria(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write("rows.jsonl", {"prompt": "p", "response": "r"})
+    assert feedback("ask", "--pairs", rows, "--kind", "rating", "--criteria", "polite", "short", "--store", "r.db") == 0
+    with Store("r.db") as store:
+        ada = store.invited(store.invite("Ada"))
+        assert ada is not None
+        lease = store.next(ada.id)
+        assert lease is not None
+        assert lease.item.criteria == ("polite", "short")
+
+
+def test_an_image_column_of_another_name() -> None:
+    Path("a.png").write_bytes(b"a"), Path("b.png").write_bytes(b"b")
+    rows = write("clips.jsonl", {"prompt": "which?", "clips": ["a.png", "b.png"]})
+    assert feedback("ask", "--pairs", rows, "--image-column", "clips") == 0
+    with Store("feedback.db") as store:
+        assert store.media(1, 1) == ("image/png", b"b")
+
+
+def test_invite_prints_a_link_and_forget_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert feedback("invite", "Ada", "--role", "adjudicator", "--url", "https://labels.example/feedback/") == 0
+    link = capsys.readouterr().out.strip()
+    prefix, token = link.rsplit("/", 1)
+    assert prefix == "https://labels.example/feedback/join"
+    with Store("feedback.db") as store:
+        ada = store.invited(token)
+        assert ada is not None
+        assert ada.roles == {"annotator", "adjudicator"}
+        assert feedback("forget", "Ada") == 0
+        assert store.invited(token) is None
+    assert feedback("forget", "Ada") == 2
+
+
+def test_backup_and_status(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("krippendorff")
+    feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS))
+    assert feedback("backup", "copy.db") == 0
+    capsys.readouterr()
+    assert feedback("status", "--store", "copy.db") == 0
+    assert capsys.readouterr().out.startswith("items       3: 3 open, 0 settled, 0 disputed, 0 adjudicated\n")
+    assert feedback("status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["open"] == 3
+
+
+def test_export_for_argilla() -> None:
+    feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS))
+    with Store("feedback.db") as store:
+        ada = store.invited(store.invite("Ada"))
+        assert ada is not None
+        lease = store.next(ada.id)
+        assert lease is not None
+        store.save(ada.id, lease.id, {"choice": 1})
+    assert feedback("export", "records.json", "--format", "argilla") == 0
+    (record,) = json.loads(Path("records.json").read_text())
+    assert record["responses"]["preference"][0]["value"] == "response2"
+
+
+def test_from_an_empty_folder_to_a_reward_model_of_ones_own_judgements() -> None:
+    write("prompts.jsonl", *({"prompt": prompt} for prompt in task.prompts(50, 0, False)))
+    asked = ["--model", "playground/sft", "--prompts", "prompts.jsonl", "--max-new-tokens", "24"]
+    assert feedback("ask", *asked) == 0
+    with Store("feedback.db") as store:
+        ada = store.invited(store.invite("Ada"))
+        assert ada is not None
+        judged = 0
+        while (lease := store.next(ada.id)) is not None:
+            scores = [task.true_reward(lease.item.prompt[-1].content, r.text) for r in lease.item.responses]
+            choice = "tie" if scores[0] == scores[1] else int(scores[1] > scores[0])
+            store.save(ada.id, lease.id, {"choice": choice}, seconds=2.0)
+            judged += 1
+        assert judged >= 45
+    assert feedback("export", "pairs.jsonl") == 0
+    data = ["--data", "PreferenceData", "--data.train", "pairs.jsonl", "--data.batch_size", "8"]
+    words = ["fit", "--config", "reward.yaml", *data, "--trainer.default_root_dir", "run", "--trainer.max_epochs", "1"]
+    found = subprocess.run(
+        [sys.executable, "-m", "rlhf_lightning", *words], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert 0 <= summary["val/preference/accuracy"]["after"] <= 1
+    assert (Path("run/export") / "model.safetensors").is_file()
