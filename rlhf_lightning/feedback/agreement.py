@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.answers import TOLERANCE, correct
@@ -20,7 +20,8 @@ Units = dict[tuple[int, ...], dict[int, float]]
 """What each annotator said of each unit: a pair, two responses of a ranking, or a response to rate."""
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """A share of so many `cases` with its 95 % interval (Wilson 1927)."""
 
     share: float
@@ -68,17 +69,17 @@ class AnnotatorRow:
     @property
     def left_share(self) -> float | None:
         """The share of `left` alone."""
-        return self.left and self.left.share
+        return self.left.share if self.left else None
 
     @property
     def longer_share(self) -> float | None:
         """The share of `longer` alone."""
-        return self.longer and self.longer.share
+        return self.longer.share if self.longer else None
 
     @property
     def first_model_share(self) -> float | None:
         """The share of `first_model` alone."""
-        return self.first_model and self.first_model.share
+        return self.first_model.share if self.first_model else None
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Overview:
 def overview(store: Store) -> Overview:
     """Measure the store as it is now."""
     people = store.people()
-    with store.database.read() as connection:
+    with store.database.snapshot() as connection:
         records = read_records(connection, ("item", "gold", "training"))
         skips = Counter(
             row["annotator"] for row in connection.execute("SELECT annotator FROM standing WHERE skipped = 1")
@@ -308,8 +309,9 @@ def _first_model(record: Record, judged: Judged, first: str | None) -> bool | No
 def share(cases: Sequence[bool], z: float = 1.959964) -> Share | None:
     """Return the share of true cases; None where there are none.
 
-    >>> [round(x, 3) for x in share([True] * 8 + [False] * 2)]
-    [0.8, 0.49, 0.943, 10]
+    >>> found = share([True] * 8 + [False] * 2)
+    >>> found.share, round(found.low, 3), round(found.high, 3), found.cases
+    (0.8, 0.49, 0.943, 10)
     """
     count = len(cases)
     if not count:

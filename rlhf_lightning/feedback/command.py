@@ -235,7 +235,7 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(f"Argilla's records are pairs and --kind is {options.kind}; remove --kind or --format")
     with Store(options.store) as store:
         if options.format == "argilla":
-            with store.database.read() as connection:
+            with store.database.snapshot() as connection:
                 found = Exported(argilla_records(read_records(connection)))
         else:
             found = export(store, options.kind, options.ties, options.decided, options.criterion)

@@ -39,6 +39,7 @@ class Database:
         if not path.parent.is_dir():
             raise UserError(f"store {path}: there is no folder {path.parent}; make the folder first")
         self.path, self._lock, self._serving = path, threading.RLock(), -1
+        self._writing = False
         with _errors(path):
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -84,9 +85,11 @@ class Database:
         """
         with self._lock, _errors(self.path):
             if self._connection.in_transaction:  # part of the transaction that calls
+                assert self._writing, "a transaction that reads cannot begin to write"
                 yield self._connection
                 return
             self._connection.execute("BEGIN IMMEDIATE")
+            self._writing = True
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -94,6 +97,8 @@ class Database:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+            finally:
+                self._writing = False
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -107,6 +112,17 @@ class Database:
                 yield self._connection
             finally:
                 self._connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Run long queries on a connection of their own: other threads read and write meanwhile, and none of it is seen."""
+        with (
+            _errors(self.path),
+            contextlib.closing(sqlite3.connect(self.path, BUSY_SECONDS, isolation_level=None)) as aside,
+        ):
+            aside.row_factory = sqlite3.Row
+            aside.execute("BEGIN")
+            yield aside
 
     def backup(self, target: Path) -> None:
         """Copy the store as it is now, also while a server writes to it; the copy appears whole or not at all.

@@ -44,7 +44,7 @@ def export(
     Raises:
         UserError: no rating has this criterion.
     """
-    with store.database.read() as connection:
+    with store.database.snapshot() as connection:
         records = read_records(connection)
     if decided:
         records = [record for record in records if record.state in ("settled", "adjudicated")]

@@ -171,7 +171,7 @@ class Store:
     def lease(self, annotator_id: int, lease_id: int) -> Lease | None:
         """Return a lease of this annotator in any state; None for another's."""
         with self._desk(write=False) as desk:
-            return desk.lease(annotator_id, lease_id)
+            return desk.lease(annotator_id, _id(lease_id))
 
     def save(self, annotator_id: int, lease_id: int, answer: Answer, *, seconds: float | None = None) -> Saved:
         """Save the answer to a lease, and lease the next item to the annotator.
@@ -186,7 +186,7 @@ class Store:
             StoreUnavailableError: nothing was saved.
         """
         with self._desk() as desk:
-            saved = save(desk, annotator_id, lease_id, answer, _seconds(seconds))
+            saved = save(desk, annotator_id, _id(lease_id), answer, _seconds(seconds))
             if saved.status == "saved":
                 desk.next(annotator_id)
             return saved
@@ -194,7 +194,7 @@ class Store:
     def correct(self, annotator_id: int, judgement_id: int, answer: Answer, *, seconds: float | None = None) -> Saved:
         """Replace an own judgement that counts now; the same answer again changes nothing. Raises as `save` does."""
         with self._desk() as desk:
-            return amend(desk, annotator_id, judgement_id, answer, _seconds(seconds))
+            return amend(desk, annotator_id, _id(judgement_id), answer, _seconds(seconds))
 
     def undo(self, annotator_id: int) -> Lease | None:
         """Withdraw the newest own judgement and lease its item anew; None where there is nothing to undo."""
@@ -205,12 +205,14 @@ class Store:
         """Return own judgements that count now, the newest first; `before` is the last id of the page before."""
         with self.database.read() as connection:
             condition = "standing.annotator = ? AND judgement < ? AND purpose != 'training'"
-            return entries(connection, condition, (annotator_id, ALL if before is None else before), limit)
+            return entries(connection, condition, (annotator_id, ALL if before is None else _id(before)), limit)
 
     def entry(self, annotator_id: int, judgement_id: int) -> Entry | None:
         """Return one own judgement that counts now; None for another's and for one that was replaced."""
         with self.database.read() as connection:
-            found = entries(connection, "standing.annotator = ? AND judgement = ?", (annotator_id, judgement_id), 1)
+            found = entries(
+                connection, "standing.annotator = ? AND judgement = ?", (annotator_id, _id(judgement_id)), 1
+            )
         return found[0] if found else None
 
     def progress_of(self, annotator_id: int) -> tuple[int, int]:
@@ -221,7 +223,7 @@ class Store:
     def media(self, item_id: int, response: int) -> tuple[str, bytes] | None:
         """Return the media type and the bytes of a response's image; None where it has none."""
         with self.database.read() as connection:
-            return read_media(connection, item_id, response)
+            return read_media(connection, _id(item_id), _id(response))
 
     # adjudication
 
@@ -236,12 +238,12 @@ class Store:
     def adjudicate(self, annotator_id: int, item_id: int) -> Lease:
         """Lease a disputed item to an adjudicator; `save` then decides it. See `Desk.adjudicate`."""
         with self._desk() as desk:
-            return desk.adjudicate(annotator_id, item_id)
+            return desk.adjudicate(annotator_id, _id(item_id))
 
     def judgements_of(self, item_id: int) -> list[Entry]:
         """Return all judgements of an item that count now, with pseudonyms, the oldest first."""
         with self.database.read() as connection:
-            return entries(connection, "standing.item = ? AND skipped = 0", (item_id,), ALL)[::-1]
+            return entries(connection, "standing.item = ? AND skipped = 0", (_id(item_id),), ALL)[::-1]
 
     # content
 
@@ -266,6 +268,11 @@ class Store:
     def _desk(self, write: bool = True) -> Iterator[Desk]:
         with self.database.write() if write else self.database.read() as connection:
             yield Desk(connection, read_settings(connection), self._clock(), self._rng)
+
+
+def _id(number: int) -> int:
+    """Return an id that SQLite can hold; a larger number, which an address may have, is nobody's."""
+    return max(-1, min(number, ALL))
 
 
 def _seconds(seconds: float | None) -> float | None:

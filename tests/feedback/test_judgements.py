@@ -265,3 +265,30 @@ def test_an_item_that_is_there_is_not_added_again(store: Store) -> None:
     turned = NewItem("pair", "prompt 1", pair(1).responses[::-1])
     assert store.add([turned]) == 0
     assert store.add([NewItem("pair", "prompt 1", pair(1).responses, round=1)]) == 1
+
+
+def test_ids_beyond_those_of_sqlite_are_nobodys(store: Store, person: Person, judge: Judge) -> None:
+    store.add([pair(1)])
+    ada = person("Ada")
+    judge(ada, choice=0)
+    huge = 10**30
+    assert store.lease(ada, huge) is None
+    assert store.save(ada, huge, {"choice": 0}).status == "unknown"
+    assert store.correct(ada, huge, {"choice": 0}).status == "unknown"
+    assert store.entry(ada, huge) is None
+    assert store.media(huge, huge) is None
+    assert store.judgements_of(-huge) == []
+    assert len(store.history(ada, before=huge)) == 1
+
+
+def test_a_transaction_that_reads_cannot_begin_to_write(store: Store) -> None:
+    with store.database.read(), pytest.raises(AssertionError, match="cannot begin to write"):
+        store.add([pair(1)])
+    assert store.add([pair(1)]) == 1
+
+
+def test_a_snapshot_sees_one_state_and_keeps_nobody_waiting(store: Store) -> None:
+    with store.database.snapshot() as connection:
+        assert connection.execute("SELECT count(*) FROM items").fetchone()[0] == 0
+        store.add([pair(1)])
+        assert connection.execute("SELECT count(*) FROM items").fetchone()[0] == 0
