@@ -163,6 +163,7 @@
     mark(true);
     return true;
   };
+  if (form && form.dataset.kind === "ranking" && matchMedia("(hover: hover)").matches) say("Press the numbers of the replies from best to worst.");
   mark(false);
   scales.forEach((scale, index) => scale.addEventListener("focusin", () => { current = index; mark(false); }));
 
