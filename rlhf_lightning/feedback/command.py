@@ -205,6 +205,11 @@ def serve(options: argparse.Namespace) -> None:
         _updated(store, **{name: getattr(options, name) for name in names})
         if options.guidelines is not None:
             store.set_guidelines(_guidelines(options.guidelines))
+        if not any("owner" in person.roles for person in store.people()):
+            print(
+                f"nobody owns {options.store} yet: feedback invite NAME --role owner --store {options.store}",
+                flush=True,
+            )
         serve_store(store, host=options.host, port=options.port, root_path=options.root_path)
 
 

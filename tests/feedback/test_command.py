@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from rlhf_lightning.__main__ import main
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.playground import task
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = ["ask", "serve", "status", "export", "backup", "invite", "forget"]
 
 
@@ -153,27 +156,34 @@ def test_export_for_argilla() -> None:
     assert record["responses"]["preference"][0]["value"] == "response2"
 
 
-def test_from_an_empty_folder_to_a_reward_model_of_ones_own_judgements() -> None:
-    write("prompts.jsonl", *({"prompt": prompt} for prompt in task.prompts(50, 0, False)))
-    asked = ["--model", "playground/sft", "--prompts", "prompts.jsonl", "--max-new-tokens", "24"]
-    assert feedback("ask", *asked) == 0
+def documented(heading: str) -> list[str]:
+    """The commands below a heading of the documentation, block by block."""
+    text = (ROOT / "docs" / "feedback.md").read_text()
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
+
+
+def shell(commands: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(["bash", "-ec", commands], env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_documented_way_from_an_empty_folder_to_a_reward_model() -> None:
+    pytest.importorskip("krippendorff")
+    before, serve, after = documented("From an empty folder to a reward model")
+    assert serve.startswith("python -m rlhf_lightning feedback serve")
+    shell(before)
     with Store("feedback.db") as store:
-        ada = store.invited(store.invite("Ada"))
-        assert ada is not None
-        judged = 0
+        (ada,) = store.people()
+        assert ada.roles == {"annotator", "adjudicator", "owner"}
         while (lease := store.next(ada.id)) is not None:
             scores = [task.true_reward(lease.item.prompt[-1].content, r.text) for r in lease.item.responses]
             choice = "tie" if scores[0] == scores[1] else int(scores[1] > scores[0])
             store.save(ada.id, lease.id, {"choice": choice}, seconds=2.0)
-            judged += 1
-        assert judged >= 45
-    assert feedback("export", "pairs.jsonl") == 0
-    data = ["--data", "PreferenceData", "--data.train", "pairs.jsonl", "--data.batch_size", "8"]
-    words = ["fit", "--config", "reward.yaml", *data, "--trainer.default_root_dir", "run", "--trainer.max_epochs", "1"]
-    found = subprocess.run(
-        [sys.executable, "-m", "rlhf_lightning", *words], capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, found.stderr
-    summary = json.loads(Path("run/summary.json").read_text())
+        assert len(store.standing()) >= 45
+    shell(after)
+    summary = json.loads(Path("runs/my-reward/summary.json").read_text())
     assert 0 <= summary["val/preference/accuracy"]["after"] <= 1
-    assert (Path("run/export") / "model.safetensors").is_file()
+    assert (Path("runs/my-reward/export") / "model.safetensors").is_file()
