@@ -31,7 +31,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from rlhf_lightning.feedback.items import NewItem, NewResponse
-from rlhf_lightning.feedback.sessions import invitation_path
+from rlhf_lightning.feedback.people import INVITATION
 from rlhf_lightning.feedback.store import Store
 
 SERVE = """
@@ -186,7 +186,7 @@ def load(server: Server, invitations: list[str], seconds: float, kills: int, pac
     """Let all annotators judge while the server is killed and restarted."""
     tally, start = Tally(), time.monotonic()
     browsers = [
-        Browser(server.port, invitation_path(token), f"a{number}", start + seconds, tally, pace)
+        Browser(server.port, INVITATION + token, f"a{number}", start + seconds, tally, pace)
         for number, token in enumerate(invitations)
     ]
     for browser in browsers:

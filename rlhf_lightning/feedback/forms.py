@@ -172,5 +172,7 @@ def describe(item: Any, order: Sequence[int], answer: Mapping[str, Any] | None) 
         return "Best to worst: " + ", ".join(f"reply {place} (rank {rank})" for rank, place in ranked)
     if "scores" in answer:
         rows = sorted((position[response], scores) for response, scores in enumerate(answer["scores"]))
-        return "; ".join(f"reply {place}: " + ", ".join(f"{k} {v}" for k, v in scores.items()) for place, scores in rows)
+        return "; ".join(
+            f"reply {place}: " + ", ".join(f"{k} {v}" for k, v in scores.items()) for place, scores in rows
+        )
     return "Improved reply " + ", ".join(str(position[edit["response"]]) for edit in answer.get("edits", []))

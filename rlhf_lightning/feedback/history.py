@@ -99,7 +99,9 @@ async def save_correction(request: Request) -> Response:
         check_form(request, form)
         try:
             answer = forms.parse(entry.item, entry.order, store.settings, form)
-            saved = store.correct(annotator.id, entry.judgement_id, answer, seconds=seconds_taken(form, LONGEST_SECONDS))
+            saved = store.correct(
+                annotator.id, entry.judgement_id, answer, seconds=seconds_taken(form, LONGEST_SECONDS)
+            )
         except (forms.FormError, InvalidAnswerError) as error:
             if from_script(request):
                 raise Refused(422, "Not saved", str(error)) from error

@@ -64,7 +64,9 @@ def _cell(self: Any, tokens: Sequence[Token], index: int, options: Any, env: Any
 
 
 def _renderer() -> MarkdownIt:
-    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": 20}).enable(["table", "strikethrough"])
+    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": 20}).enable(
+        ["table", "strikethrough"]
+    )
     markdown.validateLink = _safe_link  # type: ignore[method-assign]
     rules = {"image": _image, "heading_open": _heading, "heading_close": _heading, "link_open": _link}
     rules |= {"table_open": _table, "table_close": _table_end, "fence": _code, "code_block": _code}

@@ -53,7 +53,7 @@ async def accept(request: Request) -> Response:
     invited, session = await run_in_threadpool(open_session)
     if invited is None:
         raise Refused(404, "No such invitation", "The link is incomplete or was replaced. Ask for a new one.")
-    start = "task" if "annotator" in invited.roles else "disputes" if "adjudicator" in invited.roles else "overview"
+    start = "task" if "annotator" in invited.roles else "overview" if "owner" in invited.roles else "disputes"
     response = RedirectResponse(path_for(request, start), 303)
     set_cookie(request, response, session)
     return response
@@ -65,9 +65,7 @@ def task(request: Request) -> Response:
     annotator = annotator_of(request, store)
     lease = store.next(annotator.id)
     if lease is None:
-        return page(
-            request, "done.html", annotator=annotator, progress=store.progress_of(annotator.id), here="task"
-        )
+        return page(request, "done.html", annotator=annotator, progress=store.progress_of(annotator.id), here="task")
     return task_page(request, annotator, lease, here="task")
 
 
@@ -168,7 +166,10 @@ def _repeated(request: Request, lease: Any, form: FormData) -> Response:
 
 def _not_yours() -> Refused:
     return Refused(
-        404, "Not your item", "There is no such item in your hands, so nothing was saved.", ("task", "Your current item")
+        404,
+        "Not your item",
+        "There is no such item in your hands, so nothing was saved.",
+        ("task", "Your current item"),
     )
 
 

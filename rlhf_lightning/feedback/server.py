@@ -52,7 +52,10 @@ HTTP_TEXTS = {
     405: ("Not possible here", "This address does not take that kind of request."),
     408: ("Too slow", "The form did not arrive in time, so nothing was saved. Send it again."),
     413: ("Too large", "The form is larger than this page can take, so nothing was saved. Shorten the texts."),
-    500: ("Something went wrong", "The server could not answer, and nothing was saved. Whoever runs it finds why there."),
+    500: (
+        "Something went wrong",
+        "The server could not answer, and nothing was saved. Whoever runs it finds why there.",
+    ),
 }
 
 
@@ -101,8 +104,10 @@ def _unavailable(request: Request, error: Exception) -> Response:
     text = "The server cannot save at present, so nothing was saved. Keep this page and send it again in a minute."
     if request.method == "GET":
         text = "The server cannot read its store at present. Reload this page in a minute."
-    return PlainTextResponse(text, 503, {"Retry-After": "30"}) if not _script(request) else refusal(
-        request, Refused(503, "Not saved", text)
+    return (
+        PlainTextResponse(text, 503, {"Retry-After": "30"})
+        if not _script(request)
+        else refusal(request, Refused(503, "Not saved", text))
     )  # a page would read the store for its title
 
 

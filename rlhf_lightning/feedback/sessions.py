@@ -14,8 +14,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rlhf_lightning.feedback.people import SESSION_SECONDS
+
 COOKIE = "feedback_session"
-SESSION_SECONDS = 30 * 24 * 3600
+MAY = {"adjudicator": {"adjudicator", "owner"}}
+"""Roles that include another one."""
 
 
 class Refused(Exception):
@@ -33,15 +36,6 @@ class Refused(Exception):
         self.status, self.title, self.text, self.links = status, title, text, links
 
 
-def invitation_path(token: str) -> str:
-    """Return the path of an invitation link, behind the server's address.
-
-    >>> invitation_path("b4t")
-    '/join/b4t'
-    """
-    return f"/join/{token}"
-
-
 def cookie_path(request: Request) -> str:
     """Return the path that the session cookie is limited to."""
     return str(request.scope.get("root_path", "")) or "/"
@@ -52,7 +46,7 @@ def set_cookie(request: Request, response: Response, session: str) -> None:
     response.set_cookie(
         COOKIE,
         session,
-        max_age=SESSION_SECONDS,
+        max_age=int(SESSION_SECONDS),
         path=cookie_path(request),
         secure=request.url.scheme == "https",
         httponly=True,
@@ -118,7 +112,7 @@ def require_role(annotator: Any, role: str) -> None:
     Raises:
         Refused: The annotator lacks the role.
     """
-    if role not in annotator.roles:
+    if not annotator.roles & MAY.get(role, {role}):
         raise Refused(
             403, "Not for your role", f"This page needs the role {role}, which your invitation does not have."
         )
