@@ -21,7 +21,7 @@ from starlette.types import Scope
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback import history, pages, review
 from rlhf_lightning.feedback.database import StoreUnavailableError
-from rlhf_lightning.feedback.limits import BodyLimit, SecurityHeaders, TimedH11Protocol
+from rlhf_lightning.feedback.limits import BodyLimit, Prefix, SecurityHeaders, TimedH11Protocol
 from rlhf_lightning.feedback.sessions import Refused
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.feedback.views import HERE, environment, refusal
@@ -69,11 +69,15 @@ class CachedFiles(StaticFiles):
         return response
 
 
-def create_app(store: Store) -> Starlette:
-    """Build the application over a store."""
+def create_app(store: Store, root_path: str = "") -> Starlette:
+    """Build the application over a store, below the prefix that a reverse proxy shows it under."""
     app = Starlette(
         routes=[*ROUTES, Mount("/static", CachedFiles(directory=HERE / "static"), name="static")],
-        middleware=[Middleware(SecurityHeaders), Middleware(BodyLimit, refuse=_too_much)],
+        middleware=[
+            Middleware(Prefix, root_path=root_path),
+            Middleware(SecurityHeaders),
+            Middleware(BodyLimit, refuse=_too_much),
+        ],
         exception_handlers={
             Refused: _refused,
             HTTPException: _http_error,
@@ -149,11 +153,10 @@ def serve(store: Store, *, host: str = "127.0.0.1", port: int = 8080, root_path:
             flush=True,
         )
     config = uvicorn.Config(
-        create_app(store),
+        create_app(store, root_path),
         http=TimedH11Protocol,
         ws="none",
         lifespan="off",
-        root_path=root_path,
         log_level="warning",
         access_log=False,  # it would hold invitation links
         server_header=False,

@@ -196,9 +196,10 @@
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && text && form) { event.preventDefault(); form.requestSubmit(save); return; }
     if (text || event.ctrlKey || event.metaKey || event.altKey || find("dialog[open]")) return;
     if (event.key === "Enter") {
-      if (!form || target.closest("a, button, summary")) return;
+      if (target.closest("a, button, summary")) return;
       event.preventDefault();
-      form.requestSubmit(save);
+      if (form) form.requestSubmit(save);
+      else press("#next"); // the one thing to do on a page without an item
       return;
     }
     if (keysOn && !keysOn.checked && event.key !== "?") return;
