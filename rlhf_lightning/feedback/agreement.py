@@ -120,7 +120,7 @@ def overview(store: Store) -> Overview:
     with store.database.snapshot() as connection:
         records = read_records(connection, ("item", "gold", "training"))
         skips = Counter(
-            row["annotator"] for row in connection.execute("SELECT annotator FROM standing WHERE skipped = 1")
+            row["annotator"] for row in connection.execute("SELECT annotator FROM latest WHERE skipped = 1")
         )
     items = [record for record in records if record.purpose == "item"]
     states = Counter(record.state for record in items)

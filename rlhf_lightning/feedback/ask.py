@@ -12,7 +12,14 @@ from rlhf_lightning.data.formats import BadRow
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation.responses import fingerprint, generate_responses, load_encoder
 from rlhf_lightning.feedback.argilla import ArgillaPair, is_argilla, read_pair
-from rlhf_lightning.feedback.candidates import Composer, Form, read_items, read_prompts, read_rows, recorded_item
+from rlhf_lightning.feedback.candidates import (
+    ItemBuilder,
+    ItemTemplate,
+    read_items,
+    read_prompts,
+    read_rows,
+    recorded_item,
+)
 from rlhf_lightning.feedback.items import NewItem, digest
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.models.loading import ModelConfig
@@ -46,7 +53,7 @@ class Sampling:
     batch_size: int
 
 
-def ask_models(store: Store, prompts: str, sampling: Sampling, composer: Composer) -> Added:
+def ask_models(store: Store, prompts: str, sampling: Sampling, builder: ItemBuilder) -> Added:
     """Generate responses of every model and add the items that they give.
 
     Responses are kept in the store batch by batch: after an interruption the same call generates what is missing only.
@@ -62,9 +69,9 @@ def ask_models(store: Store, prompts: str, sampling: Sampling, composer: Compose
         for row, responses in enumerate(_responses(store, model, rows, sampling)):
             found[row] += [(response, str(model.name_or_path)) for response in responses]
     items = [
-        item for row, candidates in zip(rows, found, strict=True) for item in composer.items(row["prompt"], candidates)
+        item for row, candidates in zip(rows, found, strict=True) for item in builder.items(row["prompt"], candidates)
     ]
-    note = f"; {composer.identical} prompts got too few different responses" if composer.identical else ""
+    note = f"; {builder.identical} prompts got too few different responses" if builder.identical else ""
     return Added("generated items", len(items), store.add(items), note)
 
 
@@ -106,14 +113,14 @@ def _responses(store: Store, model: ModelConfig, rows: Sequence[Row], sampling: 
     return (found[key] for key in keys)
 
 
-def ask_file(store: Store, source: str, form: Form, purpose: str) -> Added:
+def ask_file(store: Store, source: str, template: ItemTemplate, purpose: str) -> Added:
     """Add the recorded items of a file; of gold and training items the answer is known."""
-    items = read_items(source, form, purpose)
+    items = read_items(source, template, purpose)
     what = {"item": "recorded items", "gold": "gold items", "training": "training items"}[purpose]
     return Added(what, len(items), store.add(items))
 
 
-def ask_argilla(store: Store, source: str, form: Form) -> Added:
+def ask_argilla(store: Store, source: str, template: ItemTemplate) -> Added:
     """Add the pairs of an Argilla file, with the judgements that it has; each of its users becomes an annotator.
 
     Raises:
@@ -128,8 +135,8 @@ def ask_argilla(store: Store, source: str, form: Form) -> Added:
         pair = read_pair(row)
         plain = {"prompt": pair.prompt, "responses": list(pair.responses)}
         try:
-            item = recorded_item(plain, form, "item", Path())
-            pairs.append((replace(item, wanted=max(form.wanted, len(pair.answers))), pair))
+            item = recorded_item(plain, template, "item", Path())
+            pairs.append((replace(item, wanted=max(template.wanted, len(pair.answers))), pair))
         except BadRow as error:
             raise UserError(f"{place}: {error}; fix the record or remove it") from error
     with store.database.write():  # all or nothing

@@ -28,7 +28,7 @@ MOST = {"pair": 2, "ranking": MOST_RANKED, "rating": MOST_RANKED, "edit": 1}
 
 
 @dataclass(frozen=True)
-class Form:
+class ItemTemplate:
     """What all items of one `ask` have in common."""
 
     kind: str
@@ -53,7 +53,7 @@ def read_prompts(source: str) -> list[Row]:
     return rows
 
 
-def read_items(source: str, form: Form, purpose: str) -> list[NewItem]:
+def read_items(source: str, template: ItemTemplate, purpose: str) -> list[NewItem]:
     """Read recorded items.
 
     A row has a `prompt` and `responses`, `chosen` and `rejected`, or one `response`; perhaps `models` (or `chosen_model` and
@@ -66,29 +66,29 @@ def read_items(source: str, form: Form, purpose: str) -> list[NewItem]:
     items = []
     for row, place in read_rows(source):
         try:
-            items.append(recorded_item(row, form, purpose, Path(source).parent))
+            items.append(recorded_item(row, template, purpose, Path(source).parent))
         except (BadRow, InvalidAnswerError) as error:
             raise UserError(f"{place}: {error}; fix the row or remove it") from error
     return items
 
 
 def read_rows(source: str) -> list[tuple[Row, str]]:
-    """Read every row of a file, a glob or a hub name, and where it stands.
+    """Read every row of a file, a glob or a hub name, and its place (file and line).
 
     Raises:
         UserError: a row cannot be read, or there is none.
     """
     found: list[tuple[Row, str]] = []
-    for part in read(source):
-        if part.faults:
-            raise UserError(f"{part.faults[0]}; fix the file")
-        found += zip(part.rows, part.places, strict=True)
+    for data in read(source):
+        if data.faults:
+            raise UserError(f"{data.faults[0]}; fix the file")
+        found += zip(data.rows, data.places, strict=True)
     if not found:
         raise UserError(f"{source} is empty: no row to use")
     return found
 
 
-def recorded_item(row: Row, form: Form, purpose: str, folder: Path) -> NewItem:
+def recorded_item(row: Row, template: ItemTemplate, purpose: str, folder: Path) -> NewItem:
     """Make an item of one row; see `read_items`.
 
     Raises:
@@ -96,28 +96,28 @@ def recorded_item(row: Row, form: Form, purpose: str, folder: Path) -> NewItem:
         InvalidAnswerError: the known answer has not the item's form.
     """
     prompt, contents, models, answer = _contents(row)
-    media = _media(row.get(form.image_column), folder, form.image_column)
+    media = _media(row.get(template.image_column), folder, template.image_column)
     if not contents:
         contents = [None] * len(media)
     models, media = models or [None] * len(contents), media or [None] * len(contents)
     if not len(contents) == len(models) == len(media):
         raise BadRow(f"there are {len(contents)} responses, {len(models)} models and {len(media)} images")
     responses = tuple(NewResponse(c, m, i) for c, m, i in zip(contents, models, media, strict=True))
-    _check_count(form.kind, responses)
-    given = row["answer"] if row.get("answer") is not None else answer if form.kind == "pair" else None
+    _check_count(template.kind, responses)
+    given = row["answer"] if row.get("answer") is not None else answer if template.kind == "pair" else None
     if given is None and purpose != "item":
         raise BadRow(f"a {purpose} item needs a known answer; give a column 'answer'")
-    if form.kind == "edit" and purpose == "gold":
+    if template.kind == "edit" and purpose == "gold":
         raise BadRow("an edit has no known answer, so it cannot be a gold item")
     return NewItem(
-        kind=form.kind,
+        kind=template.kind,
         prompt=prompt,
         responses=responses,
         purpose=purpose,
-        answer=None if given is None else checked(given, form.kind, len(responses), form.criteria),
+        answer=None if given is None else checked(given, template.kind, len(responses), template.criteria),
         explanation=_explanation(row),
-        criteria=form.criteria,
-        wanted=form.wanted,
+        criteria=template.criteria,
+        wanted=template.wanted,
     )
 
 
@@ -198,10 +198,10 @@ def _explanation(row: Row) -> str | None:
 
 
 @dataclass
-class Composer:
+class ItemBuilder:
     """Makes items of generated responses, and counts the prompts that give none."""
 
-    form: Form
+    template: ItemTemplate
     per_prompt: int | None
     """Items of a prompt; None makes all of a rating or an edit, and one of a pair or a ranking."""
     seed: int = 0
@@ -216,18 +216,18 @@ class Composer:
         """
         distinct = {text: model for text, model in reversed(candidates) if text.strip()}
         texts = [text for text in dict.fromkeys(text for text, _ in candidates) if text in distinct]
-        if len(texts) < FEWEST[self.form.kind]:
+        if len(texts) < FEWEST[self.template.kind]:
             self.identical += 1
             return []
         rng = random.Random(f"{self.seed} {digest(prompt)}")
         chosen, options = self._chosen(texts, distinct, rng)
         return [
             NewItem(
-                kind=self.form.kind,
+                kind=self.template.kind,
                 prompt=prompt,
                 responses=tuple(NewResponse(text, distinct[text]) for text in option),
-                criteria=self.form.criteria,
-                wanted=self.form.wanted,
+                criteria=self.template.criteria,
+                wanted=self.template.wanted,
                 probability=len(chosen) / options,
             )
             for option in chosen
@@ -237,7 +237,7 @@ class Composer:
         self, texts: list[str], models: dict[str, str], rng: random.Random
     ) -> tuple[list[tuple[str, ...]], int]:
         """Return the responses of each item, and among how many possible items they were chosen."""
-        kind = self.form.kind
+        kind = self.template.kind
         if kind == "ranking":
             size = min(len(texts), MOST_RANKED)
             options = math.comb(len(texts), size)

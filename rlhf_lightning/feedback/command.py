@@ -152,25 +152,25 @@ def ask(options: argparse.Namespace) -> None:
     if options.argilla and options.kind != "pair":
         raise UserError(f"Argilla's records are pairs and --kind is {options.kind}; remove --kind or --argilla")
     from rlhf_lightning.feedback import ask as sources
-    from rlhf_lightning.feedback.candidates import Form
+    from rlhf_lightning.feedback.candidates import ItemTemplate
 
     with Store(options.store, create=True) as store:
         settings = _updated(store, judgements_per_item=options.judgements, criteria=options.criteria)
         criteria = settings.criteria if options.kind == "rating" else ()
-        form = Form(options.kind, settings.judgements_per_item, criteria, options.image_column)
+        template = ItemTemplate(options.kind, settings.judgements_per_item, criteria, options.image_column)
         files = {"training": options.training, "gold": options.gold, "item": options.pairs}
         for purpose, file in files.items():
             if file:
-                print(sources.ask_file(store, file, form, purpose), flush=True)
+                print(sources.ask_file(store, file, template, purpose), flush=True)
         if options.argilla:
-            print(sources.ask_argilla(store, options.argilla, form), flush=True)
+            print(sources.ask_argilla(store, options.argilla, template), flush=True)
         if options.prompts:
-            print(sources.ask_models(store, options.prompts, *_generation(options, form)), flush=True)
+            print(sources.ask_models(store, options.prompts, *_generation(options, template)), flush=True)
 
 
-def _generation(options: argparse.Namespace, form: Any) -> tuple[Any, Any]:
+def _generation(options: argparse.Namespace, template: Any) -> tuple[Any, Any]:
     from rlhf_lightning.feedback.ask import Sampling
-    from rlhf_lightning.feedback.candidates import Composer
+    from rlhf_lightning.feedback.candidates import ItemBuilder
     from rlhf_lightning.models.loading import ModelConfig
     from rlhf_lightning.rollouts.generation import Sampler
 
@@ -185,7 +185,7 @@ def _generation(options: argparse.Namespace, form: Any) -> tuple[Any, Any]:
     )
     sampler = Sampler(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     sampling = Sampling(models, options.responses, sampler, options.seed, options.batch_size)
-    return sampling, Composer(form, options.per_prompt, options.seed)
+    return sampling, ItemBuilder(template, options.per_prompt, options.seed)
 
 
 def _updated(store: Store, **values: Any) -> Settings:

@@ -180,7 +180,7 @@ def messages(content: Content) -> tuple[Message, ...]:
 
 
 def text_of(content: Content | None) -> str:
-    """Return the text of a response; several turns are parted by an empty line."""
+    """Return the text of a response; an empty line separates several turns."""
     if content is None or isinstance(content, str):
         return content or ""
     return "\n\n".join(turn["content"] for turn in content)

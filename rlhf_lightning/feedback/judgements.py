@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.answers import Answer, agree, checked, correct
 from rlhf_lightning.feedback.items import Item, read_item
-from rlhf_lightning.feedback.leases import Desk, Lease
+from rlhf_lightning.feedback.leases import Lease, WorkQueue
 
 
 class TooFastError(UserError):
@@ -57,15 +57,15 @@ class Place(NamedTuple):
     adjudication: int
 
 
-def save(desk: Desk, annotator: int, lease_id: int, answer: Answer, seconds: float | None) -> Saved:
+def save(queue: WorkQueue, annotator: int, lease_id: int, answer: Answer, seconds: float | None) -> Saved:
     """Append the judgement that a form gives.
 
     Raises:
         InvalidAnswerError: the answer has not the item's form.
         TooFastError: it comes too soon.
     """
-    connection = desk.connection
-    lease = desk.lease(annotator, lease_id)
+    connection = queue.connection
+    lease = queue.lease(annotator, lease_id)
     if lease is None:
         return Saved("unknown")
     place = Place(lease.item.id, annotator, int(lease.purpose == "adjudication"))
@@ -73,14 +73,14 @@ def save(desk: Desk, annotator: int, lease_id: int, answer: Answer, seconds: flo
     if earlier is not None:
         return Saved("repeated", earlier["id"], _told(lease, json.loads(earlier["answer"])))
     answer = checked(
-        answer, lease.item.kind, len(lease.item.responses), lease.item.criteria, reasons=desk.settings.reasons
+        answer, lease.item.kind, len(lease.item.responses), lease.item.criteria, reasons=queue.settings.reasons
     )
-    wait = lease.opened + desk.settings.minimum_seconds - desk.now
+    wait = lease.opened + queue.settings.minimum_seconds - queue.now
     if wait > 0 and not answer.get("skip"):
         raise TooFastError(wait)
-    if not _wanted(desk, lease, place):
+    if not _wanted(queue, lease, place):
         return Saved("expired")
-    judgement = _append(desk, place, "judge", answer, lease.order, seconds, lease=lease_id)
+    judgement = _append(queue, place, "judge", answer, lease.order, seconds, lease=lease_id)
     connection.execute("UPDATE leases SET closed = 1 WHERE id = ?", (lease_id,))
     return Saved("saved", judgement, _told(lease, answer))
 
@@ -88,9 +88,9 @@ def save(desk: Desk, annotator: int, lease_id: int, answer: Answer, seconds: flo
 def _judgement_of(connection: sqlite3.Connection, lease: int, place: Place) -> sqlite3.Row | None:
     """Return the judgement of this form, or the one that counts at its place: another tab may have sent it."""
     found: sqlite3.Row | None = connection.execute(
-        "SELECT id, answer FROM judgements WHERE lease = ? UNION ALL SELECT id, answer FROM standing JOIN judgements ON "
-        "id = judgement WHERE standing.item = ? AND standing.annotator = ? AND standing.adjudication = ? "
-        "AND NOT (standing.adjudication AND skipped) LIMIT 1",
+        "SELECT id, answer FROM judgements WHERE lease = ? UNION ALL SELECT id, answer FROM latest JOIN judgements ON "
+        "id = judgement WHERE latest.item = ? AND latest.annotator = ? AND latest.adjudication = ? "
+        "AND NOT (latest.adjudication AND skipped) LIMIT 1",
         (lease, *place),
     ).fetchone()
     return found
@@ -100,42 +100,42 @@ def _told(lease: Lease, answer: Answer) -> bool | None:
     return correct(lease.item.kind, answer, lease.item.answer) if lease.purpose == "training" else None
 
 
-def _wanted(desk: Desk, lease: Lease, place: Place) -> bool:
+def _wanted(queue: WorkQueue, lease: Lease, place: Place) -> bool:
     """Whether an item still takes this judgement: a live lease keeps the place, a late answer needs one that is free."""
     if place.adjudication:
-        row = desk.connection.execute("SELECT state FROM items WHERE id = ?", (place.item,)).fetchone()
+        row = queue.connection.execute("SELECT state FROM items WHERE id = ?", (place.item,)).fetchone()
         return bool(row["state"] == "disputed")
-    return lease.purpose != "item" or desk.room(place.annotator, place.item)
+    return lease.purpose != "item" or queue.room(place.annotator, place.item)
 
 
-def amend(desk: Desk, annotator: int, judgement: int, answer: Answer, seconds: float | None) -> Saved:
+def amend(queue: WorkQueue, annotator: int, judgement: int, answer: Answer, seconds: float | None) -> Saved:
     """Append a correction of one's own judgement."""
-    row = _standing(desk.connection, annotator, judgement)
+    row = _latest(queue.connection, annotator, judgement)
     if row is None:
         return Saved("unknown")
-    item = read_item(desk.connection, row["item"])
-    answer = checked(answer, item.kind, len(item.responses), item.criteria, reasons=desk.settings.reasons)
+    item = read_item(queue.connection, row["item"])
+    answer = checked(answer, item.kind, len(item.responses), item.criteria, reasons=queue.settings.reasons)
     if answer == json.loads(row["answer"]):
         return Saved("repeated", judgement)
     place = Place(row["item"], annotator, row["adjudication"])
     taken = row["skipped"] and not answer.get("skip") and row["purpose"] == "item" and not place.adjudication
-    if taken and not desk.room(annotator, item.id):
+    if taken and not queue.room(annotator, item.id):
         return Saved("expired")
     order = tuple(json.loads(row["ordering"]))
-    return Saved("saved", _append(desk, place, "correct", answer, order, seconds, replaces=judgement))
+    return Saved("saved", _append(queue, place, "correct", answer, order, seconds, replaces=judgement))
 
 
-def undo(desk: Desk, annotator: int) -> Lease | None:
+def undo(queue: WorkQueue, annotator: int) -> Lease | None:
     """Withdraw the annotator's newest judgement and ask the item again, in the same order; None where there is none.
 
     Training is over once answered. A skipped item that others have filled in the meantime stays skipped.
     """
-    row = desk.connection.execute(
-        "SELECT judgement FROM standing JOIN items ON id = item WHERE annotator = ? AND purpose != 'training' "
+    row = queue.connection.execute(
+        "SELECT judgement FROM latest JOIN items ON id = item WHERE annotator = ? AND purpose != 'training' "
         "ORDER BY judgement DESC LIMIT 1",
         (annotator,),
     ).fetchone()
-    found = row and _standing(desk.connection, annotator, row["judgement"])
+    found = row and _latest(queue.connection, annotator, row["judgement"])
     if found is None:
         return None
     place = Place(found["item"], annotator, found["adjudication"])
@@ -143,25 +143,25 @@ def undo(desk: Desk, annotator: int) -> Lease | None:
         found["skipped"]
         and found["purpose"] == "item"
         and not place.adjudication
-        and not desk.room(annotator, place.item)
+        and not queue.room(annotator, place.item)
     ):
         return None
     order = tuple(json.loads(found["ordering"]))
-    _append(desk, place, "undo", None, order, None, replaces=found["id"])
-    return desk.give(annotator, place.item, adjudication=bool(place.adjudication), order=order)
+    _append(queue, place, "undo", None, order, None, replaces=found["id"])
+    return queue.assign(annotator, place.item, adjudication=bool(place.adjudication), order=order)
 
 
-def _standing(connection: sqlite3.Connection, annotator: int, judgement: int) -> sqlite3.Row | None:
+def _latest(connection: sqlite3.Connection, annotator: int, judgement: int) -> sqlite3.Row | None:
     found: sqlite3.Row | None = connection.execute(
-        "SELECT judgements.*, skipped, purpose FROM standing JOIN judgements ON judgements.id = judgement "
-        "JOIN items ON items.id = standing.item WHERE standing.annotator = ? AND judgement = ?",
+        "SELECT judgements.*, skipped, purpose FROM latest JOIN judgements ON judgements.id = judgement "
+        "JOIN items ON items.id = latest.item WHERE latest.annotator = ? AND judgement = ?",
         (annotator, judgement),
     ).fetchone()
     return found
 
 
 def _append(
-    desk: Desk,
+    queue: WorkQueue,
     place: Place,
     action: str,
     answer: Answer | None,
@@ -170,40 +170,40 @@ def _append(
     replaces: int | None = None,
     lease: int | None = None,
 ) -> int:
-    """Append a row, and derive anew what counts at its place and the state of its item."""
-    connection = desk.connection
+    """Append a row, and update the latest judgement at its place and the state of its item."""
+    connection = queue.connection
     guidelines = connection.execute("SELECT max(version) FROM guidelines").fetchone()[0]
     text = None if answer is None else json.dumps(answer)
     values = (place.annotator, place.item, action, place.adjudication, replaces, lease, text, json.dumps(order))
     judgement = connection.execute(
         "INSERT INTO judgements (annotator, item, action, adjudication, replaces, lease, answer, ordering, seconds, "
         "guidelines, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*values, seconds, guidelines, desk.now),
+        (*values, seconds, guidelines, queue.now),
     ).lastrowid
-    connection.execute("DELETE FROM standing WHERE item = ? AND annotator = ? AND adjudication = ?", place)
+    connection.execute("DELETE FROM latest WHERE item = ? AND annotator = ? AND adjudication = ?", place)
     if answer is not None:
         skipped = bool(answer.get("skip"))
-        connection.execute("INSERT INTO standing VALUES (?, ?, ?, ?, ?)", (*place, judgement, skipped))
+        connection.execute("INSERT INTO latest VALUES (?, ?, ?, ?, ?)", (*place, judgement, skipped))
     _update_state(connection, place.item)
     return judgement or 0
 
 
-def record(desk: Desk, annotator: int, item_key: str, answer: Answer) -> bool:
+def record(queue: WorkQueue, annotator: int, item_key: str, answer: Answer) -> bool:
     """Append a judgement that was made elsewhere, without a lease; False where the annotator has judged the item.
 
     Raises:
         InvalidAnswerError: the answer has not the item's form.
     """
-    connection = desk.connection
+    connection = queue.connection
     row = connection.execute("SELECT id FROM items WHERE key = ?", (item_key,)).fetchone()
     item = read_item(connection, row["id"])
     place = Place(item.id, annotator, 0)
     if connection.execute(
-        "SELECT 1 FROM standing WHERE item = ? AND annotator = ? AND adjudication = ?", place
+        "SELECT 1 FROM latest WHERE item = ? AND annotator = ? AND adjudication = ?", place
     ).fetchone():
         return False
     answer = checked(answer, item.kind, len(item.responses), item.criteria)
-    _append(desk, place, "judge", answer, tuple(range(len(item.responses))), None)
+    _append(queue, place, "judge", answer, tuple(range(len(item.responses))), None)
     return True
 
 
@@ -213,8 +213,8 @@ def _update_state(connection: sqlite3.Connection, item: int) -> None:
     if row["purpose"] != "item":
         return
     found = connection.execute(
-        "SELECT standing.adjudication, answer FROM standing JOIN judgements ON id = judgement "
-        "WHERE standing.item = ? AND skipped = 0",
+        "SELECT latest.adjudication, answer FROM latest JOIN judgements ON id = judgement "
+        "WHERE latest.item = ? AND skipped = 0",
         (item,),
     ).fetchall()
     answers = [json.loads(answer) for adjudication, answer in found if not adjudication]
@@ -227,7 +227,7 @@ def _update_state(connection: sqlite3.Connection, item: int) -> None:
     connection.execute("UPDATE items SET judged = ?, state = ? WHERE id = ?", (len(answers), state, item))
 
 
-def standing_at(connection: sqlite3.Connection, judgement: int | None = None) -> dict[Place, int]:
+def latest_at(connection: sqlite3.Connection, judgement: int | None = None) -> dict[Place, int]:
     """Derive which judgements counted right after the one with this id, from the appended rows alone; None: now."""
     found: dict[Place, int] = {}
     rows = connection.execute(
@@ -246,8 +246,8 @@ def standing_at(connection: sqlite3.Connection, judgement: int | None = None) ->
 def entries(connection: sqlite3.Connection, condition: str, values: tuple[object, ...], limit: int) -> list[Entry]:
     """Read judgements that count now, the newest first."""
     rows = connection.execute(
-        "SELECT judgements.*, pseudonym FROM standing JOIN judgements ON judgements.id = judgement "
-        "JOIN items ON items.id = standing.item JOIN annotators ON annotators.id = standing.annotator "
+        "SELECT judgements.*, pseudonym FROM latest JOIN judgements ON judgements.id = judgement "
+        "JOIN items ON items.id = latest.item JOIN annotators ON annotators.id = latest.annotator "
         f"WHERE {condition} ORDER BY judgement DESC LIMIT ?",
         (*values, limit),
     ).fetchall()

@@ -14,7 +14,7 @@ from rlhf_lightning.feedback.settings import Settings
 
 NEXT_ITEM = """
 SELECT id FROM items WHERE purpose = 'item' AND state = 'open'
-AND NOT EXISTS (SELECT 1 FROM standing WHERE item = items.id AND annotator = :annotator AND adjudication = 0)
+AND NOT EXISTS (SELECT 1 FROM latest WHERE item = items.id AND annotator = :annotator AND adjudication = 0)
 AND judged + (
     SELECT count(*) FROM leases
     WHERE item = items.id AND closed = 0 AND expires > :now AND adjudication = 0 AND annotator != :annotator
@@ -23,7 +23,7 @@ ORDER BY rank, id LIMIT 1
 """
 NEXT_KNOWN = """
 SELECT id FROM items WHERE purpose = :purpose AND state = 'open'
-AND NOT EXISTS (SELECT 1 FROM standing WHERE item = items.id AND annotator = :annotator AND adjudication = 0)
+AND NOT EXISTS (SELECT 1 FROM latest WHERE item = items.id AND annotator = :annotator AND adjudication = 0)
 ORDER BY rank, id LIMIT 1
 """
 ROOM = """
@@ -51,8 +51,8 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What giving out work depends on besides the store."""
+class WorkQueue:
+    """Assigns items to annotators, within one transaction."""
 
     connection: sqlite3.Connection
     settings: Settings
@@ -67,7 +67,7 @@ class Desk:
                 self._renew(row["id"])
             return self.lease(annotator, row["id"])
         item = self._next(annotator)
-        return None if item is None else self.give(annotator, item)
+        return None if item is None else self.assign(annotator, item)
 
     def peek(self, annotator: int) -> Lease | None:
         """Return the annotator's open lease if it needs no renewal: this writes nothing."""
@@ -106,7 +106,7 @@ class Desk:
         values = {"annotator": annotator, "item": item, "now": self.now}
         return bool(self.connection.execute(ROOM, values).fetchone()[0])
 
-    def give(
+    def assign(
         self, annotator: int, item: int, adjudication: bool = False, order: tuple[int, ...] | None = None
     ) -> Lease:
         """Lease an item; a lease that the annotator has open ends, as nobody judges two items at once."""
@@ -164,4 +164,4 @@ class Desk:
         ).fetchone()
         if taken:
             raise UserError(f"item {item} is with another adjudicator at present; take another one")
-        return self.give(annotator, item, adjudication=True)
+        return self.assign(annotator, item, adjudication=True)

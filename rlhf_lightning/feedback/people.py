@@ -12,7 +12,7 @@ from rlhf_lightning.errors import UserError, nearest
 
 ROLES = ("annotator", "adjudicator", "owner")
 INVITATION = "/join/"
-"""What stands between a server's address and the token in an invitation link."""
+"""The path between a server's address and the token of an invitation link."""
 SESSION_SECONDS = 30 * 24 * 3600.0
 
 
@@ -22,7 +22,7 @@ class Annotator:
 
     id: int
     pseudonym: str
-    """What stands in judgements and exports."""
+    """Names the annotator in judgements and exports."""
     name: str | None
     """None once it is forgotten, and for annotators of an imported file."""
     roles: frozenset[str]
@@ -89,7 +89,7 @@ def annotator(connection: sqlite3.Connection, identity: int) -> Annotator | None
     """Return the annotator with this id."""
     row = connection.execute(
         "SELECT annotators.*, name, EXISTS (SELECT 1 FROM items WHERE purpose = 'training' AND NOT EXISTS (SELECT 1 FROM "
-        "standing WHERE item = items.id AND annotator = annotators.id)) AS training "
+        "latest WHERE item = items.id AND annotator = annotators.id)) AS training "
         "FROM annotators LEFT JOIN people ON annotator = id WHERE id = ?",
         (identity,),
     ).fetchone()

@@ -66,8 +66,8 @@ def read_records(connection: sqlite3.Connection, purposes: tuple[str, ...] = ("i
         for row in connection.execute(f"SELECT * FROM items WHERE purpose IN ({marks}) ORDER BY rank, id", purposes)
     }
     judgements = connection.execute(
-        "SELECT judgements.*, pseudonym FROM standing JOIN judgements ON judgements.id = judgement "
-        "JOIN annotators ON annotators.id = standing.annotator WHERE skipped = 0 ORDER BY judgement"
+        "SELECT judgements.*, pseudonym FROM latest JOIN judgements ON judgements.id = judgement "
+        "JOIN annotators ON annotators.id = latest.annotator WHERE skipped = 0 ORDER BY judgement"
     )
     for row in judgements:
         if row["item"] in records:

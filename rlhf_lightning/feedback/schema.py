@@ -91,12 +91,12 @@ CREATE TABLE judgements (             -- append-only
     guidelines INTEGER,
     time REAL NOT NULL
 );
-CREATE TRIGGER judgements_stay BEFORE UPDATE ON judgements
+CREATE TRIGGER judgements_no_update BEFORE UPDATE ON judgements
 BEGIN SELECT RAISE(ABORT, 'judgements are append-only'); END;
-CREATE TRIGGER judgements_remain BEFORE DELETE ON judgements
+CREATE TRIGGER judgements_no_delete BEFORE DELETE ON judgements
 BEGIN SELECT RAISE(ABORT, 'judgements are append-only'); END;
 
-CREATE TABLE standing (               -- the judgement that counts now; derived from `judgements`, see judgements.standing_at
+CREATE TABLE latest (               -- the judgement that counts; derived from `judgements`, see judgements.latest_at
     item INTEGER NOT NULL,
     annotator INTEGER NOT NULL,
     adjudication INTEGER NOT NULL,
@@ -104,7 +104,7 @@ CREATE TABLE standing (               -- the judgement that counts now; derived 
     skipped INTEGER NOT NULL,
     PRIMARY KEY (item, annotator, adjudication)
 ) WITHOUT ROWID;
-CREATE INDEX standing_of ON standing (annotator, judgement);
+CREATE INDEX latest_of ON latest (annotator, judgement);
 """
 
 MIGRATIONS: tuple[str, ...] = (FIRST,)

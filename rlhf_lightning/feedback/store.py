@@ -13,7 +13,7 @@ A page uses it like this; every call is one short transaction, and all threads o
     store.disputed(), store.adjudicate(ada.id, item_id)                  # items on which annotators differ
 
 Answers name responses by their index in the item (see `answers`). A lease's form counts once, however often it is sent.
-Judgements are only appended: an undo and a correction are rows too, and `standing(id)` is what counted right after any of them.
+Judgements are only appended: an undo and a correction are rows too, and `latest(id)` is what counted right after any of them.
 A transaction that has returned is on the disk; one that fails, on a full disk for instance, leaves nothing behind and raises
 `StoreUnavailableError`.
 """
@@ -34,8 +34,8 @@ from rlhf_lightning.feedback import people
 from rlhf_lightning.feedback.answers import Answer
 from rlhf_lightning.feedback.database import Database
 from rlhf_lightning.feedback.items import NewItem, add_items, read_media
-from rlhf_lightning.feedback.judgements import Entry, Place, Saved, amend, entries, record, save, standing_at, undo
-from rlhf_lightning.feedback.leases import Desk, Lease
+from rlhf_lightning.feedback.judgements import Entry, Place, Saved, amend, entries, latest_at, record, save, undo
+from rlhf_lightning.feedback.leases import Lease, WorkQueue
 from rlhf_lightning.feedback.people import Annotator
 from rlhf_lightning.feedback.settings import Settings, read_settings, write_settings
 
@@ -161,17 +161,17 @@ class Store:
 
     def next(self, annotator_id: int) -> Lease | None:
         """Return what the annotator is asked now: the open lease, else a new one; None where nothing is left."""
-        with self._desk(write=False) as desk:
-            found = desk.peek(annotator_id)
+        with self._queue(write=False) as queue:
+            found = queue.peek(annotator_id)
         if found is not None:
             return found
-        with self._desk() as desk:
-            return desk.next(annotator_id)
+        with self._queue() as queue:
+            return queue.next(annotator_id)
 
     def lease(self, annotator_id: int, lease_id: int) -> Lease | None:
         """Return a lease of this annotator in any state; None for another's."""
-        with self._desk(write=False) as desk:
-            return desk.lease(annotator_id, _id(lease_id))
+        with self._queue(write=False) as queue:
+            return queue.lease(annotator_id, _id(lease_id))
 
     def save(self, annotator_id: int, lease_id: int, answer: Answer, *, seconds: float | None = None) -> Saved:
         """Save the answer to a lease, and lease the next item to the annotator.
@@ -185,34 +185,32 @@ class Store:
             TooFastError: it comes sooner than the settings' minimum.
             StoreUnavailableError: nothing was saved.
         """
-        with self._desk() as desk:
-            saved = save(desk, annotator_id, _id(lease_id), answer, _seconds(seconds))
+        with self._queue() as queue:
+            saved = save(queue, annotator_id, _id(lease_id), answer, _seconds(seconds))
             if saved.status == "saved":
-                desk.next(annotator_id)
+                queue.next(annotator_id)
             return saved
 
     def correct(self, annotator_id: int, judgement_id: int, answer: Answer, *, seconds: float | None = None) -> Saved:
         """Replace an own judgement that counts now; the same answer again changes nothing. Raises as `save` does."""
-        with self._desk() as desk:
-            return amend(desk, annotator_id, _id(judgement_id), answer, _seconds(seconds))
+        with self._queue() as queue:
+            return amend(queue, annotator_id, _id(judgement_id), answer, _seconds(seconds))
 
     def undo(self, annotator_id: int) -> Lease | None:
-        """Withdraw the newest own judgement and lease its item anew; None where there is nothing to undo."""
-        with self._desk() as desk:
-            return undo(desk, annotator_id)
+        """Withdraw the newest own judgement and lease its item again; None where there is nothing to undo."""
+        with self._queue() as queue:
+            return undo(queue, annotator_id)
 
     def history(self, annotator_id: int, *, before: int | None = None, limit: int = 50) -> list[Entry]:
         """Return own judgements that count now, the newest first; `before` is the last id of the page before."""
         with self.database.read() as connection:
-            condition = "standing.annotator = ? AND judgement < ? AND purpose != 'training'"
+            condition = "latest.annotator = ? AND judgement < ? AND purpose != 'training'"
             return entries(connection, condition, (annotator_id, ALL if before is None else _id(before)), limit)
 
     def entry(self, annotator_id: int, judgement_id: int) -> Entry | None:
         """Return one own judgement that counts now; None for another's and for one that was replaced."""
         with self.database.read() as connection:
-            found = entries(
-                connection, "standing.annotator = ? AND judgement = ?", (annotator_id, _id(judgement_id)), 1
-            )
+            found = entries(connection, "latest.annotator = ? AND judgement = ?", (annotator_id, _id(judgement_id)), 1)
         return found[0] if found else None
 
     def progress_of(self, annotator_id: int) -> tuple[int, int]:
@@ -236,14 +234,14 @@ class Store:
             return [(row["id"], row["judged"]) for row in rows]
 
     def adjudicate(self, annotator_id: int, item_id: int) -> Lease:
-        """Lease a disputed item to an adjudicator; `save` then decides it. See `Desk.adjudicate`."""
-        with self._desk() as desk:
-            return desk.adjudicate(annotator_id, _id(item_id))
+        """Lease a disputed item to an adjudicator; `save` then decides it. See `WorkQueue.adjudicate`."""
+        with self._queue() as queue:
+            return queue.adjudicate(annotator_id, _id(item_id))
 
     def judgements_of(self, item_id: int) -> list[Entry]:
         """Return all judgements of an item that count now, with pseudonyms, the oldest first."""
         with self.database.read() as connection:
-            return entries(connection, "standing.item = ? AND skipped = 0", (_id(item_id),), ALL)[::-1]
+            return entries(connection, "latest.item = ? AND skipped = 0", (_id(item_id),), ALL)[::-1]
 
     # content
 
@@ -254,20 +252,20 @@ class Store:
 
     def record(self, item_key: str, pseudonym: str, answer: Answer) -> bool:
         """Append a judgement that was made elsewhere; False where this annotator has judged the item already."""
-        with self._desk() as desk:
-            row = desk.connection.execute("SELECT id FROM annotators WHERE pseudonym = ?", (pseudonym,)).fetchone()
-            annotator = row["id"] if row else people.add_annotator(desk.connection, "annotator", desk.now, pseudonym)
-            return record(desk, annotator, item_key, answer)
+        with self._queue() as queue:
+            row = queue.connection.execute("SELECT id FROM annotators WHERE pseudonym = ?", (pseudonym,)).fetchone()
+            annotator = row["id"] if row else people.add_annotator(queue.connection, "annotator", queue.now, pseudonym)
+            return record(queue, annotator, item_key, answer)
 
-    def standing(self, judgement_id: int | None = None) -> dict[Place, int]:
+    def latest(self, judgement_id: int | None = None) -> dict[Place, int]:
         """Derive from the appended rows which judgement counted at each place right after this one; None: now."""
         with self.database.read() as connection:
-            return standing_at(connection, judgement_id)
+            return latest_at(connection, judgement_id)
 
     @contextlib.contextmanager
-    def _desk(self, write: bool = True) -> Iterator[Desk]:
+    def _queue(self, write: bool = True) -> Iterator[WorkQueue]:
         with self.database.write() if write else self.database.read() as connection:
-            yield Desk(connection, read_settings(connection), self._clock(), self._rng)
+            yield WorkQueue(connection, read_settings(connection), self._clock(), self._rng)
 
 
 def _id(number: int) -> int:
@@ -282,7 +280,7 @@ def _seconds(seconds: float | None) -> float | None:
 
 def _progress(connection: sqlite3.Connection, annotator: int) -> tuple[int, int]:
     done, among_open = connection.execute(
-        "SELECT count(*), coalesce(sum(purpose = 'item' AND state = 'open'), 0) FROM standing JOIN items ON id = item "
+        "SELECT count(*), coalesce(sum(purpose = 'item' AND state = 'open'), 0) FROM latest JOIN items ON id = item "
         "WHERE annotator = ? AND adjudication = 0 AND purpose != 'training'",
         (annotator,),
     ).fetchone()

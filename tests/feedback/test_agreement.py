@@ -109,6 +109,7 @@ def test_ratings_and_rankings_agree_by_criterion(store: Store, person: Person, j
     assert list(found) == ["ranking", "kind", "true"]
     assert (found["kind"].alpha, found["kind"].percent) == (pytest.approx(1.0), 100.0)
     assert found["true"].percent == 0.0  # two points apart
+    assert found["true"].kappa == pytest.approx(1 - 4 / (84 / 9))  # 1, 3, 5 against 3, 5, 7, squared
     assert found["true"].alpha is not None
     assert found["true"].alpha < 0.8
     assert (found["ranking"].units, found["ranking"].percent) == (6, pytest.approx(100 * 5 / 6))

@@ -15,12 +15,12 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.agreement import overview
 from rlhf_lightning.feedback.argilla import argilla_records, read_pair
 from rlhf_lightning.feedback.ask import ask_argilla
-from rlhf_lightning.feedback.candidates import Form
+from rlhf_lightning.feedback.candidates import ItemTemplate
 from rlhf_lightning.feedback.export import export
 from rlhf_lightning.feedback.records import read_records
 from rlhf_lightning.feedback.store import Store
 
-FORM = Form("pair", 1, ())
+FORM = ItemTemplate("pair", 1, ())
 FIELDS = {"prompt": "2+2?", "response1": "4", "response2": "5"}
 
 

@@ -13,7 +13,7 @@ from rlhf_lightning.evaluation import responses
 from rlhf_lightning.evaluation.responses import generate_responses
 from rlhf_lightning.feedback import ask
 from rlhf_lightning.feedback.ask import Sampling, ask_models
-from rlhf_lightning.feedback.candidates import Composer, Form
+from rlhf_lightning.feedback.candidates import ItemBuilder, ItemTemplate
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.playground import task
@@ -67,11 +67,11 @@ def sampling(*names: str) -> Sampling:
 def test_an_interrupted_ask_is_resumed_with_the_same_items(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def composer() -> Composer:
-        return Composer(Form("pair", 1, ()), None)
+    def builder() -> ItemBuilder:
+        return ItemBuilder(ItemTemplate("pair", 1, ()), None)
 
     with Store(tmp_path / "whole.db", create=True) as whole:
-        ask_models(whole, prompts(tmp_path), sampling("playground/sft"), composer())
+        ask_models(whole, prompts(tmp_path), sampling("playground/sft"), builder())
         expected = items(whole)
     assert expected
     real = ask.generate_responses
@@ -83,13 +83,13 @@ def test_an_interrupted_ask_is_resumed_with_the_same_items(
     with Store(tmp_path / "feedback.db", create=True) as store:
         monkeypatch.setattr(ask, "generate_responses", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ask_models(store, prompts(tmp_path), sampling("playground/sft"), composer())
+            ask_models(store, prompts(tmp_path), sampling("playground/sft"), builder())
         monkeypatch.setattr(ask, "generate_responses", real)
         capsys.readouterr()
-        added = ask_models(store, prompts(tmp_path), sampling("playground/sft"), composer())
+        added = ask_models(store, prompts(tmp_path), sampling("playground/sft"), builder())
         assert "responses to 8 of 10 prompts are in the store" in capsys.readouterr().out
         assert items(store) == expected
-        again = ask_models(store, prompts(tmp_path), sampling("playground/sft"), composer())
+        again = ask_models(store, prompts(tmp_path), sampling("playground/sft"), builder())
         assert (again.items, again.new) == (added.items, 0)
         assert items(store) == expected
 
@@ -112,5 +112,5 @@ def test_a_bad_model_is_found_before_the_first_generates(tmp_path: Path, monkeyp
             store,
             prompts(tmp_path),
             sampling("playground/sft", "playground/nosuch"),
-            Composer(Form("pair", 1, ()), None),
+            ItemBuilder(ItemTemplate("pair", 1, ()), None),
         )

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.feedback.candidates import Composer, Form, read_items, read_prompts
+from rlhf_lightning.feedback.candidates import ItemBuilder, ItemTemplate, read_items, read_prompts
 
-PAIR = Form("pair", 3, ())
+PAIR = ItemTemplate("pair", 3, ())
 GIF = b"GIF89a" + bytes(20)
 
 
@@ -44,14 +44,14 @@ def test_images_are_read_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.gif").write_bytes(GIF)
     (tmp_path / "b.png").write_bytes(b"png")
     file = lines(tmp_path / "clips.jsonl", {"prompt": "which walks better?", "clips": ["a.gif", "b.png"]})
-    (item,) = read_items(file, Form("pair", 1, (), image_column="clips"), "item")
+    (item,) = read_items(file, ItemTemplate("pair", 1, (), image_column="clips"), "item")
     media = [response.media for response in item.responses]
     assert [(m.type, m.data) for m in media if m] == [("image/gif", GIF), ("image/png", b"png")]
     assert [response.content for response in item.responses] == [None, None]
 
 
 @pytest.mark.parametrize(
-    ("form", "purpose", "row", "said"),
+    ("template", "purpose", "row", "said"),
     [
         (PAIR, "item", {"prompt": "hi", "responses": ["a"]}, r"a pair needs 2 responses, found 1"),
         (PAIR, "item", {"prompt": "hi", "responses": ["a", "a"]}, "two responses are the same"),
@@ -66,18 +66,20 @@ def test_images_are_read_beside_the_file(tmp_path: Path) -> None:
         (PAIR, "item", "{", "not JSON"),
         (PAIR, "gold", {"prompt": "hi", "responses": ["a", "b"]}, "a gold item needs a known answer"),
         (PAIR, "gold", {"prompt": "hi", "responses": ["a", "b"], "answer": {"choice": 2}}, "choice is 2"),
-        (Form("edit", 1, ()), "gold", {"prompt": "hi", "response": "a", "answer": {}}, "an edit has no known answer"),
-        (Form("ranking", 1, ()), "item", {"prompt": "hi", "responses": list("abcdef")}, "a ranking needs 2 to 5"),
-        (Form("rating", 1, ("a",)), "gold", {"prompt": "hi", "response": "x", "answer": {"scores": [{}]}}, "scores need"),
+        (ItemTemplate("edit", 1, ()), "gold", {"prompt": "hi", "response": "a", "answer": {}}, "an edit has no known answer"),
+        (ItemTemplate("ranking", 1, ()), "item", {"prompt": "hi", "responses": list("abcdef")}, "a ranking needs 2 to 5"),
+        (ItemTemplate("rating", 1, ("a",)), "gold", {"prompt": "hi", "response": "x", "answer": {"scores": [{}]}}, "scores need"),
         (PAIR, "training", {"prompt": "hi", "chosen": "a", "rejected": "b", "explanation": 1}, "'explanation' must be"),
     ],
 )  # fmt: skip
-def test_a_bad_row_is_named_by_its_line(tmp_path: Path, form: Form, purpose: str, row: Any, said: str) -> None:
+def test_a_bad_row_is_named_by_its_line(
+    tmp_path: Path, template: ItemTemplate, purpose: str, row: Any, said: str
+) -> None:
     good = {"prompt": "ok", "chosen": "a", "rejected": "b", "responses": ["a", "b"], "answer": {"choice": 0}}
-    file = lines(tmp_path / "rows.jsonl", *([good] if form is PAIR else []), row)
-    line = 2 if form is PAIR else 1
+    file = lines(tmp_path / "rows.jsonl", *([good] if template is PAIR else []), row)
+    line = 2 if template is PAIR else 1
     with pytest.raises(UserError, match=rf"rows\.jsonl:{line}: .*{said}.*; fix the (row or remove it|file)"):
-        read_items(file, form, purpose)
+        read_items(file, template, purpose)
 
 
 def test_prompts_are_read_up_to_where_the_assistant_answers(tmp_path: Path) -> None:
@@ -92,10 +94,10 @@ def test_prompts_are_read_up_to_where_the_assistant_answers(tmp_path: Path) -> N
 
 def test_pairs_are_of_two_models_and_know_their_probability() -> None:
     candidates = [("a1", "a"), ("a2", "a"), ("b1", "b"), ("b2", "b"), ("a1", "b"), ("", "b")]
-    (item,) = Composer(PAIR, None).items("prompt", candidates)
+    (item,) = ItemBuilder(PAIR, None).items("prompt", candidates)
     assert {response.model for response in item.responses} == {"a", "b"}
     assert item.probability == 1 / 4  # {a1, a2} x {b1, b2}
-    all_of_them = Composer(PAIR, 9).items("prompt", candidates)
+    all_of_them = ItemBuilder(PAIR, 9).items("prompt", candidates)
     assert len({item.key for item in all_of_them}) == 4
     assert {item.probability for item in all_of_them} == {1.0}
 
@@ -103,12 +105,13 @@ def test_pairs_are_of_two_models_and_know_their_probability() -> None:
 def test_each_pair_is_as_likely_as_another_and_the_same_for_the_same_seed() -> None:
     candidates = [(text, "a") for text in "wxyz"]
     chosen = Counter(
-        tuple(r.content for r in Composer(PAIR, 1).items(f"prompt {i}", candidates)[0].responses) for i in range(1200)
+        tuple(r.content for r in ItemBuilder(PAIR, 1).items(f"prompt {i}", candidates)[0].responses)
+        for i in range(1200)
     )
     assert len(chosen) == 6
     assert all(150 < count < 250 for count in chosen.values())
-    one, other = (Composer(PAIR, 2, seed).items("prompt", candidates) for seed in (0, 1))
-    assert one == Composer(PAIR, 2, 0).items("prompt", candidates)
+    one, other = (ItemBuilder(PAIR, 2, seed).items("prompt", candidates) for seed in (0, 1))
+    assert one == ItemBuilder(PAIR, 2, 0).items("prompt", candidates)
     assert one != other
 
 
@@ -116,12 +119,12 @@ def test_each_pair_is_as_likely_as_another_and_the_same_for_the_same_seed() -> N
     ("ranking", None, 1, 5), ("ranking", 4, 4, 5), ("rating", None, 7, 1), ("edit", 2, 2, 1), ("pair", None, 1, 2)
 ])  # fmt: skip
 def test_items_of_each_kind(kind: str, per_prompt: int | None, count: int, size: int) -> None:
-    items = Composer(Form(kind, 1, ()), per_prompt).items("prompt", [(text, "a") for text in "tuvwxyz"])
+    items = ItemBuilder(ItemTemplate(kind, 1, ()), per_prompt).items("prompt", [(text, "a") for text in "tuvwxyz"])
     assert len({item.key for item in items}) == count
     assert {len(item.responses) for item in items} == {size}
 
 
 def test_identical_responses_make_no_pair_and_are_counted() -> None:
-    composer = Composer(PAIR, None)
-    assert composer.items("prompt", [("same", "a"), ("same", "b"), ("  ", "b")]) == []
-    assert composer.identical == 1
+    builder = ItemBuilder(PAIR, None)
+    assert builder.items("prompt", [("same", "a"), ("same", "b"), ("  ", "b")]) == []
+    assert builder.identical == 1

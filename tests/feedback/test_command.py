@@ -182,7 +182,7 @@ def test_the_documented_way_from_an_empty_folder_to_a_reward_model() -> None:
             scores = [task.true_reward(lease.item.prompt[-1].content, r.text) for r in lease.item.responses]
             choice = "tie" if scores[0] == scores[1] else int(scores[1] > scores[0])
             store.save(ada.id, lease.id, {"choice": choice}, seconds=2.0)
-        assert len(store.standing()) >= 45
+        assert len(store.latest()) >= 45
     shell(after)
     summary = json.loads(Path("runs/my-reward/summary.json").read_text())
     assert 0 <= summary["val/preference/accuracy"]["after"] <= 1

@@ -69,10 +69,10 @@ def test_every_judgement_that_was_confirmed_survives_kills(tmp_path: Path) -> No
         confirmed += [int(line) for line in process.stdout if line.endswith("\n")]
         process.wait()
     with Store(path) as store:
-        standing = sorted(store.standing().values())
-        assert set(confirmed) <= set(standing)
+        latest = sorted(store.latest().values())
+        assert set(confirmed) <= set(latest)
         assert len(set(confirmed)) == len(confirmed) >= 120
-        assert len(standing) <= len(confirmed) + 3  # at most one a kill was saved and not yet confirmed
+        assert len(latest) <= len(confirmed) + 3  # at most one a kill was saved and not yet confirmed
         with store.database.read() as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
 
@@ -104,7 +104,7 @@ def test_a_full_disk_is_said_and_nothing_confirmed_is_lost(small_disk: Path) -> 
         assert 5 < len(confirmed) < 200
         assert [entry.judgement_id for entry in store.history(ada.id, limit=1000)] == confirmed[::-1]
     with Store(path) as store:
-        assert sorted(store.standing().values()) == confirmed
+        assert sorted(store.latest().values()) == confirmed
 
 
 def test_a_store_works_again_when_the_disk_has_space_again(small_disk: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_store_works_again_when_the_disk_has_space_again(small_disk: Path) -> 
         ballast.unlink()
         judge_all(store, ada.id, confirmed)
         assert len(confirmed) == 20
-        assert sorted(store.standing().values()) == confirmed
+        assert sorted(store.latest().values()) == confirmed
 
 
 def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -211,9 +211,9 @@ def test_a_backup_is_whole_while_others_write(store: Store, tmp_path: Path, judg
     store.backup(tmp_path / "copy.db")
     judge(ada.id, choice=1)
     with Store(tmp_path / "copy.db") as copy:
-        assert len(copy.standing()) == 10
+        assert len(copy.latest()) == 10
         assert copy.progress_of(ada.id) == (10, 50)
-    assert len(store.standing()) == 11
+    assert len(store.latest()) == 11
     with pytest.raises(UserError, match=r"copy.db is there already"):
         store.backup(tmp_path / "copy.db")
     with pytest.raises(UserError, match=r"nowhere"):

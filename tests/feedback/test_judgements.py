@@ -20,7 +20,7 @@ Judge = Callable[..., int]
 def stored(store: Store) -> dict[Place, int]:
     """What the table says that counts."""
     with store.database.read() as connection:
-        rows = connection.execute("SELECT item, annotator, adjudication, judgement FROM standing").fetchall()
+        rows = connection.execute("SELECT item, annotator, adjudication, judgement FROM latest").fetchall()
     return {Place(*row[:3]): row[3] for row in rows}
 
 
@@ -83,8 +83,8 @@ def test_every_earlier_state_is_rebuilt_from_the_rows(store: Store, person: Pers
     assert actions(store).count("correct") == 3
     assert len(states) == 12
     for judgement, state in states.items():
-        assert store.standing(judgement) == state
-    assert store.standing() == stored(store)
+        assert store.latest(judgement) == state
+    assert store.latest() == stored(store)
 
 
 def test_a_form_sent_twice_counts_once(store: Store, person: Person) -> None:
@@ -140,7 +140,7 @@ def test_two_tabs_show_one_item_and_count_it_once(store: Store, person: Person) 
     assert first == second
     store.save(ada, first.id, {"choice": 0})
     with store.database.read() as connection:
-        assert connection.execute("SELECT count(*) FROM standing").fetchone()[0] == 1
+        assert connection.execute("SELECT count(*) FROM latest").fetchone()[0] == 1
 
 
 def test_another_annotators_form_and_judgement_are_unknown(store: Store, person: Person) -> None:

@@ -209,9 +209,9 @@ def test_threads_never_over_assign_and_lose_nothing(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert not errors
-        standing = store.standing()
-        assert sorted(standing.values()) == sorted(saved)
-        assert set(Counter(place.item for place in standing).values()) == {wanted}
+        latest = store.latest()
+        assert sorted(latest.values()) == sorted(saved)
+        assert set(Counter(place.item for place in latest).values()) == {wanted}
         assert len(saved) == wanted * items
 
 
