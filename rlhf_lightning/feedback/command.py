@@ -199,7 +199,8 @@ def serve(options: argparse.Namespace) -> None:
     try:
         from rlhf_lightning.feedback.server import serve as serve_store
     except ModuleNotFoundError as error:
-        raise UserError(f"the page needs {error.name}; pip install 'rlhf_lightning[feedback]'") from error
+        package = str(error.name).partition(".")[0]
+        raise UserError(f"the page needs {package}; pip install 'rlhf_lightning[feedback]'") from error
     with Store(options.store) as store:
         names = ("title", "minimum_seconds", "lease_seconds", "gold_share", "strength", "reasons")
         _updated(store, **{name: getattr(options, name) for name in names})
@@ -251,7 +252,8 @@ def export(options: argparse.Namespace) -> None:
         write_text(options.target, json.dumps(found.rows, ensure_ascii=False, indent=1) + "\n")
     else:
         write_text(options.target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
-    print(f"{options.target}: {len(found.rows)} {options.kind}{skipped}")
+    kind = options.kind if len(found.rows) > 1 else options.kind.removesuffix("s")
+    print(f"{options.target}: {len(found.rows)} {kind}{skipped}")
 
 
 def backup(options: argparse.Namespace) -> None:

@@ -143,6 +143,51 @@ def test_backup_and_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["open"] == 3
 
 
+@pytest.mark.parametrize(("command", "package"), [("serve", "starlette"), ("status", "krippendorff")])
+def test_a_package_that_is_not_installed_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, package: str
+) -> None:
+    feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS), "--judgements", "2")
+    with Store("feedback.db") as store:
+        for choice, name in enumerate(("Ada", "Bob")):
+            somebody = store.invited(store.invite(name))
+            assert somebody is not None
+            while (lease := store.next(somebody.id)) is not None:
+                store.save(somebody.id, lease.id, {"choice": choice})
+    for module in [name for name in sys.modules if name.startswith("rlhf_lightning.feedback.server")]:
+        monkeypatch.delitem(sys.modules, module)
+    for module in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert feedback(command) == 2
+    assert f"needs {package}; pip install 'rlhf_lightning[feedback]'" in capsys.readouterr().err
+
+
+def test_serve_keeps_settings_and_guidelines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = pytest.importorskip("rlhf_lightning.feedback.server")
+    called: dict[str, Any] = {}
+    monkeypatch.setattr(server, "serve", lambda store, **given: called.update(given))
+    feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS))
+    Path("guide.md").write_text("Be kind.")
+    settings = ["--title", "T", "--minimum-seconds", "2", "--lease-seconds", "60", "--gold-share", "0.2", "--strength"]
+    where = ["--host", "0.0.0.0", "--port", "9", "--root-path", "/f", "--guidelines", "guide.md", "--reasons", "a", "b"]
+    assert feedback("serve", *settings, *where) == 0
+    assert called == {"host": "0.0.0.0", "port": 9, "root_path": "/f"}
+    assert "nobody owns feedback.db yet" in capsys.readouterr().out
+    feedback("invite", "Ada", "--role", "owner")
+    assert feedback("serve", "--no-strength") == 0  # what is not given stays as it was
+    assert "nobody owns" not in capsys.readouterr().out
+    with Store("feedback.db") as store:
+        found = store.settings
+        assert (found.title, found.minimum_seconds, found.lease_seconds, found.gold_share) == ("T", 2.0, 60.0, 0.2)
+        assert (found.strength, found.reasons) == (False, ("a", "b"))
+        assert store.guidelines() == (1, "Be kind.")
+    assert feedback("serve", "--guidelines", "missing.md") == 2
+    assert "guidelines missing.md cannot be read: No such file" in capsys.readouterr().err
+
+
 def test_export_for_argilla() -> None:
     feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS))
     with Store("feedback.db") as store:

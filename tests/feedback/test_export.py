@@ -193,7 +193,7 @@ def test_the_command_says_what_it_left_out(
     assert not target.exists()
     judged_by(store, person, [{"choice": 0}, {"choice": "tie"}])
     assert main(words) == 0
-    assert capsys.readouterr().out == f"{target}: 1 pairs; 1 skipped: a tie\n"
+    assert capsys.readouterr().out == f"{target}: 1 pair; 1 skipped: a tie\n"
     assert [json.loads(line)["prompt"] for line in target.read_text().splitlines()] == ["prompt 0"]
     assert main([*words, "--ties"]) == 0
     assert len(target.read_text().splitlines()) == 2
