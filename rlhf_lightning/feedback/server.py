@@ -105,18 +105,21 @@ def _http_error(request: Request, error: Exception) -> Response:
 def _unavailable(request: Request, error: Exception) -> Response:
     """Answer 503: the browser keeps the form and can send it again; the store's reason goes to the terminal."""
     print(f"warning: {error}", flush=True)
-    text = "The server cannot save at present, so nothing was saved. Keep this page and send it again in a minute."
+    title, text = (
+        "Not saved",
+        "The server cannot save at present, so nothing was saved. Keep this page and send it again.",
+    )
     if request.method == "GET":
-        text = "The server cannot read its store at present. Reload this page in a minute."
-    return (
-        PlainTextResponse(text, 503, {"Retry-After": "30"})
-        if not _script(request)
-        else refusal(request, Refused(503, "Not saved", text))
-    )  # a page would read the store for its title
-
-
-def _script(request: Request) -> bool:
-    return request.headers.get("accept", "") == "application/json"
+        title, text = (
+            "Not available",
+            "The server cannot read or write its store at present. Reload this page in a minute.",
+        )
+    try:
+        response = refusal(request, Refused(503, title, text))
+    except StoreUnavailableError:  # not even the page's title can be read
+        response = PlainTextResponse(f"{title}. {text}", 503)
+    response.headers["retry-after"] = "30"
+    return response
 
 
 def _fault(request: Request, error: Exception) -> Response:
