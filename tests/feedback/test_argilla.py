@@ -72,7 +72,9 @@ def test_pairs_and_judgements_are_imported_once(store: Store, tmp_path: Path) ->
     assert str(ask_argilla(store, str(file), FORM)).endswith("0 new, 2 in the store already; 0 judgements imported")
     assert [(row["prompt"], row["chosen"]) for row in export(store, "pairs").rows] == [("2+2?", "4")]
     assert [person.judgements for person in overview(store).annotators] == [2, 1]
-    assert store.disputed() == [(2, 2)]  # as many are wanted as the file has
+    assert store.disputed() == [(2, 2)]
+    with store.database.read() as connection:
+        assert [row["wanted"] for row in connection.execute("SELECT wanted FROM items")] == [1, 2]  # as the file has
 
 
 def test_what_is_exported_is_read_back(
