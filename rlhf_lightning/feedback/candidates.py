@@ -104,7 +104,11 @@ def recorded_item(row: Row, template: ItemTemplate, purpose: str, folder: Path) 
         raise BadRow(f"there are {len(contents)} responses, {len(models)} models and {len(media)} images")
     responses = tuple(NewResponse(c, m, i) for c, m, i in zip(contents, models, media, strict=True))
     _check_count(template.kind, responses)
-    given = row["answer"] if row.get("answer") is not None else answer if template.kind == "pair" else None
+    given = row.get("answer")
+    if isinstance(given, dict) and given.get("skip"):
+        given = None
+    if given is None or (purpose == "item" and not isinstance(given, dict)):  # a column of the user's own
+        given = answer if template.kind == "pair" else None
     if given is None and purpose != "item":
         raise BadRow(f"a {purpose} item needs a known answer; give a column 'answer'")
     if template.kind == "edit" and purpose == "gold":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -157,7 +158,7 @@ def _improvements(record: Record) -> Iterator[Row]:
                 "chosen": edit["text"] if isinstance(old, str) else _turn(edit["text"]),
                 "rejected": old,
                 "probability": 1.0,
-                **_common(record, lambda _: {"choice": "edit"}),
+                **_common(record, lambda _: {}),
                 "judgements": [],
                 "annotators": [judged.pseudonym],
                 "agreement": None,
@@ -199,10 +200,14 @@ def _rankings(records: Sequence[Record], found: Exported) -> None:
                     "responses": [record.responses[i] for i in order],
                     "mean_ranks": [ranks[i] for i in order],
                     "models": [record.models[i] for i in order],
-                    **_common(record, lambda j, order=order: {"ranks": [j.answer["ranks"][i] for i in order]}),  # type: ignore[misc]
+                    **_common(record, _ranks_in(order)),
                     "agreement": _same([tuple(judged.answer["ranks"]) for judged in record.votes]),
                 }
             )
+
+
+def _ranks_in(order: Sequence[int]) -> Callable[[Judged], Row]:
+    return lambda judged: {"ranks": [judged.answer["ranks"][i] for i in order]}
 
 
 def _ratings(records: Sequence[Record], criterion: str | None, found: Exported) -> None:
@@ -250,4 +255,6 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
         raise UserError(f"export {path} cannot be written: {error.strerror}") from error

@@ -30,11 +30,12 @@ def test_recorded_pairs_of_every_shape(tmp_path: Path) -> None:
         {"prompt": messages, "responses": ["one", "two"], "models": ["a", "b"]},
         {"chosen": f"{shared} yes", "rejected": f"{shared} no"},
         {"prompt": "hi", "responses": ["one", "two"], "answer": {"choice": "tie"}},
+        {"prompt": "hi", "chosen": "good", "rejected": "bad", "answer": "a column of one's own"},
     )
     items = read_items(file, PAIR, "item")
     assert [[r.content for r in item.responses] for item in items[:2]] == [["good", "bad"], ["one", "two"]]
     assert [[r.model for r in item.responses] for item in items[:2]] == [["a", None], ["a", "b"]]
-    assert [item.answer for item in items] == [{"choice": 0}, None, {"choice": 0}, {"choice": "tie"}]
+    assert [item.answer for item in items] == [{"choice": 0}, None, {"choice": 0}, {"choice": "tie"}, {"choice": 0}]
     assert items[2].prompt == messages
     assert items[2].responses[0].content == [{"role": "assistant", "content": "yes"}]
     assert {item.wanted for item in items} == {3}
@@ -65,6 +66,7 @@ def test_images_are_read_beside_the_file(tmp_path: Path) -> None:
         (PAIR, "item", {"prompt": "hi", "responses": ["a", None]}, "a response has neither text nor an image"),
         (PAIR, "item", "{", "not JSON"),
         (PAIR, "gold", {"prompt": "hi", "responses": ["a", "b"]}, "a gold item needs a known answer"),
+        (PAIR, "gold", {"prompt": "hi", "responses": ["a", "b"], "answer": {"skip": True}}, "needs a known answer"),
         (PAIR, "gold", {"prompt": "hi", "responses": ["a", "b"], "answer": {"choice": 2}}, "choice is 2"),
         (ItemTemplate("edit", 1, ()), "gold", {"prompt": "hi", "response": "a", "answer": {}}, "an edit has no known answer"),
         (ItemTemplate("ranking", 1, ()), "item", {"prompt": "hi", "responses": list("abcdef")}, "a ranking needs 2 to 5"),

@@ -180,6 +180,7 @@ def test_an_export_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match=r"rows\.jsonl cannot be written: No space left on device"):
         write_text(path, "new\n")
     assert path.read_text() == "old\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_command_says_what_it_left_out(
