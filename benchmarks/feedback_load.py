@@ -104,7 +104,7 @@ class Browser(threading.Thread):
     def __init__(self, port: int, invitation: str, name: str, until: float, tally: Tally, pace: float) -> None:
         super().__init__(daemon=True)
         self.port, self.invitation, self.until, self.tally, self.pace = port, invitation, until, tally, pace
-        self.label, self.cookie, self.rng = name, "", random.Random(name)
+        self.label, self.cookie, self.answered, self.rng = name, "", True, random.Random(name)
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
 
     def run(self) -> None:
@@ -139,7 +139,7 @@ class Browser(threading.Thread):
     def _save(self, form: dict[str, str]) -> str:
         """Save one form and return the next page."""
         self.tally.sent.add(form["comment"])
-        lost = (self.tally.outages, self.tally.unavailable)
+        self.answered = True
         start = time.perf_counter()
         status, _, body = self._persist("POST", "/save", urlencode(form))
         if status == 200 and json.loads(body)["location"] in ("/", "/?note=repeated"):
@@ -147,7 +147,7 @@ class Browser(threading.Thread):
         elif "expired" not in body:
             self.tally.faults.append(f"{form['comment']}: {status} {body[:200]}")
         _, _, page = self._persist("GET", "/")
-        if lost == (self.tally.outages, self.tally.unavailable):
+        if self.answered:
             self.tally.seconds.append(time.perf_counter() - start)
         return page
 
@@ -162,13 +162,13 @@ class Browser(threading.Thread):
                 reply = self.connection.getresponse()
                 text = reply.read().decode()
             except (OSError, http.client.HTTPException):
-                self.tally.outages += 1
+                self.tally.outages, self.answered = self.tally.outages + 1, False
                 self.connection.close()
                 time.sleep(0.1)
                 continue
             if reply.status != 503:
                 return reply.status, reply.headers, text
-            self.tally.unavailable += 1
+            self.tally.unavailable, self.answered = self.tally.unavailable + 1, False
             time.sleep(0.5)
 
 

@@ -15,9 +15,7 @@ from rlhf_lightning.feedback.pages import task_page
 from rlhf_lightning.feedback.sessions import Refused, annotator_of
 from rlhf_lightning.feedback.views import first_words, page
 
-COLUMNS = (
-    "Annotator", "Pseudonym", "Judgements", "Skipped", "Gold right", "Median seconds", "Left", "Longer", "First model"
-)  # fmt: skip
+COLUMNS = ("Annotator", "Judgements", "Skipped", "Gold right", "Median seconds", "Left", "Longer", "First model")
 LISTED = 100
 """Disputed items on one page."""
 RECENT_SECONDS = 2.0
@@ -92,14 +90,14 @@ def _row(row: AnnotatorRow) -> tuple[str, ...]:
     gold = f"{row.gold_right} of {row.gold_total}" if row.gold_total else "–"
     pace = "–" if row.seconds_median is None else f"{row.seconds_median:.0f}"
     leanings = (_share(row.left), _share(row.longer), _share(row.first_model))
-    return (row.name or "–", row.pseudonym, f"{row.judgements:,}", f"{row.skips:,}", gold, pace, *leanings)
+    return (row.name or "", row.pseudonym, f"{row.judgements:,}", f"{row.skips:,}", gold, pace, *leanings)
 
 
 def _share(share: Share | None) -> str:
     if share is None:
         return "–"
     mark = " !" if share.low > 0.5 or share.high < 0.5 else ""
-    return f"{share.share:.0%} ({share.low:.0%}–{share.high:.0%}){mark}"
+    return f"{100 * share.share:.0f} % ({100 * share.low:.0f}–{100 * share.high:.0f}){mark}"
 
 
 def _decimal(value: float | None) -> str:
@@ -107,4 +105,4 @@ def _decimal(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+    return "–" if value is None else f"{value:.0f} %"
