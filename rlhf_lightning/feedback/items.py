@@ -119,13 +119,13 @@ def add_items(connection: sqlite3.Connection, items: Iterable[NewItem], now: flo
     last = connection.execute("SELECT coalesce(max(rank), 0) FROM items").fetchone()[0]
     added = 0
     for item in items:
-        values = (item.key, item.kind, item.purpose, _json(item.prompt), _json(item.criteria), item.answer)
-        more = (item.explanation, item.wanted, item.round, item.probability, last + added + 1, now)
         answer = None if item.answer is None else _json(item.answer)
+        content = (item.key, item.kind, item.purpose, _json(item.prompt), _json(item.criteria), answer)
+        more = (item.explanation, item.wanted, item.round, item.probability, last + added + 1, now)
         cursor = connection.execute(
             "INSERT INTO items (key, kind, purpose, prompt, criteria, answer, explanation, wanted, round, probability, rank, "
             "created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
-            (*values[:-1], answer, *more),
+            (*content, *more),
         )
         if cursor.rowcount:
             added += 1

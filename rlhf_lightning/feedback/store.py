@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import random
 import sqlite3
@@ -39,6 +40,7 @@ from rlhf_lightning.feedback.leases import Lease, WorkQueue
 from rlhf_lightning.feedback.people import Annotator
 from rlhf_lightning.feedback.settings import Settings, read_settings, write_settings
 
+ITEMS_AT_A_TIME = 500
 ALL = 2**62
 """A limit on rows that limits nothing."""
 
@@ -246,9 +248,15 @@ class Store:
     # content
 
     def add(self, items: Iterable[NewItem]) -> int:
-        """Append items to the queue and return how many are new; one that is there already stays as it is."""
-        with self.database.write() as connection:
-            return add_items(connection, items, self._clock())
+        """Append items to the queue and return how many are new; one that is there already stays as it is.
+
+        Many items take several transactions, so that a server of the store can save between them.
+        """
+        remaining, added = iter(items), 0
+        while chunk := list(itertools.islice(remaining, ITEMS_AT_A_TIME)):
+            with self.database.write() as connection:
+                added += add_items(connection, chunk, self._clock())
+        return added
 
     def record(self, item_key: str, pseudonym: str, answer: Answer) -> bool:
         """Append a judgement that was made elsewhere; False where this annotator has judged the item already."""
