@@ -21,7 +21,7 @@ from starlette.types import Scope
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback import history, pages, review
 from rlhf_lightning.feedback.database import StoreUnavailableError
-from rlhf_lightning.feedback.limits import BodyLimit, Prefix, SecurityHeaders, TimedH11Protocol
+from rlhf_lightning.feedback.limits import SECURITY_HEADERS, BodyLimit, Prefix, SecurityHeaders, TimedH11Protocol
 from rlhf_lightning.feedback.sessions import Refused
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.feedback.views import HERE, environment, refusal
@@ -124,7 +124,9 @@ def _unavailable(request: Request, error: Exception) -> Response:
 
 def _fault(request: Request, error: Exception) -> Response:
     title, text = HTTP_TEXTS[500]
-    return PlainTextResponse(f"{title}. {text}", 500)
+    response = PlainTextResponse(f"{title}. {text}", 500)
+    response.raw_headers.extend(SECURITY_HEADERS)  # this answer passes no middleware
+    return response
 
 
 def _too_much(scope: Scope, status: int) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 import select
 import socket
@@ -251,6 +252,45 @@ def test_the_cookie(store: Store, base: str, secure: bool) -> None:
     assert "HttpOnly" in cookie
     assert "samesite=strict" in cookie.lower()
     assert ("Secure" in cookie) == secure
+
+
+def test_a_proxy_with_tls_and_a_prefix_bounds_the_cookie(store: Store) -> None:
+    path = INVITATION + store.invite("Ada")
+    with Server(store.database.path, "/feedback") as server:
+        for shown in (path, "/feedback" + path):  # nginx takes the prefix off or leaves it on
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+            connection.request("POST", shown, headers={"X-Forwarded-Proto": "https"})
+            reply = connection.getresponse()
+            assert reply.status == 303
+            assert reply.headers["location"] == "/feedback/"
+            assert {"Secure", "HttpOnly", "Path=/feedback"} <= set(str(reply.headers["set-cookie"]).split("; "))
+
+
+def test_a_fault_of_the_server_tells_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = browser(store, "Ada")
+    monkeypatch.setattr(Store, "history", lambda *_, **__: 1 / 0)
+    reply = client.get("/history")
+    assert reply.status_code == 500
+    assert "division" not in reply.text
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+
+
+def test_a_late_answer_counts_while_its_place_is_free(tmp_path: Path) -> None:
+    now = [1_000_000.0]
+    with Store(tmp_path / "late.db", create=True, clock=lambda: now[0]) as store:
+        store.update_settings(lease_seconds=60.0, gold_share=0.0)
+        store.add(NewItem("pair", f"prompt {number}", (NewResponse("one"), NewResponse("two"))) for number in range(2))
+        ada, eve = browser(store, "Ada"), browser(store, "Eve")
+        first = form_of(ada)
+        now[0] += 61
+        assert ada.post("/save", data=first).headers["location"] == "/"
+        second = form_of(ada)
+        now[0] += 61
+        assert eve.post("/save", data=form_of(eve)).headers["location"] == "/"
+        reply = ada.post("/save", data=second)
+        assert reply.headers["location"] == "/?note=expired"
+        assert "went to somebody else" in ada.get(reply.headers["location"]).text
+        assert judgements(store) == 2
 
 
 def test_reading_an_invitation_opens_no_session(store: Store) -> None:

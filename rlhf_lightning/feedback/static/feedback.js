@@ -14,8 +14,9 @@
   }
   const keysOn = find("#keys-on");
   const stored = "feedback-single-keys";
+  const singleKeys = () => localStorage.getItem(stored) !== "off";
   if (keysOn) {
-    keysOn.checked = localStorage.getItem(stored) !== "off";
+    keysOn.checked = singleKeys();
     keysOn.addEventListener("change", () => localStorage.setItem(stored, keysOn.checked ? "on" : "off"));
   }
   const openDialog = (id) => { const dialog = document.getElementById(id); if (dialog) dialog.showModal(); };
@@ -202,8 +203,8 @@
       else press("#next"); // the one thing to do on a page without an item
       return;
     }
-    if (keysOn && !keysOn.checked && event.key !== "?") return;
-    if (target.matches("input[type=radio]") && event.key.startsWith("Arrow")) return;
+    if (!singleKeys() && event.key !== "?") return;
+    if (target.closest("input[type=radio], pre, .scroll") && event.key.startsWith("Arrow")) return; // its own use of the arrows
     if (event.repeat) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     const used = form && kinds[form.dataset.kind] ? kinds[form.dataset.kind](key) : false;
