@@ -12,7 +12,7 @@ first-run: environment
 
 # Install into .venv and run the tests.
 test: environment
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,feedback]'
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # Everything a commit must pass.
