@@ -24,7 +24,7 @@ def test_every_confirmed_judgement_is_there_once_after_kills(tmp_path: Path) -> 
     with Server(path) as server:
         tally = load(server, invitations, seconds=4.0, kills=2, pace=0.1)
     found = check(path, tally, wanted=3)
-    assert found["confirmed"] > 50
+    assert found["confirmed"] > 10  # how many depends on the machine
     assert tally.outages > 0
     assert tally.faults == []
     assert {name: found[name] for name in ("lost", "doubled", "made up", "over-assigned")} == dict.fromkeys(
