@@ -25,6 +25,6 @@ class PlaygroundReward(Reward):
             sum(weight * (self.last[name][i] or 0.0) for name, weight in QUALITIES.items()) for i in range(len(pairs))
         ]
 
-    def parts(self) -> dict[str, list[float | None]]:
+    def components(self) -> dict[str, list[float | None]]:
         """answers, polite, brief, varied."""
         return self.last

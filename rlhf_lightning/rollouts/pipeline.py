@@ -21,7 +21,7 @@ Scores = tuple[Tensor, dict[str, list[float | None]]]
 
 def scored(reward: Reward, completions: Completions) -> Scores:
     """The scores, and the parts that the reward tells of."""
-    return score(reward, completions), reward.parts()
+    return score(reward, completions), reward.components()
 
 
 class ScoringThread:

@@ -70,11 +70,11 @@ def test_a_fault_costs_the_quality_that_it_is_a_fault_of_and_no_other(quality: s
 def test_the_reward_gives_its_parts_row_by_row() -> None:
     reward = PlaygroundReward()
     assert reward.best == 1.0
-    assert reward.parts() == {}
+    assert reward.components() == {}
     assert reward(completions([PROMPT] * 3, ["fox , owl and red .", "gladly , apple .", ""])) == pytest.approx(
         [0.8, 0.6, 0.0]
     )
-    assert reward.parts() == {
+    assert reward.components() == {
         "answers": [1.0, 0.0, 0.0],
         "polite": [0.0, 1.0, 0.0],
         "brief": [1.0, 1.0, 0.0],
