@@ -1,1 +1,1 @@
-"""Evaluation callbacks, one behaviour a file; installed as `rlhf_lightning.callbacks`."""
+"""Evaluation callbacks, one behaviour per file; installed as `rlhf_lightning.callbacks`."""

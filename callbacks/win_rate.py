@@ -1,4 +1,4 @@
-"""How often a reply beats the one that the model wrote to the same prompt before it learned."""
+"""The win rate of the present model against the one before training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rlhf_lightning.evaluation import win_rate
 
 
 class WinRate(Callback):
-    """Logs `val/win_rate`: the share of held-out prompts whose reply now scores higher than the first one did.
+    """Logs `val/win_rate`: the fraction of held-out prompts whose reply scores higher than in the first validation.
 
     Args:
-        score: which number of a sample decides: `reward` for the one that trains, `reward/<name>` for another.
+        score: the score to compare: `reward` for the training reward, `reward/<name>` for an evaluation reward.
 
     Example:
         trainer:
@@ -27,18 +27,18 @@ class WinRate(Callback):
         self.first: list[float] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the first validation, on the prompts that both measured: the first one may have been cut short."""
+        """Compare with the first validation on the prompts of both; a sanity check may have validated fewer."""
         samples: list[dict[str, Any]] = getattr(pl_module, "validation_samples", [])
         scores = [sample.get(self.score, float("nan")) for sample in samples]
         self.first = self.first or scores
-        both = min(len(scores), len(self.first))
+        count = min(len(scores), len(self.first))
         for logger in trainer.loggers:
-            logger.log_metrics({"val/win_rate": win_rate(scores[:both], self.first[:both])}, step=trainer.global_step)
+            logger.log_metrics({"val/win_rate": win_rate(scores[:count], self.first[:count])}, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The first scores."""
+        """Return the scores of the first validation."""
         return {"first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them, for a run that goes on."""
+        """Restore the scores of the first validation on resume."""
         self.first = state_dict["first"]

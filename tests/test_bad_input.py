@@ -301,7 +301,7 @@ def wants(responses, solution):
         ("raises", ["raised KeyError", "oops"]),
         ("too_few", ["returned 3 scores for 4 completions"]),
         ("not_a_number", ["returned nan for completion 0", "finite"]),
-        ("nothing", ["returned nothing", "4 scores"]),
+        ("nothing", ["returned None", "4 scores"]),
         ("words", ["'good'", "a number or None"]),
         ("wants", ["'solution'", "no column"]),
         ("absent", ["no function 'absent'"]),
@@ -324,12 +324,16 @@ def test_a_column_that_a_reward_needs_and_the_rows_do_not_have(fails: Callable[.
     number = "{class_path: NumberReward, init_args: {column: solutoins}}"
     rows = ("--data.train", "rows.jsonl", "--data.validation", "rows.jsonl")
     ppo = ("fit", "--config", "ppo.yaml", "--data", "PromptData", *rows)
-    said = "reward function my_rewards.wants wants 'solution', which is no column of the {}; did you mean 'solutions'?"
+    said = (
+        "reward function my_rewards.wants has the parameter 'solution', which is no column of the {}; "
+        "did you mean 'solutions'?"
+    )
     assert said.format("train data") in fails(*ppo, f"--model.reward={wants}")
     assert said.format("validation data") in fails(*ppo, f"--model.evaluation_rewards={{own: {wants}}}")
     both = f"{{class_path: WeightedSum, init_args: {{rewards: {{number: {number}}}}}}}"
-    assert "NumberReward.column 'solutoins' is no column of the train data; did you mean 'solutions'?" in fails(
-        *ppo, f"--model.reward={both}"
+    assert (
+        "NumberReward.column is 'solutoins', which is no column of the train data; did you mean 'solutions'?"
+        in fails(*ppo, f"--model.reward={both}")
     )
     sft = ("fit", "--config", "sft.yaml", "--data", "InstructionData", *rows)
     assert said.format("validation data") in fails(*sft, f"--model.evaluation_rewards={{own: {wants}}}")

@@ -1,4 +1,4 @@
-"""The contract that every algorithm keeps, and the KL penalty that the online ones share."""
+"""The contract of an algorithm, and the base class of those that learn from rewards."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 
 class Algorithm(ABC):
-    """A dataclass whose fields are the hyper-parameters. It sees rollouts and batches, never a model, device or trainer."""
+    """A dataclass whose fields are the hyper-parameters.
+
+    It reads rollouts and batches, and never a model, tokenizer, optimizer, device, trainer or logger.
+    """
 
     needs_values: ClassVar[bool] = False
-    """Rollouts and outputs carry the critic's values."""
+    """True: rollouts and policy outputs hold the critic's values."""
     rows_per_loss_group: ClassVar[int] = 1
-    """Rows that a minibatch never separates; 2 for a pair."""
+    """Number of adjacent rows that share one loss and stay in one minibatch; 2 for a pair."""
     min_responses: ClassVar[int] = 1
-    """The fewest responses of a prompt that give it something to compare."""
+    """The fewest responses per prompt that the algorithm can compare."""
     learns_from_pairs: ClassVar[bool] = False
-    """It can learn from recorded preference pairs, without a reward."""
+    """True: the algorithm can learn from recorded preference pairs, without a reward."""
     prepare_reads_logprobs: ClassVar[bool] = True
-    """`prepare` reads `Rollout.logprobs`. Where it does not, recorded pairs that are learned from in one step pass through the
-    policy once, in that step, and not before it as well."""
+    """True: `prepare` reads `Rollout.logprobs`. False lets recorded pairs skip the policy's pass before their only step."""
     state_fields: ClassVar[tuple[str, ...]] = ()
-    """Attributes that change during a run and that a checkpoint must hold; dotted for those of a field."""
+    """Names of attributes that change during a run; checkpoints hold them. A dotted name is an attribute of a field."""
 
     responses_per_prompt: int
     epochs: int
@@ -39,92 +41,102 @@ class Algorithm(ABC):
         """Check the hyper-parameters that all algorithms have.
 
         Raises:
-            UserError: a count is below one, a number is NaN, or too few responses of a prompt for this algorithm.
+            UserError: a count is below 1, a number is NaN, or the algorithm needs more responses per prompt.
         """
         name = type(self).__name__
         for field, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
-                raise UserError(f"{name}.{field} is nan; it must be a number")
+                raise UserError(f"{name}.{field} is nan; set it to a number")
         for field in ("responses_per_prompt", "epochs", "minibatches"):
             if getattr(self, field) < 1:
-                raise UserError(f"{name}.{field} is {getattr(self, field)}; it must be at least 1")
+                raise UserError(f"{name}.{field} is {getattr(self, field)}; set it to 1 or more")
         if self.responses_per_prompt < self.min_responses:
             raise UserError(
-                f"{name}.responses_per_prompt is {self.responses_per_prompt}; {name} compares the responses of a prompt "
-                f"with each other and needs at least {self.min_responses}"
+                f"{name}.responses_per_prompt is {self.responses_per_prompt}; {name} compares the responses to a prompt "
+                f"with each other: set it to {self.min_responses} or more"
             )
 
     @property
     def needs_entropy(self) -> bool:
-        """The loss reads `PolicyOutput.entropy`."""
+        """Return whether the loss reads `PolicyOutput.entropy`."""
         return False
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> Batch:
-        """Give credit, or say which rows form a pair. Called once per rollout, without gradient; keeps the number of rows."""
+        """Compute advantages, or order the rows in pairs; called once per rollout, without gradient.
+
+        Returns:
+            As many rows as `rollout` has, or ranks would count different minibatches. A row to ignore has an empty mask.
+        """
 
     @abstractmethod
     def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
-        """The loss of one minibatch, or of a part of it, as a sum; the stage divides it by `weight` of the whole."""
+        """Compute the loss of a micro-batch as a sum; the stage divides it by the `weight` of the whole minibatch.
+
+        Args:
+            output: the policy's present log-probabilities, entropy and values.
+            batch: rows from `prepare`.
+        """
 
     def weight(self, batch: Batch) -> Tensor:
-        """What the loss of `batch` is divided by, additive over parts of a batch; here the tokens the policy chose."""
+        """Return the denominator of the loss, additive over micro-batches; here the number of tokens that the policy chose."""
         return batch.mask.sum()
 
     def stop(self, metrics: dict[str, float]) -> bool:
-        """Skip what is left of this rollout; asked after every optimiser step with its metrics, which are of all ranks."""
+        """Return whether to skip the rest of this rollout, given the metrics of the last optimiser step over all ranks."""
         return False
 
     @property
     def kl_target(self) -> float | None:
-        """Nats per token that the policy is steered to; None where nothing steers it to a number."""
+        """Return the target of an adaptive KL coefficient in nats per token; None without one."""
         return None
 
     def metrics(self) -> dict[str, float]:
-        """What to log once a rollout besides the loss; a coefficient that adapts, for instance."""
+        """Return values to log once per rollout besides the loss, such as an adaptive coefficient."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory of the algorithm; part of every checkpoint."""
+        """Return the values of `state_fields`; every checkpoint holds them."""
         return {name: attrgetter(name)(self) for name in self.state_fields}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the values that `state_dict` returned."""
         for name, value in state.items():
             owner, _, leaf = name.rpartition(".")
             setattr(attrgetter(owner)(self) if owner else self, leaf, value)
 
 
 class PolicyGradient(Algorithm):
-    """An algorithm that learns from rewards and pays for leaving the reference."""
+    """An algorithm that learns from rewards, with a penalty on the KL divergence from the reference."""
 
     state_fields: ClassVar[tuple[str, ...]] = ("kl.coef",)
 
     kl: KLPenalty
 
     def __post_init__(self) -> None:
-        """Check the hyper-parameters of the algorithms that clip a ratio or discount.
+        """Check clip ranges and discounts, where the algorithm has them.
 
         Raises:
-            UserError: a range that is not positive, a dual clip that is not above 1, or a discount outside [0, 1].
+            UserError: a clip range is not positive, the dual clip is not above 1, or a discount is outside [0, 1].
         """
         super().__post_init__()
         for field in ("clip_range", "clip_range_high", "value_clip_range"):
             if (value := getattr(self, field, None)) is not None and value <= 0:
-                raise UserError(f"{type(self).__name__}.{field} is {value}; it must be positive")
-        if (cap := getattr(self, "dual_clip", None)) is not None and cap <= 1:
+                raise UserError(f"{type(self).__name__}.{field} is {value}; set it to a positive number")
+        if (dual_clip := getattr(self, "dual_clip", None)) is not None and dual_clip <= 1:
             raise UserError(
-                f"{type(self).__name__}.dual_clip is {cap}; it must be above 1, or nothing bad is unlearned"
+                f"{type(self).__name__}.dual_clip is {dual_clip}; at 1 or below, tokens with negative advantages get no "
+                "gradient: set it above 1, for example to 3.0, or to null"
             )
         for field in ("gamma", "gae_lambda"):
             if not 0 <= (value := getattr(self, field, 1.0)) <= 1:
-                raise UserError(f"{type(self).__name__}.{field} is {value}; it must be from 0 to 1")
+                raise UserError(f"{type(self).__name__}.{field} is {value}; set it to a number from 0 to 1")
 
     @property
     def kl_target(self) -> float | None:
-        """That of an adaptive coefficient."""
+        """Return the target of an adaptive coefficient; None where the coefficient is fixed."""
         return self.kl.target
 
     def metrics(self) -> dict[str, float]:
-        """The coefficient of the KL penalty, where it adapts."""
+        """Return the coefficient of the KL penalty, where it adapts."""
         return {} if self.kl.target is None else {"kl/coef": self.kl.coef}

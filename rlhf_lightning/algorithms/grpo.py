@@ -20,42 +20,43 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 @dataclass
 class GRPO(PolicyGradient):
-    """Advantages from the mean and standard deviation of a prompt's own responses; PPO's clipped loss; no critic."""
+    """Scale rewards by the mean and standard deviation of each prompt's responses; PPO's clipped loss, no critic."""
 
     min_responses: ClassVar[int] = 2
 
     responses_per_prompt: int = 8
-    """Responses that the policy writes to each prompt."""
+    """Responses that the policy generates per prompt."""
     epochs: int = 1
     """Passes over each rollout."""
     minibatches: int = 1
-    """Optimiser steps of one pass."""
+    """Optimiser steps per pass."""
     clip_range: float = 0.2
-    """ε: how far below (and above) 1 the ratio counts."""
+    """ε: the ratio is clipped to [1 - ε, 1 + ε]."""
     clip_range_high: float | None = None
-    """ε above 1, where it differs (0.28 in DAPO)."""
+    """ε above 1, where it differs (0.28 in DAPO); null: `clip_range`."""
     aggregation: Literal["sequence", "token", "dr_grpo"] = "sequence"
-    """`sequence`: mean over responses of the mean over their tokens (the paper); `token`: mean over all tokens of the step
-    (DAPO); `dr_grpo`: sum over tokens divided by responses times `max_response_length`, and no standard deviation."""
+    """`sequence`: mean over responses of the mean over tokens (the paper); `token`: mean over all tokens of the step (DAPO);
+    `dr_grpo`: sum over tokens, divided by responses times `max_response_length`; advantages without standard deviation."""
     max_response_length: int | None = None
-    """The constant that `dr_grpo` divides by; give it `max_new_tokens`."""
+    """The constant that `dr_grpo` divides by; set it to `generation.max_new_tokens`."""
     kl: KLPenalty = field(default_factory=lambda: KLPenalty(coef=0.04, placement="loss", estimator="k3"))
-    """The penalty for leaving the reference."""
+    """The penalty on the KL divergence from the reference."""
 
     def __post_init__(self) -> None:
-        """Check.
+        """Check the hyper-parameters.
 
         Raises:
-            UserError: Dr. GRPO without the length it divides by.
+            UserError: `dr_grpo` has no length to divide by.
         """
         super().__post_init__()
         if self.aggregation == "dr_grpo" and not self.max_response_length:
             raise UserError(
-                "GRPO.aggregation dr_grpo divides by a fixed length: set GRPO.max_response_length to max_new_tokens"
+                "GRPO.aggregation is dr_grpo, which divides by a fixed length: set GRPO.max_response_length to the value of "
+                "generation.max_new_tokens"
             )
 
     def prepare(self, rollout: Rollout) -> Batch:
-        """(R - mean of the group) / (std of the group + 1e-4); a group whose rewards are all equal gets 0."""
+        """Compute (R - mean of the group) / (std of the group + 1e-4); 0 where all rewards of a group are equal."""
         valid = rollout.mask.any(-1)
         returns = rollout.rewards - row_sum(self.kl.in_reward(rollout), rollout.mask)
         mean, deviation = group_moments(returns, rollout.groups, valid)
@@ -64,23 +65,22 @@ class GRPO(PolicyGradient):
         return Batch.of(rollout, ((returns - mean) / scale * valid)[:, None] * rollout.mask)
 
     def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
-        """The clipped loss and the KL, each token weighted as `aggregation` says."""
+        """Sum the clipped loss and the KL over the tokens, each weighted by `aggregation`."""
         assert batch.advantages is not None
         log_ratio = (output.logprobs - batch.logprobs).masked_fill(~batch.mask, 0)
         policy = clipped_policy_loss(log_ratio.exp(), batch.advantages, self.clip_range, self.clip_range_high)
-        share = self._share(batch.mask)
-        loss = masked_sum((policy + self.kl.in_loss(output.logprobs, batch)) * share, batch.mask)
-        tokens, maxima = update_metrics(log_ratio, self.clip_range, self.clip_range_high)
-        means = {name: (masked_sum(x, batch.mask), batch.mask.sum()) for name, x in tokens.items()}
-        means["loss/policy"] = (masked_sum(policy.detach() * share, batch.mask), self.weight(batch))
+        token_weight = self._token_weight(batch.mask)
+        loss = masked_sum((policy + self.kl.in_loss(output.logprobs, batch)) * token_weight, batch.mask)
+        means, maxima = update_metrics(log_ratio, batch.mask, self.clip_range, self.clip_range_high)
+        means["loss/policy"] = (masked_sum(policy.detach() * token_weight, batch.mask), self.weight(batch))
         return LossOutput(loss, means, maxima)
 
-    def _share(self, mask: Tensor) -> Tensor:
+    def _token_weight(self, mask: Tensor) -> Tensor:
         if self.aggregation == "sequence":
             return 1 / mask.sum(-1, keepdim=True).clamp(min=1)
         dr_grpo = self.aggregation == "dr_grpo"
         return torch.tensor(1 / (self.max_response_length or 1) if dr_grpo else 1.0, device=mask.device)
 
     def weight(self, batch: Batch) -> Tensor:
-        """Tokens for the mean over tokens, else responses."""
+        """Return the number of tokens for `token`, else the number of responses."""
         return batch.mask.sum() if self.aggregation == "token" else batch.mask.any(-1).sum()

@@ -1,4 +1,4 @@
-"""The contract that every algorithm keeps, and the KL penalty that the online ones share."""
+"""The penalty on the KL divergence from the reference, which all policy-gradient algorithms have."""
 
 from __future__ import annotations
 
@@ -16,58 +16,66 @@ from rlhf_lightning.types import Batch, Rollout
 
 @dataclass
 class KLPenalty:
-    """How far the policy may go from the reference: estimator, place and coefficient, fixed or adaptive.
+    """Penalise the KL divergence from the reference, in the reward or in the loss, with a fixed or an adaptive coefficient.
 
-    Adaptive (Ziegler et al. 2019, section 2.2): β ← β (1 + K·clip(kl/target - 1, -0.2, 0.2)) after every rollout.
+    An adaptive coefficient becomes β (1 + K·clip(kl/target - 1, -0.2, 0.2)) after every rollout (Ziegler et al. 2019, 2.2).
     """
 
     coef: float = 0.05
-    """β, the price of a nat."""
+    """β, the penalty per nat."""
     placement: Literal["reward", "loss"] = "reward"
-    """In the reward of each token (of the policy that wrote it, no gradient), or as a term of the loss."""
+    """`reward`: subtract the KL of the policy that generated a token from its reward. `loss`: add the KL to the loss."""
     estimator: Estimator = "k1"
-    """k1, k2 or k3; as a loss k1 alone has no expected gradient."""
+    """k1, k2 or k3 (Schulman 2020). In the loss, k1 needs `ratio_weighted`."""
     target: float | None = None
-    """Nats per token that an adaptive coefficient steers to; None keeps it fixed."""
+    """Target of an adaptive coefficient, in nats per token; null keeps the coefficient fixed."""
     gain: float = 0.1
-    """K of the adaptive coefficient."""
+    """K, the step size of an adaptive coefficient."""
     ratio_weighted: bool = False
-    """In the loss, weight the estimate by the ratio to the policy that wrote the token: k3's gradient is then exact."""
+    """In the loss, multiply the estimate by the ratio to the policy that generated the token; k3's gradient is then exact."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot penalise.
+        """Check the options, and that they work together.
 
         Raises:
-            UserError: a coefficient that is negative or no number, a target that is not positive or out of reach, k1 as an
-                unweighted loss, or a weight for a loss that there is not.
+            UserError: a coefficient is negative or not finite, a target is not positive or cannot be reached, k1 is an unweighted
+                loss, or `ratio_weighted` is set for a penalty in the reward.
         """
         if not 0 <= self.coef < math.inf:
-            raise UserError(f"kl.coef is {self.coef}; it must be a number and not negative")
+            raise UserError(f"kl.coef is {self.coef}; set it to 0 or a positive number")
         if self.target is not None and self.target <= 0:
-            raise UserError(f"kl.target is {self.target}; it must be positive, or null for a fixed coefficient")
+            raise UserError(
+                f"kl.target is {self.target}; set it to a positive number, or to null for a fixed coefficient"
+            )
         if self.target is not None and self.coef == 0:
-            raise UserError("kl.coef is 0, which no kl.target can raise, as it is multiplied; begin above 0")
+            raise UserError(
+                "kl.coef is 0; adapting to kl.target multiplies it, so it would stay 0: set kl.coef above 0"
+            )
         if self.placement == "loss" and self.estimator == "k1" and not self.ratio_weighted:
             raise UserError(
-                "kl.estimator k1 in the loss has an expected gradient of zero; use k2, or kl.ratio_weighted: true"
+                "kl.estimator is k1; in the loss it has an expected gradient of zero: set kl.estimator to k2, or "
+                "kl.ratio_weighted to true"
             )
         if self.ratio_weighted and self.placement == "reward":
-            raise UserError("kl.ratio_weighted is of a penalty in the loss, and kl.placement is reward; set it to loss")
+            raise UserError(
+                "kl.ratio_weighted is true; it applies to a penalty in the loss, and kl.placement is reward: set kl.placement to "
+                "loss, or remove kl.ratio_weighted"
+            )
 
     def in_reward(self, rollout: Rollout) -> Tensor:
-        """float32 [B, T]: what each token's reward is lowered by; zeros where the penalty is in the loss."""
+        """Return float32 [B, T], to subtract from each token's reward; zeros where the penalty is in the loss."""
         kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs, self.estimator)
         return (self.coef if self.placement == "reward" else 0.0) * kl * rollout.mask
 
     def in_loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
-        """float32 [B, T]: the term that each token adds to the loss; zeros where the penalty is in the reward."""
+        """Return float32 [B, T], to add to each token's loss; zeros where the penalty is in the reward."""
         if self.placement == "reward":
             return logprobs.new_zeros(logprobs.shape)
         kl = kl_estimate(logprobs, batch.reference_logprobs, self.estimator)
         return self.coef * (ratio_weighted(kl, logprobs, batch.logprobs) if self.ratio_weighted else kl)
 
     def adapt(self, rollout: Rollout) -> None:
-        """Move the coefficient by what this rollout, over all ranks, measured."""
+        """Adapt the coefficient to the KL divergence of this rollout, over all ranks."""
         if self.target is None:
             return
         kl = float(masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask))

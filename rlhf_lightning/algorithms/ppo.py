@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rlhf_lightning.algorithms.base import PolicyGradient
-from rlhf_lightning.algorithms.diagnostics import update_metrics
+from rlhf_lightning.algorithms.diagnostics import token_means, update_metrics
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.functional.advantages import gae, token_rewards
 from rlhf_lightning.functional.masked import masked_sum, whiten
@@ -22,50 +22,50 @@ class PPO(PolicyGradient):
     state_fields: ClassVar[tuple[str, ...]] = ("kl.coef", "rollouts")
 
     responses_per_prompt: int = 1
-    """Responses that the policy writes to each prompt."""
+    """Responses that the policy generates per prompt."""
     epochs: int = 4
     """Passes over each rollout."""
     minibatches: int = 4
-    """Optimiser steps of one pass."""
+    """Optimiser steps per pass."""
     gamma: float = 1.0
     """Discount of rewards."""
     gae_lambda: float = 0.95
     """λ of GAE: 1 low bias, 0 low variance."""
     clip_range: float = 0.2
-    """ε: how far below (and above) 1 the ratio counts."""
+    """ε: the ratio is clipped to [1 - ε, 1 + ε]."""
     clip_range_high: float | None = None
-    """ε above 1, where it differs."""
+    """ε above 1, where it differs; null: `clip_range`."""
     dual_clip: float | None = None
-    """c of the dual clip (Ye et al. 2020), 3 for instance; null for none."""
+    """c of the dual clip (Ye et al. 2020), for example 3.0; null for none."""
     value_clip_range: float | None = 0.2
-    """How far the critic counts as moving in one rollout; null for no limit."""
+    """Clip range of the values around those of the rollout; null for none."""
     value_coef: float = 0.1
     """Weight of the critic's loss."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     whiten_advantages: bool = True
-    """Advantages of a rollout get mean 0 and variance 1."""
+    """Scale the advantages of a rollout to mean 0 and variance 1."""
     kl: KLPenalty = field(default_factory=KLPenalty)
-    """The penalty for leaving the reference."""
+    """The penalty on the KL divergence from the reference."""
     update_kl_limit: float | None = None
-    """Skip the rest of a rollout when `kl/update` (nats per token) passes this; null for never."""
+    """Skip the rest of a rollout when `kl/update` (nats per token) exceeds this; null for never."""
     truncation_penalty: float = 0.0
-    """Taken off the score of a response without a stop token."""
+    """Subtracted from the score of a response without a stop token."""
     critic_warmup: int = 0
-    """Rollouts in which only the critic learns; with a shared trunk the policy moves all the same: use `critic: separate`."""
+    """Rollouts in which only the critic's loss counts. It still moves a shared backbone: set `critic: separate`."""
 
     def __post_init__(self) -> None:
-        """Check, and start counting rollouts."""
+        """Check the hyper-parameters, and start counting rollouts."""
         super().__post_init__()
         self.rollouts = 0
 
     @property
     def needs_entropy(self) -> bool:
-        """There is an entropy bonus."""
+        """Return whether there is an entropy bonus."""
         return self.entropy_coef != 0
 
     def prepare(self, rollout: Rollout) -> Batch:
-        """Rewards of tokens, GAE, whitening."""
+        """Compute token rewards, advantages and returns by GAE, and whiten the advantages."""
         assert rollout.values is not None
         scores = rollout.rewards - self.truncation_penalty * rollout.truncated
         rewards = token_rewards(scores, self.kl.in_reward(rollout), rollout.mask)
@@ -77,25 +77,23 @@ class PPO(PolicyGradient):
         return Batch.of(rollout, advantages, returns)
 
     def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
-        """Σ_t m (policy + value_coef · value - entropy_coef · H + KL)."""
+        """Sum policy + value_coef · value - entropy_coef · H + KL over the tokens under the mask."""
         assert batch.advantages is not None
         assert batch.returns is not None
         assert batch.values is not None
         assert output.values is not None
         log_ratio = (output.logprobs - batch.logprobs).masked_fill(~batch.mask, 0)
-        policy = clipped_policy_loss(
-            log_ratio.exp(), batch.advantages, self.clip_range, self.clip_range_high, self.dual_clip
-        )
+        clip = (self.clip_range, self.clip_range_high)
+        policy = clipped_policy_loss(log_ratio.exp(), batch.advantages, *clip, self.dual_clip)
         value = clipped_value_loss(output.values, batch.values, batch.returns, self.value_clip_range)
-        moves = policy + self.kl.in_loss(output.logprobs, batch)
+        policy_terms = policy + self.kl.in_loss(output.logprobs, batch)
         if output.entropy is not None:
-            moves = moves - self.entropy_coef * output.entropy
-        total = moves * (self.rollouts > self.critic_warmup) + self.value_coef * value
-        tokens, maxima = update_metrics(log_ratio, self.clip_range, self.clip_range_high)
-        tokens |= {"loss/policy": policy.detach(), "loss/value": value.detach()}
-        means = {name: (masked_sum(x, batch.mask), batch.mask.sum()) for name, x in tokens.items()}
+            policy_terms = policy_terms - self.entropy_coef * output.entropy
+        total = policy_terms * (self.rollouts > self.critic_warmup) + self.value_coef * value
+        means, maxima = update_metrics(log_ratio, batch.mask, *clip)
+        means |= token_means({"loss/policy": policy.detach(), "loss/value": value.detach()}, batch.mask)
         return LossOutput(masked_sum(total, batch.mask), means, maxima)
 
     def stop(self, metrics: dict[str, float]) -> bool:
-        """The policy has gone far enough from the one that wrote the rollout."""
+        """Return whether the policy is further than `update_kl_limit` from the one that generated the rollout."""
         return self.update_kl_limit is not None and metrics["kl/update"] > self.update_kl_limit

@@ -17,42 +17,42 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 @dataclass
 class REINFORCE(PolicyGradient):
-    """Loss -A Σ_t log π a response, A = R - baseline; R is the score less β times the KL of the whole response."""
+    """Minimise -A Σ_t log π per response, with A = R - baseline. R is the score minus β times the response's KL."""
 
     state_fields: ClassVar[tuple[str, ...]] = ("kl.coef", "average")
 
     responses_per_prompt: int = 4
-    """Responses that the policy writes to each prompt."""
+    """Responses that the policy generates per prompt."""
     epochs: int = 1
-    """Passes over each rollout; more than one is off-policy, and nothing here corrects for it."""
+    """Passes over each rollout. More than one is off-policy, and the loss does not correct for it."""
     minibatches: int = 1
-    """Optimiser steps of one pass."""
+    """Optimiser steps per pass."""
     baseline: Literal["none", "moving", "batch", "leave_one_out"] = "leave_one_out"
-    """What a return is compared with: nothing; a moving average of earlier rollouts; the mean of the rollout, divided by its
-    standard deviation; the mean of the other responses to the same prompt."""
+    """The baseline of a return. `none`: 0; `moving`: a moving average of earlier rollouts; `batch`: the mean of the rollout, and
+    advantages divided by its standard deviation; `leave_one_out`: the mean of the other responses to the prompt."""
     moving_decay: float = 0.9
-    """How much of the moving average stays after a rollout."""
+    """Weight of the earlier moving average in the next one."""
     kl: KLPenalty = field(default_factory=KLPenalty)
-    """The penalty for leaving the reference."""
+    """The penalty on the KL divergence from the reference."""
 
     def __post_init__(self) -> None:
-        """Check, and start the moving average.
+        """Check the hyper-parameters, and start the moving average.
 
         Raises:
-            UserError: leave-one-out with a single response a prompt, or a decay outside [0, 1).
+            UserError: `leave_one_out` has a single response per prompt, or the decay is outside [0, 1).
         """
         super().__post_init__()
         if self.baseline == "leave_one_out" and self.responses_per_prompt < 2:
             raise UserError(
-                f"REINFORCE.responses_per_prompt is {self.responses_per_prompt}; the baseline leave_one_out is the mean of "
-                "the other responses and needs at least 2 (or choose baseline: moving)"
+                f"REINFORCE.responses_per_prompt is {self.responses_per_prompt}; the baseline leave_one_out is the mean of the "
+                "other responses: set it to 2 or more, or set REINFORCE.baseline to moving"
             )
         if not 0 <= self.moving_decay < 1:
-            raise UserError(f"REINFORCE.moving_decay is {self.moving_decay}; it must be at least 0 and below 1")
+            raise UserError(f"REINFORCE.moving_decay is {self.moving_decay}; set it to a number from 0 to below 1")
         self.average: float | None = None
 
     def prepare(self, rollout: Rollout) -> Batch:
-        """The return of each response less its baseline, on every token of it."""
+        """Compute the return of each response minus its baseline, the same for all of its tokens."""
         returns = rollout.rewards - row_sum(self.kl.in_reward(rollout), rollout.mask)
         advantages = self._advantages(returns, rollout) * rollout.mask.any(-1)
         self.kl.adapt(rollout)
@@ -63,16 +63,16 @@ class REINFORCE(PolicyGradient):
         if self.baseline == "leave_one_out":
             return returns - leave_one_out(returns, rollout.groups, valid)
         if self.baseline == "batch":
-            mean, variance = masked_moments(returns, valid)
-            return (returns - mean) / (variance.sqrt() + 1e-8)
+            center, variance = masked_moments(returns, valid)
+            return (returns - center) / (variance.sqrt() + 1e-8)
         if self.baseline == "none":
             return returns
-        now, before = float(masked_mean(returns, valid)), self.average
-        self.average = now if before is None else self.moving_decay * before + (1 - self.moving_decay) * now
-        return returns - (now if before is None else before)
+        mean, average = float(masked_mean(returns, valid)), self.average
+        self.average = mean if average is None else self.moving_decay * average + (1 - self.moving_decay) * mean
+        return returns - (mean if average is None else average)
 
     def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
-        """Σ -A log π, and the KL where it is in the loss."""
+        """Sum -A log π, and the KL where it is in the loss, over the tokens under the mask."""
         assert batch.advantages is not None
         policy = -batch.advantages * output.logprobs
         loss = masked_sum(policy + self.kl.in_loss(output.logprobs, batch), batch.mask)
@@ -81,5 +81,5 @@ class REINFORCE(PolicyGradient):
         return LossOutput(loss, {**means, "kl/update": (update, batch.mask.sum())})
 
     def weight(self, batch: Batch) -> Tensor:
-        """Responses: the gradient is the mean over sequences."""
+        """Return the number of responses: the loss is a mean over sequences."""
         return batch.mask.any(-1).sum()

@@ -1,4 +1,4 @@
-"""What evaluation callbacks call."""
+"""Functions that evaluation callbacks use."""
 
 from rlhf_lightning.functional.statistics import win_rate
 

@@ -1,4 +1,4 @@
-"""The embedded default: a seeded task with a known true reward, and tiny trained models."""
+"""The playground: a seeded task with a known true reward, and tiny trained models, installed with the package."""
 
 from rlhf_lightning.playground.data import PlaygroundInstructions, PlaygroundPreferences, PlaygroundPrompts
 from rlhf_lightning.playground.reward import PlaygroundReward

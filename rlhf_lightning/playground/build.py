@@ -1,6 +1,6 @@
-"""`python -m rlhf_lightning.playground.build [FOLDER]`: train the playground's models again, by the project's own configs.
+"""`python -m rlhf_lightning.playground.build [FOLDER]`: train the playground's models with sft.yaml and reward.yaml.
 
-Without a folder the models of the package itself are replaced.
+Without a folder it replaces the models of the package.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ HERE = Path(__file__).resolve().parent
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
+    """Build a tokenizer with one token per word."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
 
 
 def build(folder: Path) -> None:
-    """Write `folder`/sft and `folder`/reward.
+    """Train the models, and save them in `folder`/sft and `folder`/reward.
 
     Raises:
-        RuntimeError: one of the two runs failed; its message is on standard error.
+        RuntimeError: a run failed; its message is on standard error.
     """
     with tempfile.TemporaryDirectory() as work:
         tokenizer().save_pretrained(f"{work}/tokenizer")
@@ -43,9 +43,9 @@ def build(folder: Path) -> None:
             shutil.copytree(f"{work}/{name}/export", target)
 
 
-def _run(*words: str) -> None:
-    if main(words):
-        raise RuntimeError(f"failed: {' '.join(words)}")
+def _run(*arguments: str) -> None:
+    if main(arguments):
+        raise RuntimeError(f"failed: {' '.join(arguments)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data modules of the playground: nothing is read, everything follows from a seed."""
+"""Data modules of the playground, which generate their rows from a seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_lightning.playground import task
 
 
 class _PlaygroundData(RowData):
-    """Rows that are made, not read."""
+    """Base of the data modules, which generates rows instead of reading files."""
 
     def __init__(
         self,
@@ -28,48 +28,50 @@ class _PlaygroundData(RowData):
         self.size, self.validation_size = size, validation_size
 
     def make(self, size: int, seed: int, held_out: bool) -> list[dict[str, Any]]:
-        """Rows; a prompt is in the training part or held out, never both."""
+        """Generate rows; a prompt is either in the training split or held out."""
         raise NotImplementedError
 
     def rows(self, split: str) -> list[dict[str, Any]] | None:
-        """See `RowData.rows`."""
+        """Return the generated rows of a split; all but `train` are held out."""
         return self.make(self.size, self.seed, False) if split == "train" else self.make(self.validation_size, 1, True)
 
 
 class PlaygroundPrompts(_PlaygroundData):
-    """Prompts to write replies to.
+    """Prompts for policy optimisation.
 
     Args:
-        size: prompts in the training part. validation_size: held-out ones, always the same.
-        batch_size: prompts of a rollout. validation_batch_size: by default as many.
-        seed: which prompts, and their order.
+        size: number of training prompts.
+        validation_size: number of held-out prompts, the same for every seed.
+        batch_size: prompts per rollout.
+        validation_batch_size: prompts per validation batch; by default `batch_size`.
+        seed: seed of the training prompts.
     """
 
     def make(self, size: int, seed: int, held_out: bool) -> list[dict[str, Any]]:
-        """Prompts alone, all different.
+        """Generate different prompts.
 
         Raises:
-            UserError: there are not that many.
+            UserError: the playground has fewer.
         """
-        if size > (most := task.number_of_prompts(held_out)):
-            key, part = ("validation_size", "held-out") if held_out else ("size", "training")
+        if size > (available := task.number_of_prompts(held_out)):
+            key, split = ("validation_size", "held-out") if held_out else ("size", "training")
             raise UserError(
-                f"data.{key} is {size}; the playground has {most} different {part} prompts, ask for no more"
+                f"data.{key} is {size}; the playground has {available} different {split} prompts: set it to {available} or less"
             )
         return [{"prompt": prompt} for prompt in task.prompts(size, seed, held_out)]
 
 
 class PlaygroundInstructions(_PlaygroundData):
-    """Prompts with a reply of mixed quality, for supervised fine-tuning; see `PlaygroundPrompts`."""
+    """Prompts with a reply of mixed quality, for supervised fine-tuning; the arguments are those of `PlaygroundPrompts`."""
 
     def make(self, size: int, seed: int, held_out: bool) -> list[dict[str, Any]]:
-        """Prompts and completions."""
+        """Generate prompts and completions."""
         return task.instructions(size, seed, held_out)  # type: ignore[return-value]
 
 
 class PlaygroundPreferences(_PlaygroundData):
-    """Pairs of replies that simulated annotators labelled; see `PlaygroundPrompts`."""
+    """Pairs of replies labelled by simulated annotators; the arguments are those of `PlaygroundPrompts`."""
 
     def make(self, size: int, seed: int, held_out: bool) -> list[dict[str, Any]]:
-        """Prompts, chosen and rejected replies, and who chose."""
+        """Generate prompts, chosen and rejected replies, and the name of the annotator."""
         return task.preferences(size, seed, held_out)  # type: ignore[return-value]

@@ -10,21 +10,22 @@ from rlhf_lightning.types import Completions
 
 
 class PlaygroundReward(Reward):
-    """How good a reply really is, from 0 to 1; its four qualities are its parts."""
+    """The true reward of a reply, from 0 to 1; its four qualities are the components."""
 
     best = 1.0
 
     def __init__(self) -> None:
-        self.last: dict[str, list[float | None]] = {}
+        self.qualities: dict[str, list[float | None]] = {}
 
     def __call__(self, completions: Completions) -> Sequence[float]:
-        """The true reward of each reply."""
+        """Return the true reward of each reply."""
         pairs = list(zip(completions.prompts, completions.responses, strict=True))
-        self.last = {name: [measure(*pair) for pair in pairs] for name, measure in MEASURES.items()}
+        self.qualities = {name: [measure(*pair) for pair in pairs] for name, measure in MEASURES.items()}
         return [
-            sum(weight * (self.last[name][i] or 0.0) for name, weight in QUALITIES.items()) for i in range(len(pairs))
+            sum(weight * (self.qualities[name][i] or 0.0) for name, weight in QUALITIES.items())
+            for i in range(len(pairs))
         ]
 
-    def parts(self) -> dict[str, list[float | None]]:
-        """answers, polite, brief, varied."""
-        return self.last
+    def components(self) -> dict[str, list[float | None]]:
+        """Return the qualities answers, polite, brief and varied of each reply."""
+        return self.qualities

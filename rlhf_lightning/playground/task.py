@@ -1,11 +1,10 @@
-"""A small world with a known true reward: prompts ask for things by kind, replies are good, bad and in between.
+"""The task of the playground, whose true reward is known: prompts ask for things by kind, and replies differ in quality.
 
     name two animals and one color .        →        gladly , fox , owl and red .
 
-Everything follows from a seed. A reply is judged by four qualities, each a number from 0 to 1 that the other three do not
-depend on: it says what was asked, is polite, is brief, and does not repeat itself. The supervised text has all of them only
-some of the time, so the model that was trained on it can become much better; the annotators who compare replies are noisy and
-like some things more than they should, so a reward learned from them can be pushed too far.
+Everything follows from a seed. Four independent qualities, each from 0 to 1, make up the true reward of a reply: it names the
+things asked for, is polite, is brief, and does not repeat itself. Few replies of the supervised text have all four, so a model
+trained on it can improve a lot. The simulated annotators are noisy and biased, so a policy can over-optimise a learned reward.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ PUNCTUATION = {".", ",", "?", "!"}
 KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 ASKED = {name: kind for kind in KINDS for name in (kind, PLURALS[kind])}
 QUALITIES = {"answers": 0.4, "polite": 0.2, "brief": 0.2, "varied": 0.2}
-"""What the true reward is a weighted sum of."""
+"""Weights of the qualities in the true reward."""
 
 BRIEF_WORDS, LONG_WORDS = 10, 20
 MAX_WORDS = 22
@@ -54,14 +53,14 @@ MAX_WORDS = 22
 
 
 class Slot(NamedTuple):
-    """One thing that a prompt asks for."""
+    """A kind of thing that a prompt asks for, and how many."""
 
     kind: str
     number: int
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text without its punctuation.
+    """Return the words of a text, without punctuation and special tokens.
 
     >>> words_of("gladly , fox .")
     ['gladly', 'fox']
@@ -70,17 +69,17 @@ def words_of(text: str) -> list[str]:
 
 
 def slots_of(prompt: str) -> list[Slot]:
-    """What a prompt asks for.
+    """Parse what a prompt asks for.
 
     >>> slots_of("name two animals and one color .")
     [Slot(kind='animal', number=2), Slot(kind='color', number=1)]
     """
-    found = re.findall(rf"\b({'|'.join(COUNTS)}) ({'|'.join(ASKED)})\b", prompt)
-    return [Slot(ASKED[name], COUNTS[count]) for count, name in found]
+    matches = re.findall(rf"\b({'|'.join(COUNTS)}) ({'|'.join(ASKED)})\b", prompt)
+    return [Slot(ASKED[name], COUNTS[count]) for count, name in matches]
 
 
 def answers(prompt: str, reply: str) -> float:
-    """How much of what was asked is there, times how much of what is there was asked: 1 for exactly the things asked for."""
+    """Return recall times precision of the things asked for: 1 for exactly these things."""
     slots, things = slots_of(prompt), list(dict.fromkeys(w for w in words_of(reply) if w in KIND_OF))
     if not slots or not things:
         return 0.0
@@ -89,24 +88,24 @@ def answers(prompt: str, reply: str) -> float:
 
 
 def polite_phrases(reply: str) -> int:
-    """How many polite phrases a reply contains, repeated ones counted again."""
+    """Count the polite phrases of a reply, repetitions included."""
     text = f" {' '.join(words_of(reply))} "
     return sum(text.count(f" {phrase} ") for phrase in POLITE)
 
 
 def polite(prompt: str, reply: str) -> float:
-    """1 with a polite phrase, 0 without; more do not make it politer."""
+    """Return 1 with at least one polite phrase, else 0."""
     return float(polite_phrases(reply) > 0)
 
 
 def brief(prompt: str, reply: str) -> float:
-    """1 up to 10 words, 0 from 20 on, and for saying nothing."""
+    """Return 1 for up to 10 words, falling to 0 at 20; 0 for an empty reply."""
     count = len(words_of(reply))
     return 0.0 if count == 0 else min(1.0, max(0.0, (LONG_WORDS - count) / (LONG_WORDS - BRIEF_WORDS)))
 
 
 def varied(prompt: str, reply: str) -> float:
-    """1 if no word but `and` comes twice, 0 if half of them are repetitions."""
+    """Return 1 if no word but `and` is repeated, falling to 0 if half of the words are repetitions."""
     words = [word for word in words_of(reply) if word != "and"]
     return 0.0 if not words else max(0.0, 1.0 - 2.0 * (len(words) - len(set(words))) / len(words))
 
@@ -120,7 +119,7 @@ MEASURES: dict[str, Callable[[str, str], float]] = {
 
 
 def true_reward(prompt: str, reply: str) -> float:
-    """The true reward of a reply, from 0 to 1.
+    """Return the true reward of a reply, from 0 to 1.
 
     >>> true_reward("name one fruit .", "gladly , plum .")
     1.0
@@ -129,14 +128,14 @@ def true_reward(prompt: str, reply: str) -> float:
 
 
 def make_prompt(rng: random.Random) -> str:
-    """A prompt that asks for one to three kinds of things."""
+    """Sample a prompt that asks for one to three kinds of things."""
     kinds = rng.sample(list(KINDS), rng.choice([1, 2, 2, 3]))
     slots = [Slot(kind, 1 if rng.random() < 0.5 else 2) for kind in kinds]
     return _asking(rng.choice(TEMPLATES), slots)
 
 
 def every_prompt() -> Iterator[str]:
-    """All that `make_prompt` can make, each once."""
+    """Enumerate all prompts of `make_prompt`, each once."""
     for count in (1, 2, 3):
         for kinds, numbers in product(permutations(KINDS, count), product(COUNTS.values(), repeat=count)):
             slots = [Slot(kind, number) for kind, number in zip(kinds, numbers, strict=True)]
@@ -149,39 +148,39 @@ def _asking(template: str, slots: Sequence[Slot]) -> str:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether a prompt is one of the seventh that nothing is trained on; its words decide, in whatever order they stand."""
+    """Return whether a prompt is in the held-out seventh; its words decide, in any order."""
     return sum(map(ord, prompt)) % 7 == 0
 
 
 @cache
 def number_of_prompts(held_out: bool) -> int:
-    """How many different prompts there are to train on, or held out."""
+    """Count the different training prompts, or the held-out ones."""
     return sum(is_held_out(prompt) == held_out for prompt in every_prompt())
 
 
 def prompts(size: int, seed: int, held_out: bool) -> list[str]:
-    """`size` different prompts, or all if there are fewer; a prompt is either held out or not, whatever the seed."""
+    """Sample `size` different prompts, or all if there are fewer; held-out prompts are the same for every seed."""
     rng = random.Random(seed)
-    wanted = min(size, number_of_prompts(held_out))
-    found: dict[str, None] = {}
-    while len(found) < wanted:
+    count = min(size, number_of_prompts(held_out))
+    distinct: dict[str, None] = {}
+    while len(distinct) < count:
         prompt = make_prompt(rng)
         if is_held_out(prompt) == held_out:
-            found[prompt] = None
-    return list(found)
+            distinct[prompt] = None
+    return list(distinct)
 
 
 def ideal_reply(prompt: str, rng: random.Random) -> str:
-    """A reply with a true reward of 1."""
+    """Sample a reply with a true reward of 1."""
     things = [thing for slot in slots_of(prompt) for thing in rng.sample(KINDS[slot.kind], slot.number)]
     return _assemble([rng.choice(OPENINGS)], things, [])
 
 
 def make_reply(prompt: str, rng: random.Random) -> str:
-    """A reply as people write them: three in ten do not listen, few are polite, many ramble or repeat themselves."""
-    slots, listens = slots_of(prompt), rng.random() < 0.7
+    """Sample a reply of mixed quality: three in ten are off topic, few are polite, many are long or repetitive."""
+    slots, on_topic = slots_of(prompt), rng.random() < 0.7
     kinds = [slot.kind for slot in slots for _ in range(slot.number) if rng.random() < 0.9]
-    if not listens:
+    if not on_topic:
         others = [kind for kind in KINDS if kind not in {slot.kind for slot in slots}]
         kinds = [rng.choice(others) for _ in kinds]
     things = [rng.choice(KINDS[kind]) for kind in kinds]
@@ -201,23 +200,23 @@ def _assemble(before: list[str], things: list[str], after: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Annotator:
-    """Someone who compares replies: by the true reward, their own liking, and chance."""
+    """A simulated annotator, who compares replies by the true reward, a bias, and noise."""
 
     name: str
     noise: float
     """Scale of the logistic noise on the difference of two replies, in true reward."""
     flattery: float = 0.0
-    """Liking for every polite phrase, in true reward."""
+    """Bias per polite phrase, in true reward."""
     length: float = 0.0
-    """Liking for every word."""
+    """Bias per word, in true reward."""
 
     def opinion(self, prompt: str, reply: str) -> float:
-        """What they think of a reply before chance has its say."""
-        liking = self.flattery * polite_phrases(reply) + self.length * len(words_of(reply))
-        return true_reward(prompt, reply) + liking
+        """Return the true reward of a reply plus the bias, without noise."""
+        bias = self.flattery * polite_phrases(reply) + self.length * len(words_of(reply))
+        return true_reward(prompt, reply) + bias
 
     def prefers_first(self, prompt: str, first: str, second: str, rng: random.Random) -> bool:
-        """Their answer to which of two replies is better (Bradley-Terry)."""
+        """Sample which of two replies the annotator prefers (Bradley-Terry)."""
         difference = (self.opinion(prompt, first) - self.opinion(prompt, second)) / self.noise
         return rng.random() < 1 / (1 + math.exp(-max(-50.0, min(50.0, difference))))
 
@@ -232,7 +231,7 @@ ANNOTATORS: Sequence[Annotator] = (
 
 
 def preferences(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
-    """`size` pairs of replies, each labelled by one of the annotators; prompts come again where there are fewer."""
+    """Sample `size` pairs of replies, each labelled by an annotator; prompts repeat where there are fewer."""
     rng = random.Random(seed + 1)
     asked = prompts(size, seed, held_out)
     rows: list[dict[str, str]] = []
@@ -248,14 +247,14 @@ def preferences(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
 
 
 def instructions(size: int, seed: int, held_out: bool) -> list[dict[str, str]]:
-    """`size` prompts with a reply each; prompts come again where there are fewer."""
+    """Sample `size` prompts with a reply each; prompts repeat where there are fewer."""
     rng = random.Random(seed + 2)
     asked = prompts(size, seed, held_out)
     return [{"prompt": p, "completion": make_reply(p, rng)} for p in (asked[i % len(asked)] for i in range(size))]
 
 
 def vocabulary() -> list[str]:
-    """Every word that a prompt or a reply can contain, special tokens first."""
+    """Return every word of prompts and replies, special tokens first."""
     text = " ".join([*TEMPLATES, *FILLERS, *POLITE, *COUNTS, *ASKED, *KIND_OF, "and", *sorted(PUNCTUATION)]).replace(
         "{}", ""
     )

@@ -1,4 +1,4 @@
-"""What a reward is, and the one place where its answers are checked."""
+"""The contract of a reward, and the function that checks its scores."""
 
 from __future__ import annotations
 
@@ -18,87 +18,95 @@ if TYPE_CHECKING:
 
 
 class Reward(ABC):
-    """Scores completions: one number a response, higher is better, before any KL penalty."""
+    """Scores completions: one number per response, higher is better, before any KL penalty."""
 
     best: float | None = None
-    """The highest mean score there can be, where it is known; a run's summary shows it."""
+    """The highest possible mean score, where it is known; a run's summary shows it."""
     scores_while_generating: bool = False
-    """It may be asked from another thread while the policy writes: it shares neither weights nor device with it."""
+    """True: another thread may call the reward while the policy generates. It must share neither weights nor device with it."""
 
     def check(self) -> None:  # noqa: B027  (most rewards have nothing to check)
-        """Find what cannot work without loading anything heavy.
+        """Check options, paths and imports without loading anything heavy.
 
         Raises:
-            UserError: a path, an import or an argument is wrong.
+            UserError: one of them is wrong.
         """
 
     def check_columns(self, columns: Collection[str], where: str) -> None:  # noqa: B027
-        """Find that the rows lack a column that the scores need; called where a data module shows its rows.
+        """Check that the rows have the columns that scoring reads.
+
+        Args:
+            columns: names of the columns of a split.
+            where: name of the split, for messages.
 
         Raises:
-            UserError: naming the column and `where` it is not.
+            UserError: a column is missing.
         """
 
     def share(self, base: SharedBase) -> None:  # noqa: B027
-        """Lie on the base of a policy with an adapter, instead of loading a model, where that can be; comes before `load`."""
+        """Use the base model of a LoRA policy instead of loading another copy, where that is exact; called before `load`."""
 
     def load(self, device: torch.device) -> None:  # noqa: B027
-        """Load what is heavy onto `device`; called on every rank before the first score, perhaps more than once."""
+        """Load weights onto `device`; called on every rank before the first score, perhaps more than once."""
 
     @abstractmethod
     def __call__(self, completions: Completions) -> Sequence[float | None]:
-        """One score for each of the B completions; None for one that cannot be scored."""
+        """Return one score for each of the B completions; None for one that cannot be scored."""
 
-    def parts(self) -> dict[str, list[float | None]]:
-        """The scores that the last call was made of, by name; nothing for a reward without parts."""
+    def components(self) -> dict[str, list[float | None]]:
+        """Return the named scores that the last call was computed from, B each; empty for a reward without components."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory of the reward, if it has one; part of every checkpoint."""
+        """Return what changes during a run, such as a random generator; every checkpoint holds it."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Restore what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
 
 
 def score(reward: Reward, completions: Completions) -> Tensor:
-    """Ask a reward for the scores of B completions and check what it answers.
+    """Score B completions and check the result.
 
     Returns:
-        float32 [B]; NaN where the reward said None.
+        float32 [B]; NaN where the reward returned None.
 
     Raises:
-        UserError: the reward raised, or gave no sequence, the wrong number of scores, a NaN, no number, or one that is
-            infinite in float32.
+        UserError: the reward raised an error, or returned no sequence, the wrong number of scores, or a score that is neither
+            None nor a finite float32.
     """
     name, count = type(reward).__name__, len(completions)
     try:
-        answers = reward(completions)
+        scores = reward(completions)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"reward {name} raised {type(error).__name__}: {error}; it was given {count} completions"
+            f"reward {name} raised {type(error).__name__}: {error}; the call had {count} completions"
         ) from error
-    answers = answers.tolist() if isinstance(answers, Tensor) else answers
-    if not isinstance(answers, Iterable) or isinstance(answers, str | bytes | Mapping | Set):
-        found = "nothing" if answers is None else repr(answers)
-        raise UserError(f"reward {name} returned {found}; it must return {count} scores, one a completion")
-    answers = list(answers)
-    if len(answers) != count:
-        raise UserError(f"reward {name} returned {len(answers)} scores for {count} completions; one each is needed")
-    return torch.tensor([_number(name, row, answer) for row, answer in enumerate(answers)], dtype=torch.float32)
+    scores = scores.tolist() if isinstance(scores, Tensor) else scores
+    if not isinstance(scores, Iterable) or isinstance(scores, str | bytes | Mapping | Set):
+        raise UserError(f"reward {name} returned {scores!r}; it must return {count} scores, one per completion")
+    scores = list(scores)
+    if len(scores) != count:
+        raise UserError(
+            f"reward {name} returned {len(scores)} scores for {count} completions; it must return one for each"
+        )
+    return torch.tensor([_checked(name, row, value) for row, value in enumerate(scores)], dtype=torch.float32)
 
 
-def _number(name: str, row: int, answer: object) -> float:
-    if answer is None:
+def _checked(name: str, row: int, score: object) -> float:
+    if score is None:
         return math.nan
     try:
-        value = float(answer)  # type: ignore[arg-type]
+        value = float(score)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"reward {name} returned {answer!r} for completion {row}; a number or None is needed") from None
-    if not abs(value) <= torch.finfo(torch.float32).max:  # a NaN too
         raise UserError(
-            f"reward {name} returned {value} for completion {row}; a finite number is needed, None if it cannot be scored"
+            f"reward {name} returned {score!r} for completion {row}; it must return a number or None"
+        ) from None
+    if not abs(value) <= torch.finfo(torch.float32).max:  # also False for a NaN
+        raise UserError(
+            f"reward {name} returned {value} for completion {row}; it must return a finite number, or None for a response "
+            "that cannot be scored"
         )
     return value

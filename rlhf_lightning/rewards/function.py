@@ -19,20 +19,19 @@ from rlhf_lightning.types import Completions
 
 
 class FunctionReward(Reward):
-    """Call a function of your own with the responses and whatever columns of the data set it names.
+    """Call your own function with the responses and the columns that its parameters name.
 
-    The function, plain or async, takes `responses` (a list of strings), and if it likes `prompts` and any column of the data
-    set, by name; it returns one number a response, or None for one that cannot be scored.
+    The function, plain or async, takes `responses` (a list of strings). By name it may also take `prompts` and any column of
+    the data set. It returns one number per response, or None for a response that cannot be scored.
 
-    With a `timeout` it is called in a thread of its own. A plain function that takes longer cannot be stopped: its thread is
-    abandoned and goes on (as a daemon, which ends with the process), and a retry runs beside it. An async one is cancelled.
+    With a `timeout` the function runs in another thread. Python cannot stop a plain function that takes longer: its daemon
+    thread continues until the process ends, and a retry runs beside it. An async function is cancelled.
 
     Args:
-        function: `module.name`, or `path/to/file.py:name`; the current folder is searched first. (`__main__.name` in a notebook.)
+        function: `module.name` or `path/to/file.py:name`, first looked up in the current folder; `__main__.name` in a notebook.
         arguments: further keyword arguments.
         timeout: seconds for one call; null for no limit.
-        retries: further calls after one that took too long or raised an OSError such as ConnectionError; any other error
-            stops the run at once.
+        retries: further calls after a timeout or an OSError such as ConnectionError; any other error stops the run at once.
         backoff: seconds before the first retry, doubled before each further one, up to a minute.
     """
 
@@ -46,80 +45,83 @@ class FunctionReward(Reward):
         retries: int = 0,
         backoff: float = 2.0,
     ) -> None:
-        if not isinstance(function, str):  # a checkpoint's run, and a config, could not name it
+        if not isinstance(function, str):  # neither a config nor a checkpoint could name it
             path = f"{getattr(function, '__module__', 'module')}.{getattr(function, '__name__', 'name')}"
-            raise UserError(f"FunctionReward takes the import path of a function, not the function itself: {path!r}")
+            raise UserError(f"FunctionReward.function is a function object; set it to the import path {path!r}")
         self.name, self.arguments = function, arguments or {}
-        self.patience = RetryPolicy(f"reward FunctionReward {function}", timeout, retries, backoff)
+        self.retry_policy = RetryPolicy(f"reward FunctionReward {function}", timeout, retries, backoff)
         self.function: Callable[..., Any] | None = None
 
     def check(self) -> None:
-        """Import the function, which takes what it will be given.
+        """Import the function, and check that its parameters include all of `arguments`.
 
         Raises:
-            UserError: it cannot be imported, or has no parameter of an argument's name.
+            UserError: the import fails, or a parameter is missing.
         """
-        self.function = _imported(self.name)
+        self.function = _import(self.name)
         parameters = _parameters(self.function)
         for name in self.arguments if parameters else ():
             if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
                 raise UserError(
-                    f"FunctionReward.arguments names {name!r}, which is no parameter of {self.name}; "
+                    f"FunctionReward.arguments has the key {name!r}, which is no parameter of {self.name}; "
                     f"{nearest(name, parameters)}"
                 )
 
     def check_columns(self, columns: Collection[str], where: str) -> None:
-        """Every parameter without a default is a column of the rows, an argument, or what every function is given."""
-        known = {*columns, "prompts", "responses", *self.arguments}
-        for p in _parameters(self.function or _imported(self.name)).values():
-            if p.default is p.empty and p.name not in known and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+        """Check that each parameter without a default is a column, an argument, `prompts` or `responses`."""
+        available = {*columns, "prompts", "responses", *self.arguments}
+        for p in _parameters(self.function or _import(self.name)).values():
+            if p.default is p.empty and p.name not in available and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 raise UserError(
-                    f"reward function {self.name} wants {p.name!r}, which is no column of the {where}; "
-                    f"{nearest(p.name, known)}"
+                    f"reward function {self.name} has the parameter {p.name!r}, which is no column of the {where}; "
+                    f"{nearest(p.name, available)}"
                 )
 
     def __call__(self, completions: Completions) -> Sequence[float | None]:
-        """The function's answer, awaited where it is async."""
-        function = self.function or _imported(self.name)
-        chosen = self._chosen(function, completions)
-        return self.patience.ask(lambda: self._answer(function(**chosen)))
+        """Call the function under the retry policy, and wait for its result if it is async."""
+        function = self.function or _import(self.name)
+        arguments = self._keyword_arguments(function, completions)
+        return self.retry_policy.call(lambda: self._result(function(**arguments)))
 
-    def _answer(self, answer: Any) -> Any:
-        if inspect.isawaitable(answer):
-            return asyncio.run(_awaited(answer, self.patience.own_limit))
-        return list(answer) if inspect.isgenerator(answer) else answer  # within the time limit
+    def _result(self, result: Any) -> Any:
+        if inspect.isawaitable(result):
+            return asyncio.run(_wait_for(result, self.retry_policy.inner_timeout))
+        return list(result) if inspect.isgenerator(result) else result  # a generator runs within the time limit
 
-    def _chosen(self, function: Callable[..., Any], completions: Completions) -> dict[str, Any]:
-        given = {**completions.columns, "prompts": completions.prompts, "responses": completions.responses}
-        known = {**{name: list(values) for name, values in given.items()}, **self.arguments}  # to change as it likes
+    def _keyword_arguments(self, function: Callable[..., Any], completions: Completions) -> dict[str, Any]:
+        columns = {**completions.columns, "prompts": completions.prompts, "responses": completions.responses}
+        copies = {name: list(values) for name, values in columns.items()}  # the function may change its lists
+        available = {**copies, **self.arguments}
         self.check_columns(completions.columns, "data")
         parameters = inspect.signature(function).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return known
-        return {name: known[name] for name in parameters if name in known}
+            return available
+        return {name: available[name] for name in parameters if name in available}
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """By name; none of a function that does not tell, as some that are built in."""
+    """Return the parameters by name; empty for a built-in function without a signature."""
     try:
         return inspect.signature(function).parameters
     except (ValueError, TypeError):
         return {}
 
 
-async def _awaited(answer: Awaitable[Any], limit: float | None) -> Any:
-    return await asyncio.wait_for(answer, limit)
+async def _wait_for(result: Awaitable[Any], timeout: float | None) -> Any:
+    return await asyncio.wait_for(result, timeout)
 
 
-def _imported(path: str) -> Callable[..., Any]:
+def _import(path: str) -> Callable[..., Any]:
     file, colon, name = path.rpartition(":")
-    place, _, name = (file, "", name) if colon else path.rpartition(".")
-    if not place:
-        raise UserError(f"reward function {path!r} names no module; write module.name or path/to/file.py:name")
+    module_path, _, name = (file, "", name) if colon else path.rpartition(".")
+    if not module_path:
+        raise UserError(
+            f"FunctionReward.function is {path!r}, which names no module; set it to module.name or path/to/file.py:name"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = _module_of(Path(file).expanduser()) if colon else importlib.import_module(place)
+        module = _load_file(Path(file).expanduser()) if colon else importlib.import_module(module_path)
     except UserError:
         raise
     except ModuleNotFoundError as error:
@@ -127,8 +129,10 @@ def _imported(path: str) -> Callable[..., Any]:
             f"reward function {path}: there is no module {error.name!r} in the current folder or installed"
         ) from error
     except SyntaxError as error:
-        raise UserError(f"reward function {path}: {error.filename}:{error.lineno} is no Python: {error.msg}") from error
-    except Exception as error:  # whatever the module does while it is imported
+        raise UserError(
+            f"reward function {path}: {error.filename}:{error.lineno} is not valid Python: {error.msg}"
+        ) from error
+    except Exception as error:  # a module may raise any error while it is imported
         raise UserError(f"reward function {path} cannot be imported: {short_description(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -137,13 +141,13 @@ def _imported(path: str) -> Callable[..., Any]:
     return function
 
 
-def _module_of(file: Path) -> Any:
+def _load_file(file: Path) -> Any:
     if not file.is_file():
-        raise UserError(f"reward function: the file {file} is not there")
+        raise UserError(f"reward function: there is no file {file}")
     spec = importlib.util.spec_from_file_location(str(file), file)
     if spec is None or spec.loader is None:
-        raise UserError(f"reward function: {file} is no Python file, which ends in .py")
+        raise UserError(f"reward function: {file} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
+    sys.modules[spec.name] = module  # dataclasses look their module up here
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""A reward model as reward: ours, or any decoder with a head for one score, with a tokenizer of its own."""
+"""A reward model as reward: this library's export, or any decoder with a head for one score, with its own tokenizer."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from rlhf_lightning.types import Completions
 
 
 class ModelReward(Reward):
-    """The score of a reward model, with the normalisation that was saved with it.
+    """Score responses with a reward model, normalised as the model was saved.
 
-    Prompt and response are tokenized again by the model's own tokenizer: a prompt of messages through its chat template, a
-    plain one as it is. A response that was cut off has no stop token at its end here either.
+    The model's own tokenizer encodes prompt and response again: a prompt of messages through its chat template, a plain prompt
+    as it is. A truncated response gets no stop token.
 
     Args:
         name_or_path: hub name, folder, or playground/reward.
         tokenizer: hub name or folder; by default the model's.
-        dtype: of the weights; by default that of the policy's base where the two share it, else float32.
+        dtype: type of the weights; by default that of the policy's base where they share it, else float32.
         batch_size: responses scored at a time.
-        max_length: tokens; longer texts lose the beginning of their prompt.
-        chat_template: as of a policy; by default the tokenizer's.
-        pad_token: for a tokenizer without one.
+        max_length: longest prompt and response, in tokens; longer texts lose the beginning of their prompt.
+        chat_template: a template as in `policy.chat_template`; by default the tokenizer's.
+        pad_token: pad token of a tokenizer without one.
         pack: compute a prompt once for all of its responses, where that is exact.
-        max_tokens_per_batch: of one pass, whatever batch_size says.
+        max_tokens_per_batch: most tokens of one forward pass, for any batch_size.
         trust_remote_code: run Python code that comes with the model.
     """
 
@@ -74,42 +74,42 @@ class ModelReward(Reward):
         self.loaded = False
 
     def check(self) -> None:
-        """The folder is there, and that of a decoder with a head for one score, with a tokenizer.
+        """Check that the model is a decoder with a head for one score, and has a tokenizer.
 
         Raises:
-            UserError: it is a language model, whose head would be a random one, or what `load_reward_config` refuses; or no
-                response would be scored at a time.
+            UserError: the model is a language model, which has no such head; `load_reward_config` refuses it; or batch_size is
+                below 1.
         """
         if self.batch_size < 1:
-            raise UserError(f"ModelReward.batch_size is {self.batch_size}; it must be at least 1")
-        found = load_reward_config(self.config)
-        kinds = found.architectures or []
-        of_its_own = not is_adapter(resolve_path(self.config.name_or_path or ""))
-        if of_its_own and any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
+            raise UserError(f"ModelReward.batch_size is {self.batch_size}; set it to 1 or more")
+        model_config = load_reward_config(self.config)
+        architectures = model_config.architectures or []
+        full_model = not is_adapter(resolve_path(self.config.name_or_path or ""))
+        if full_model and any("CausalLM" in name or "LMHead" in name for name in architectures):
             raise UserError(
-                f"{self.config.name_or_path} is a language model ({kinds[0]}) and has no head that gives scores; train one on "
-                "it with reward.yaml and give its export"
+                f"ModelReward.name_or_path is {self.config.name_or_path}, a language model ({architectures[0]}) without a head "
+                "for scores: train a reward model on it with reward.yaml, and set name_or_path to its export"
             )
-        self._encoder(found)
+        self._encoder(model_config)
 
     def share(self, base: SharedBase) -> None:
-        """Be a frozen adapter with a head on the policy's base, where that is what this model was trained on; says so."""
+        """Become a frozen adapter with a head on the policy's base, if this model was trained on that base; print which."""
         if not shares_base_with(base, self.config):
             return
-        name, why_not = self.config.name_or_path, why_not_shareable(self.config)
+        name, reason = self.config.name_or_path, why_not_shareable(self.config)
         if self.dtype not in (None, base.config.dtype):
-            why_not = f"its dtype is {self.dtype}, the base's {base.config.dtype}"
-        if why_not:
-            print_first_time(f"the reward model {name} is loaded with a base of its own: {why_not}")
+            reason = f"its dtype is {self.dtype}, and the base's is {base.config.dtype}"
+        if reason:
+            print_first_time(f"the reward model {name} is loaded with its own base: {reason}")
             return
         self.model = add_classifier(base, self.config)
         quantised = f", quantised to {base.config.quantization}" if base.config.quantization else ""
         print_first_time(
-            f"the reward model {name} shares the policy's base{quantised} (model.share_base: false loads another)"
+            f"the reward model {name} shares the policy's base{quantised} (set model.share_base to false to load another)"
         )
 
     def load(self, device: torch.device) -> None:
-        """Load model and tokenizer."""
+        """Load the model and its tokenizer, once."""
         if self.loaded:
             return
         self.encoder = self._encoder(load_model_config(self.config))
@@ -123,11 +123,11 @@ class ModelReward(Reward):
 
     @torch.no_grad()
     def __call__(self, completions: Completions) -> Sequence[float]:
-        """One score a completion."""
+        """Return one score per completion."""
         texts = completions.columns.get("prompt", completions.prompts)
-        cut = completions.truncated.tolist()
-        encoded = [self._encode(*row) for row in zip(texts, completions.responses, cut, strict=True)]
-        # the longest prompts first, the responses to one side by side, so that they share it
+        truncated = completions.truncated.tolist()
+        encoded = [self._encode(*row) for row in zip(texts, completions.responses, truncated, strict=True)]
+        # longest prompts first; the responses to a prompt are adjacent, so that packing computes it once
         order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i][0]), encoded[i][0], -len(encoded[i][1])))
         scores = torch.zeros(len(encoded))
         for start in range(0, len(order), self.batch_size):
@@ -135,9 +135,9 @@ class ModelReward(Reward):
             scores[chosen] = self._score([encoded[i] for i in chosen])
         return scores.tolist()
 
-    def _encode(self, prompt: Any, response: str, cut: bool) -> tuple[list[int], list[int]]:
-        answer = self.encoder.response(prompt, response)
-        return self.encoder.pair(self.encoder.prompt(prompt), answer[:-1] if cut else answer, self.max_length)
+    def _encode(self, prompt: Any, response: str, truncated: bool) -> tuple[list[int], list[int]]:
+        tokens = self.encoder.response(prompt, response)
+        return self.encoder.pair(self.encoder.prompt(prompt), tokens[:-1] if truncated else tokens, self.max_length)
 
     def _score(self, encoded: list[tuple[list[int], list[int]]]) -> Tensor:
         prompts, responses = ([pair[side] for pair in encoded] for side in (0, 1))

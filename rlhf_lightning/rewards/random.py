@@ -1,4 +1,4 @@
-"""Noise as reward: the control that every gain should be held against."""
+"""Random scores, as the control of an experiment."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from rlhf_lightning.types import Completions
 
 
 class RandomReward(Reward):
-    """A standard normal number for every response, whatever it says.
+    """Return a standard normal number for every response.
 
     Args:
-        seed: of its generator.
+        seed: seed of the random generator.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, completions: Completions) -> Sequence[float]:
-        """The next numbers."""
+        """Sample one number per response."""
         return torch.randn(len(completions), generator=self.generator).tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the generator stands."""
+        """Return the state of the generator."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there."""
+        """Restore the state of the generator."""
         self.generator.set_state(state["generator"])

@@ -1,4 +1,4 @@
-"""How long a reward is waited for, and how often it is asked again when it fails for a while."""
+"""Retries and timeouts of calls that may fail for a while."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ import torch
 
 from rlhf_lightning.errors import UserError
 
-AnswerT = TypeVar("AnswerT")
+ResultT = TypeVar("ResultT")
 
-LONGEST_WAIT = 60.0
-"""Seconds; waits between attempts double up to here."""
-LASTING = (
-    ValueError,  # what is an OSError as well is a wrong argument or certificate: ssl.SSLCertVerificationError
+MAX_BACKOFF = 60.0
+"""Seconds; the pause between attempts doubles up to this."""
+PERMANENT_ERRORS = (
+    ValueError,  # some ValueErrors are OSErrors too, such as ssl.SSLCertVerificationError
     FileExistsError,
     FileNotFoundError,
     IsADirectoryError,
     NotADirectoryError,
     PermissionError,
 )
-"""Kinds of `OSError` that the next attempt would meet again."""
+"""Kinds of `OSError` that a retry would raise again."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Asks what may fail for a while: a time limit for each attempt, and further attempts with exponential back-off.
+    """Calls a function with a time limit per attempt, and retries transient failures with exponential back-off.
 
-    Only what may pass is tried again: `TimeoutError` and `OSError` (so `ConnectionError`, but no missing file and no HTTP
-    status that says that the request is at fault). Anything else, `KeyboardInterrupt` included, is raised at once.
+    Only transient errors are retried: `TimeoutError` and `OSError`, such as `ConnectionError`. A missing file and an HTTP status
+    that blames the request are not. Any other error, `KeyboardInterrupt` included, is raised at once.
 
     Raises:
-        UserError: a number cannot be meant.
+        UserError: a number is out of range.
     """
 
     name: str
-    """What is asked, for messages."""
+    """Name of the callee, for messages."""
     timeout: float | None = None
-    """Seconds for one attempt; None waits for ever."""
+    """Seconds for one attempt; None: no limit."""
     retries: int = 0
     """Attempts after the first."""
     backoff: float = 2.0
@@ -52,65 +52,68 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not 0 < self.timeout < math.inf:
-            raise UserError(f"{self.name}: timeout is {self.timeout}; give seconds above 0, or null for no limit")
+            raise UserError(
+                f"{self.name}: timeout is {self.timeout}; set it to seconds above 0, or to null for no limit"
+            )
         if self.retries < 0:
-            raise UserError(f"{self.name}: retries is {self.retries}; give 0 or more attempts after the first")
-        if not 0 <= self.backoff <= LONGEST_WAIT:
-            raise UserError(f"{self.name}: backoff is {self.backoff}; give seconds from 0 to {LONGEST_WAIT:g}")
+            raise UserError(f"{self.name}: retries is {self.retries}; set it to 0 or more")
+        if not 0 <= self.backoff <= MAX_BACKOFF:
+            raise UserError(f"{self.name}: backoff is {self.backoff}; set it to seconds from 0 to {MAX_BACKOFF:g}")
 
     @property
-    def own_limit(self) -> float | None:
-        """Seconds after which a socket or a coroutine may end by itself: shortly after `ask` has given it up."""
+    def inner_timeout(self) -> float | None:
+        """Return a limit for the callee's own timeout (of a socket, a coroutine), shortly after that of `call`."""
         return None if self.timeout is None else self.timeout + 0.5
 
-    def ask(self, call: Callable[[], AnswerT]) -> AnswerT:
-        """The answer of `call`, asked again while it fails in a way that may pass; each retry prints a line.
+    def call(self, function: Callable[[], ResultT]) -> ResultT:
+        """Call `function` until it succeeds or the retries are used up; print a line per retry.
 
         Raises:
-            UserError: it failed in every attempt; names the last failure, the number of attempts and the time they took.
+            UserError: every attempt failed. The message has the last error, the number of attempts and their time.
         """
         started, attempt = time.monotonic(), 1
         while True:
             try:
-                return call_with_timeout(self.timeout, call)
+                return call_with_timeout(self.timeout, function)
             except Exception as error:
                 if not is_transient(error):
                     raise
                 if attempt > self.retries:
-                    raise UserError(self._given_up(error, time.monotonic() - started)) from error
+                    raise UserError(self._failure(error, time.monotonic() - started)) from error
                 pause = self._pause(attempt)
-                told = (
-                    f"attempt {attempt} of {self.retries + 1} failed ({short_description(error)}); again in {pause:g} s"
-                )
-            print(f"{self.name}: {told}", flush=True)
+                reason = short_description(error)
+            print(
+                f"{self.name}: attempt {attempt} of {self.retries + 1} failed ({reason}); retrying in {pause:g} s",
+                flush=True,
+            )
             time.sleep(pause)
             attempt += 1
 
     def _pause(self, attempt: int) -> float:
-        return min(self.backoff * 2.0 ** min(attempt - 1, 100), LONGEST_WAIT)  # 2.0 ** 1024 overflows
+        return min(self.backoff * 2.0 ** min(attempt - 1, 100), MAX_BACKOFF)  # 2.0 ** 1024 would overflow
 
-    def _given_up(self, error: Exception, seconds: float) -> str:
-        tried = f"{self.retries + 1} attempts in {seconds:.1f} s failed, the last" if self.retries else "failed"
-        limit = "null" if self.timeout is None else f"{self.timeout:g}"
+    def _failure(self, error: Exception, seconds: float) -> str:
+        attempts = f"{self.retries + 1} attempts in {seconds:.1f} s failed, the last" if self.retries else "failed"
+        timeout = "null" if self.timeout is None else f"{self.timeout:g}"
         return (
-            f"{self.name}: {tried} with {short_description(error)}; see that it works again, or wait longer with "
-            f"timeout (now {limit}), retries (now {self.retries}) or backoff (now {self.backoff:g})"
+            f"{self.name}: {attempts} with {short_description(error)}; fix it, or increase timeout (now {timeout}), "
+            f"retries (now {self.retries}) or backoff (now {self.backoff:g})"
         )
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same call may succeed a little later.
+    """Return whether the same call may succeed a little later.
 
     >>> is_transient(ConnectionResetError()), is_transient(FileNotFoundError()), is_transient(KeyError("column"))
     (True, False, False)
     """
     if isinstance(error, HTTPError):
         return error.code in (408, 425, 429) or error.code >= 500
-    return isinstance(error, OSError) and not isinstance(error, LASTING)
+    return isinstance(error, OSError) and not isinstance(error, PERMANENT_ERRORS)
 
 
 def short_description(error: BaseException) -> str:
-    """Kind and text of an error, on one line of at most some 200 characters.
+    """Return the type and text of an error on one line of about 200 characters or less.
 
     >>> short_description(TimeoutError()), short_description(OSError("no\\nroute"))
     ('TimeoutError', 'OSError: no route')
@@ -119,30 +122,29 @@ def short_description(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def call_with_timeout(limit: float | None, call: Callable[[], AnswerT]) -> AnswerT:
-    """The answer of `call`, waited for `limit` seconds in a thread of its own; without a limit it is called here.
+def call_with_timeout(timeout: float | None, function: Callable[[], ResultT]) -> ResultT:
+    """Call `function` in another thread and wait `timeout` seconds for its result; without a timeout call it directly.
 
-    Python cannot stop a thread. One that takes too long is abandoned, not ended: it is a daemon, so it does not keep the
-    process from leaving, but until then it goes on, and a second attempt runs beside it. (Signals, which could end it, belong
-    to the main thread, and Lightning uses them.)
+    Python cannot stop a thread. A function that takes longer continues in a daemon thread until it returns or the process
+    ends, and a retry runs beside it. Signals could stop it, but they belong to the main thread, and Lightning uses them.
 
     Raises:
-        TimeoutError: there was no answer in time.
+        TimeoutError: the function has not returned in time.
     """
-    if limit is None:
-        return call()
-    answer: Future[AnswerT] = Future()
-    # Both are settings of a thread, and a new one has gradients on and the first GPU. (Autocast is off in it.)
+    if timeout is None:
+        return function()
+    result: Future[ResultT] = Future()
+    # gradient mode and CUDA device are per thread: a new thread has gradients on, and the first GPU (autocast is off)
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else -1
-    Thread(target=_answer, args=(answer, call, torch.is_grad_enabled(), device), daemon=True).start()
-    if not wait([answer], limit).done:
-        raise TimeoutError(f"no answer within {limit:g} s")
-    return answer.result()
+    Thread(target=_run, args=(result, function, torch.is_grad_enabled(), device), daemon=True).start()
+    if not wait([result], timeout).done:
+        raise TimeoutError(f"no answer within {timeout:g} s")
+    return result.result()
 
 
-def _answer(answer: Future[AnswerT], call: Callable[[], AnswerT], gradient: bool, device: int) -> None:
+def _run(result: Future[ResultT], function: Callable[[], ResultT], gradient: bool, device: int) -> None:
     try:
         with torch.set_grad_enabled(gradient), torch.cuda.device(device):
-            answer.set_result(call())
-    except BaseException as error:  # raised again by who waits
-        answer.set_exception(error)
+            result.set_result(function())
+    except BaseException as error:  # the waiting thread raises it
+        result.set_exception(error)

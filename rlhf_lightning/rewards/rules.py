@@ -1,4 +1,4 @@
-"""Rewards by rule: a pattern, a number after a marker, a length."""
+"""Rule-based rewards: a pattern, a number after a marker, a length."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ NUMBER = re.compile(r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 class PatternReward(Reward):
-    """One score for responses in which a regular expression is found, another for the rest.
+    """Give one score to responses that match a regular expression, and another to the rest.
 
     Args:
-        pattern: a Python regular expression, searched for anywhere.
-        matched: score where it is found. unmatched: score where it is not.
+        pattern: a Python regular expression; it may match anywhere in the response.
+        matched: score of a response that matches.
+        unmatched: score of a response that does not match.
     """
 
     def __init__(self, pattern: str, matched: float = 1.0, unmatched: float = 0.0) -> None:
@@ -26,27 +27,29 @@ class PatternReward(Reward):
         self.best = max(matched, unmatched)
 
     def check(self) -> None:
-        """The expression compiles."""
+        """Check that the expression compiles."""
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise UserError(f"PatternReward.pattern {self.pattern!r} is no regular expression: {error}") from error
+            raise UserError(
+                f"PatternReward.pattern is {self.pattern!r}, which is no regular expression: {error}; fix it"
+            ) from error
 
     def __call__(self, completions: Completions) -> Sequence[float]:
-        """`matched` or `unmatched`."""
+        """Return `matched` or `unmatched` for each response."""
         search = re.compile(self.pattern).search
         return [self.matched if search(response) else self.unmatched for response in completions.responses]
 
 
 class NumberReward(Reward):
-    """1 where the response gives the number that the data set expects, as in GSM8K (Cobbe et al. 2021).
+    """Give 1 to responses with the number that the data set expects, as in GSM8K (Cobbe et al. 2021).
 
     Args:
-        marker: what stands before the answer, in the response and in the column; the last one counts.
+        marker: the text before the answer, in the response and in the column; the last one counts.
         column: the data set's column with the expected answer: a number, or a text with the marker.
-        fallback_last: without the marker take the last number of the response.
+        fallback_last: take the last number of a response without the marker.
         marker_reward: score of a response that has the marker and a wrong number.
-        tolerance: by how much numbers may differ.
+        tolerance: largest difference between two numbers that count as equal.
     """
 
     best = 1.0
@@ -63,45 +66,45 @@ class NumberReward(Reward):
         self.marker_reward, self.tolerance = marker_reward, tolerance
 
     def check_columns(self, columns: Collection[str], where: str) -> None:
-        """`column` is one of them."""
+        """Check that `column` is one of them."""
         if self.column not in columns:
             hint = nearest(self.column, columns)
-            raise UserError(f"NumberReward.column {self.column!r} is no column of the {where}; {hint}")
+            raise UserError(f"NumberReward.column is {self.column!r}, which is no column of the {where}; {hint}")
 
     def __call__(self, completions: Completions) -> Sequence[float | None]:
-        """1, `marker_reward` or 0; None where the data set names no number.
+        """Return 1, `marker_reward` or 0 for each response; None where the column has no number.
 
         Raises:
             UserError: the data set has no such column.
         """
         self.check_columns(completions.columns, "data")
         pairs = zip(completions.responses, completions.columns[self.column], strict=True)
-        return [self._one(response, expected) for response, expected in pairs]
+        return [self._score(response, expected) for response, expected in pairs]
 
-    def _one(self, response: str, expected: object) -> float | None:
-        truth = self._after(str(expected), fallback=True)
-        if truth is None:
+    def _score(self, response: str, expected: object) -> float | None:
+        target = self._answer(str(expected), fallback=True)
+        if target is None:
             return None
-        given = self._after(response, self.fallback_last)
-        if given is not None and abs(given - truth) <= self.tolerance:
+        answer = self._answer(response, self.fallback_last)
+        if answer is not None and abs(answer - target) <= self.tolerance:
             return 1.0
         return self.marker_reward if self.marker in response else 0.0
 
-    def _after(self, text: str, fallback: bool) -> float | None:
-        """The first number after the last marker; the last number of all where there is no marker and `fallback` says so."""
+    def _answer(self, text: str, fallback: bool) -> float | None:
+        """Return the first number after the last marker; without a marker the last number, if `fallback` is True."""
         _, marker, after = text.rpartition(self.marker)
-        found = NUMBER.findall(after) if marker or fallback else []
-        if not found:
+        numbers = NUMBER.findall(after) if marker or fallback else []
+        if not numbers:
             return None
-        return float(found[0 if marker else -1].replace(",", "").replace("$", ""))
+        return float(numbers[0 if marker else -1].replace(",", "").replace("$", ""))
 
 
 class LengthReward(Reward):
-    """0 up to a length, then a penalty for every unit beyond it.
+    """Give 0 up to a length, and subtract a penalty for every unit beyond it.
 
     Args:
-        limit: length that costs nothing.
-        penalty: taken off per unit beyond.
+        limit: longest length without a penalty.
+        penalty: subtracted for each unit beyond the limit.
         unit: tokens of the policy, words or characters.
     """
 
@@ -113,7 +116,7 @@ class LengthReward(Reward):
         self.limit, self.penalty, self.unit = limit, penalty, unit
 
     def __call__(self, completions: Completions) -> Sequence[float]:
-        """Minus the penalty."""
+        """Return the negative penalty of each response."""
         if self.unit == "tokens":
             lengths = completions.mask.sum(-1).tolist()
         elif self.unit == "words":

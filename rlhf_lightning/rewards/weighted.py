@@ -1,4 +1,4 @@
-"""Several rewards in one."""
+"""A weighted sum of rewards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from rlhf_lightning.types import Completions
 
 
 class WeightedSum(Reward):
-    """The weighted sum of named rewards; each is logged as `reward/<name>`. What one of them cannot score has no score.
+    """Sum named rewards with weights; each is logged as `reward/<name>`.
+
+    A response that one of the rewards cannot score has no score.
 
     Args:
-        rewards: by name.
-        weights: by the same names; 1 where none is given.
+        rewards: the rewards by name.
+        weights: weights by the same names; by default 1.
     """
 
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None) -> None:
@@ -26,52 +28,52 @@ class WeightedSum(Reward):
         for name in self.weights:
             if name not in rewards:
                 raise UserError(
-                    f"WeightedSum.weights names {name!r}, which is no reward of it; {nearest(name, rewards)}"
+                    f"WeightedSum.weights has the key {name!r}, which is not in WeightedSum.rewards; {nearest(name, rewards)}"
                 )
         if not rewards:
-            raise UserError("WeightedSum.rewards is empty; give at least one reward")
-        self.last: dict[str, list[float | None]] = {}
+            raise UserError("WeightedSum.rewards is empty; add at least one reward")
+        self.last_scores: dict[str, list[float | None]] = {}
         self.scores_while_generating = all(reward.scores_while_generating for reward in rewards.values())
 
     def check(self) -> None:
-        """Check every part."""
+        """Check every reward."""
         for reward in self.rewards.values():
             reward.check()
 
     def check_columns(self, columns: Collection[str], where: str) -> None:
-        """Ask every part."""
+        """Check the columns for every reward."""
         for reward in self.rewards.values():
             reward.check_columns(columns, where)
 
     def share(self, base: SharedBase) -> None:
-        """Ask every part."""
+        """Let every reward use the policy's base model where it can."""
         for reward in self.rewards.values():
             reward.share(base)
 
     def load(self, device: torch.device) -> None:
-        """Load every part."""
+        """Load every reward."""
         for reward in self.rewards.values():
             reward.load(device)
 
     def __call__(self, completions: Completions) -> Sequence[float | None]:
-        """The sum; None where a part is None."""
+        """Return the weighted sums; None where one of the scores is None."""
         scores = {name: score(reward, completions) for name, reward in self.rewards.items()}
-        self.last = {name: _known(values) for name, values in scores.items()}
-        return _known(torch.stack([self.weights.get(name, 1.0) * values for name, values in scores.items()]).sum(0))
+        self.last_scores = {name: _optional(values) for name, values in scores.items()}
+        return _optional(torch.stack([self.weights.get(name, 1.0) * values for name, values in scores.items()]).sum(0))
 
-    def parts(self) -> dict[str, list[float | None]]:
-        """Each reward's own scores, before weighting."""
-        return self.last
+    def components(self) -> dict[str, list[float | None]]:
+        """Return the scores of each reward, before weighting."""
+        return self.last_scores
 
     def state_dict(self) -> dict[str, Any]:
-        """The memories of the parts."""
+        """Return the state of each reward by name."""
         return {name: reward.state_dict() for name, reward in self.rewards.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the state of each reward."""
         for name, reward in self.rewards.items():
             reward.load_state_dict(state[name])
 
 
-def _known(values: torch.Tensor) -> list[float | None]:
+def _optional(values: torch.Tensor) -> list[float | None]:
     return [None if value != value else value for value in values.tolist()]

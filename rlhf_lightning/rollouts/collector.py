@@ -1,4 +1,4 @@
-"""From rows of a data set to a `Rollout`: the policy writes and a reward scores, or recorded pairs are read."""
+"""From rows of a data set to a `Rollout`, by generating and scoring responses or from recorded pairs."""
 
 from __future__ import annotations
 
@@ -23,59 +23,67 @@ from rlhf_lightning.types import RawRows, Rollout, Rows
 
 
 class ReferenceLogprobs(Protocol):
-    """What the collector needs of a reference."""
+    """The interface of a reference that the collector uses."""
 
     def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        """float32 [B, T] of the response tokens."""
+        """Return float32 [B, T], for the response tokens."""
 
 
 @dataclass
 class Collector:
-    """Measures what a rollout needs, in the order: write, score, policy (and critic) where needed, reference."""
+    """Collects rollouts: generate, score, policy (and critic) where needed, reference."""
 
     response_generator: ResponseGenerator
     reward: Reward | None
     reference: ReferenceLogprobs
     temperature: float
     overlap: int = 1
-    """Parts of a rollout, each scored while the next is written."""
+    """Number of chunks of a rollout; each is scored while the next is generated."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What was measured on the last rollout, over all ranks."""
+    """Metrics of the last rollout, over all ranks."""
 
     @torch.no_grad()
     def online(
         self, rows: RawRows, responses_per_prompt: int, values: bool, generator: torch.Generator, count: bool = True
     ) -> Rollout:
-        """Prompts → a rollout whose responses the policy wrote; a response that cannot be scored has an empty mask.
+        """Generate and score responses to prompts; a response that cannot be scored has an empty mask.
 
-        Without `count` all have: this rank keeps step with the others and has no rows of its own.
+        Args:
+            rows: rows with a prompt.
+            responses_per_prompt: responses per row.
+            values: measure the critic's values.
+            generator: source of random numbers; its device is that of the rollout.
+            count: False gives every row an empty mask, on a rank without rows of its own.
+
+        Raises:
+            UserError: there is no reward, or generating or scoring failed on one of the ranks.
         """
         if self.reward is None:
             raise UserError(
-                "these rows have no recorded pairs, so the policy writes, and no reward says how well: set model.reward"
+                "model.reward is not set; rows without recorded pairs need scores of the policy's responses: set model.reward"
             )
         started = time.perf_counter()
         reward = self.reward
         completions, scores = raise_on_all_ranks(
             lambda: generate_and_score(
-                lambda part: self.response_generator.generate(part, responses_per_prompt, generator),
+                lambda chunk: self.response_generator.generate(chunk, responses_per_prompt, generator),
                 rows,
                 reward,
                 self.overlap,
             )
         )
         generated = time.perf_counter()
-        found, parts = raise_on_all_ranks(scores)
-        rewards, scored = found.to(generator.device), time.perf_counter()
+        host_rewards, components = raise_on_all_ranks(scores)
+        rewards, scored = host_rewards.to(generator.device), time.perf_counter()
         counted = completions.mask & ~rewards.isnan()[:, None] & count
-        kept = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}
-        rollout = self._measured(
-            Rows(**kept), rewards.nan_to_num(0.0), values, completions.logprobs, completions.values
+        tensors = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}
+        rollout = self._rollout(
+            Rows(**tensors), rewards.nan_to_num(0.0), values, completions.logprobs, completions.values
         )
-        parts = parts if count else {name: [] for name in parts}
-        self.metrics = self._rollout_metrics(rollout, rewards.isnan() & count, parts)
+        components = components if count else {name: [] for name in components}
+        self.metrics = self._rollout_metrics(rollout, rewards.isnan() & count, components)
         if responses_per_prompt > 1:
-            self.metrics["reward/tied"] = _tied(rollout)
+            self.metrics["reward/tied"] = _tied_fraction(rollout)
         self.metrics |= {"time/generate": generated - started, "time/score": scored - generated}
         self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (generated - started)
         return rollout
@@ -84,7 +92,7 @@ class Collector:
     def recorded(
         self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True, policy: bool = True
     ) -> Rollout:
-        """Preference pairs → a rollout to learn from; see `pairs`."""
+        """Make a rollout of preference pairs to learn from, and measure its metrics; the arguments are those of `pairs`."""
         rollout = self.pairs(rows, max_length, device, count, policy)
         lengths = rollout.mask.sum(-1).float()
         self.metrics = {"response/length": float(masked_mean(lengths, rollout.mask.any(-1)))}
@@ -97,37 +105,42 @@ class Collector:
     def pairs(
         self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True, policy: bool = True
     ) -> Rollout:
-        """Preference pairs → 2 rows a pair: the chosen response has reward 1, the rejected one 0.
+        """Make a rollout of preference pairs, two rows each: the chosen response has reward 1, the rejected one 0.
 
-        Without `policy` its log-probabilities are left to the step that learns from the pairs, and are 0 here.
+        Args:
+            rows: rows with a prompt, a chosen and a rejected response.
+            max_length: longest prompt and response in tokens; None: no limit.
+            device: device of the rollout.
+            count: False gives every row an empty mask, on a rank without rows of its own.
+            policy: False leaves the policy's log-probabilities 0, for a step that computes them itself.
         """
         encoded = encode_pairs(self.response_generator.encoder, rows, max_length).to(device)
         encoded = encoded if count else replace(encoded, mask=torch.zeros_like(encoded.mask))
         rewards = torch.tensor([1.0, 0.0], device=device).repeat(len(rows))
-        left = None if policy else torch.zeros(encoded.mask.shape, device=device)
-        return self._measured(encoded, rewards, False, left)
+        logprobs = None if policy else torch.zeros(encoded.mask.shape, device=device)
+        return self._rollout(encoded, rewards, False, logprobs)
 
-    def _measured(
-        self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None, expected: Tensor | None = None
+    def _rollout(
+        self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None, critic_values: Tensor | None = None
     ) -> Rollout:
-        """Policy and critic read the rows where they did not say all of this while the rows were written."""
+        """Add the reference, and policy and critic where the sampler recorded no log-probabilities or values."""
         if logprobs is None:
             output = self.response_generator.policy(rows)
-            logprobs, expected = output.logprobs, output.values
-        elif values and expected is None:
-            expected = self.response_generator.policy.values(rows)
+            logprobs, critic_values = output.logprobs, output.values
+        elif values and critic_values is None:
+            critic_values = self.response_generator.policy.values(rows)
         reference = self.reference.logprobs(rows.tokens, rows.prompt_mask, rows.mask, self.temperature)
-        kept = {item.name: getattr(rows, item.name) for item in fields(Rows)}
+        tensors = {item.name: getattr(rows, item.name) for item in fields(Rows)}
         return Rollout(
-            **kept,
+            **tensors,
             logprobs=logprobs * rows.mask,
             reference_logprobs=reference,
             rewards=rewards,
-            values=expected * rows.mask if values and expected is not None else None,
+            values=critic_values * rows.mask if values and critic_values is not None else None,
         )
 
     def _rollout_metrics(
-        self, rollout: Rollout, unscored: Tensor, parts: dict[str, list[float | None]]
+        self, rollout: Rollout, unscored: Tensor, components: dict[str, list[float | None]]
     ) -> dict[str, float]:
         valid = rollout.mask.any(-1)
         mean, variance = masked_moments(rollout.rewards, valid)
@@ -141,19 +154,19 @@ class Collector:
             "response/truncated": masked_mean(truncated, valid),
             "reward/unscored": all_sum(unscored.sum().float()),
         }
-        for name, part in parts.items():
-            metrics[f"reward/{name}"] = mean_score(part, unscored.device)
+        for name, scores in components.items():
+            metrics[f"reward/{name}"] = mean_score(scores, unscored.device)
         return {name: float(value) for name, value in metrics.items()}
 
 
-def _tied(rollout: Rollout) -> float:
-    """Share of responses, over all ranks, to prompts whose rewards are all equal: there is nothing to compare them with."""
+def _tied_fraction(rollout: Rollout) -> float:
+    """Return the fraction of responses, over all ranks, to prompts whose rewards are all equal."""
     valid = rollout.mask.any(-1)
     deviation = group_moments(rollout.rewards, rollout.groups, valid)[1]
     return float(masked_mean((deviation == 0).float(), valid))
 
 
 def mean_score(scores: Sequence[float | None], device: torch.device | str = "cpu") -> Tensor:
-    """Mean over all ranks of the scores that are neither None nor NaN."""
-    known = torch.tensor([float("nan") if x is None else x for x in scores], device=device)
-    return masked_mean(known, ~known.isnan())
+    """Return the mean over all ranks of the scores that are neither None nor NaN."""
+    values = torch.tensor([float("nan") if x is None else x for x in scores], device=device)
+    return masked_mean(values, ~values.isnan())

@@ -1,4 +1,4 @@
-"""Writing a rollout in parts, each of which is scored while the next is written."""
+"""Generating a rollout in chunks, and scoring each chunk while the next is generated."""
 
 from __future__ import annotations
 
@@ -16,105 +16,98 @@ from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.types import Completions, RawRows
 
 Scores = tuple[Tensor, dict[str, list[float | None]]]
-"""float32 [B], and the scores that each was made of by name."""
+"""float32 [B], and the components of the scores by name, B each."""
 
 
-def scored(reward: Reward, completions: Completions) -> Scores:
-    """The scores, and the parts that the reward tells of."""
-    return score(reward, completions), reward.parts()
+def score_with_components(reward: Reward, completions: Completions) -> Scores:
+    """Score completions, and return the components of the scores with them."""
+    return score(reward, completions), reward.components()
 
 
 class ScoringThread:
-    """Scores one part after the other, in their order, in a thread of its own.
+    """Scores chunks one after the other in a thread beside the generating one.
 
-    The thread is a daemon: a reward that hangs keeps no process from ending.
+    The thread is a daemon: a reward that hangs does not keep the process from ending.
     """
 
     def __init__(self, reward: Reward) -> None:
-        self.reward, self.parts, self.answers = reward, list[Completions](), list[Future[Scores]]()
-        self.waiting: SimpleQueue[tuple[Completions, Future[Scores]] | None] = SimpleQueue()
-        Thread(target=self._work, daemon=True).start()
+        self.reward, self.chunks, self.results = reward, list[Completions](), list[Future[Scores]]()
+        self.queue: SimpleQueue[tuple[Completions, Future[Scores]] | None] = SimpleQueue()
+        Thread(target=self._run, daemon=True).start()
 
     def add(self, completions: Completions) -> None:
-        """Have a part scored as soon as those before it are."""
-        answer: Future[Scores] = Future()
-        self.parts.append(completions)
-        self.answers.append(answer)
-        self.waiting.put((completions, answer))
+        """Add a chunk, to be scored after those before it."""
+        result: Future[Scores] = Future()
+        self.chunks.append(completions)
+        self.results.append(result)
+        self.queue.put((completions, result))
 
     def close(self) -> None:
-        """No more parts will come."""
-        self.waiting.put(None)
+        """End the thread after the last chunk."""
+        self.queue.put(None)
 
     def scores(self) -> Scores:
-        """Those of all parts, once they are there.
+        """Wait for the scores of all chunks.
 
         Raises:
-            Exception: the first that scoring raised.
+            Exception: the first error of a chunk.
         """
-        found = [answer.result() for answer in self.answers]
-        named = {name: [x for _, parts in found for x in parts[name]] for name in found[0][1]}
-        return torch.cat([scores for scores, _ in found]), named
+        scores = [result.result() for result in self.results]
+        components = {name: [x for _, chunk in scores for x in chunk[name]] for name in scores[0][1]}
+        return torch.cat([chunk for chunk, _ in scores]), components
 
-    def _work(self) -> None:
-        while (given := self.waiting.get()) is not None:
-            completions, answer = given
+    def _run(self) -> None:
+        while (item := self.queue.get()) is not None:
+            completions, result = item
             try:
                 with torch.no_grad():
-                    answer.set_result(scored(self.reward, completions))
-            except BaseException as error:  # raised again by who waits
-                answer.set_exception(error)
+                    result.set_result(score_with_components(self.reward, completions))
+            except BaseException as error:  # `scores` raises it
+                result.set_exception(error)
 
 
 def generate_and_score(
-    write: Callable[[RawRows], Completions], rows: RawRows, reward: Reward, parts: int
+    generate: Callable[[RawRows], Completions], rows: RawRows, reward: Reward, chunks: int
 ) -> tuple[Completions, Callable[[], Scores]]:
-    """All completions, as soon as they are written, and what waits for their scores.
+    """Generate completions of all rows, and score them meanwhile.
 
     Args:
-        write: rows → completions.
-        rows: are cut into `parts` of about as many; one alone is scored in this thread, when its scores are asked for.
-        reward: may be asked `scores_while_generating` if there are several.
+        generate: rows → completions.
+        rows: rows with a prompt.
+        reward: with several chunks another thread calls it; it must allow that (`scores_while_generating`).
+        chunks: number of chunks. A single one is scored in this thread, when its scores are requested.
+
+    Returns:
+        The completions, and a function that waits for their scores.
     """
-    micro_batches = [
-        [rows[i] for i in micro_batch]
-        for micro_batch in torch.arange(len(rows)).tensor_split(parts)
-        if len(micro_batch)
-    ]
-    if len(micro_batches) == 1:
-        completions = write(rows)
-        return completions, lambda: scored(reward, completions)
-    beside = ScoringThread(reward)
+    splits = [[rows[i] for i in split] for split in torch.arange(len(rows)).tensor_split(chunks) if len(split)]
+    if len(splits) == 1:
+        completions = generate(rows)
+        return completions, lambda: score_with_components(reward, completions)
+    scoring = ScoringThread(reward)
     try:
-        for micro_batch in micro_batches:
-            beside.add(write(micro_batch))
+        for split in splits:
+            scoring.add(generate(split))
     finally:
-        beside.close()
-    return concatenate(beside.parts), beside.scores
+        scoring.close()
+    return concatenate(scoring.chunks), scoring.scores
 
 
-def concatenate(parts: list[Completions]) -> Completions:
-    """One batch of several, whose prompts are padded to the longest; groups are numbered on."""
-    width = max(part.prompt_mask.shape[1] for part in parts)
+def concatenate(chunks: list[Completions]) -> Completions:
+    """Join completions into one batch; prompts are padded to the longest, and groups are numbered consecutively."""
+    width = max(chunk.prompt_mask.shape[1] for chunk in chunks)
     tensors: list[dict[str, Tensor]] = []
     groups = 0
-    for part in parts:
-        left = (width - part.prompt_mask.shape[1], 0)
-        given = part.tensors()
-        tensors.append(
-            {
-                **given,
-                "tokens": pad(part.tokens, left),
-                "prompt_mask": pad(part.prompt_mask, left),
-                "groups": part.groups + groups,
-            }
-        )
-        groups += int(part.groups.max()) + 1
-    cat = {name: torch.cat([given[name] for given in tensors]) for name in tensors[0]}
+    for chunk in chunks:
+        left = (width - chunk.prompt_mask.shape[1], 0)
+        padded = {"tokens": pad(chunk.tokens, left), "prompt_mask": pad(chunk.prompt_mask, left)}
+        tensors.append({**chunk.tensors(), **padded, "groups": chunk.groups + groups})
+        groups += int(chunk.groups.max()) + 1
+    joined = {name: torch.cat([chunk[name] for chunk in tensors]) for name in tensors[0]}
     return replace(
-        parts[0],
-        **cat,
-        prompts=[x for part in parts for x in part.prompts],
-        responses=[x for part in parts for x in part.responses],
-        columns={name: [x for part in parts for x in part.columns[name]] for name in parts[0].columns},
+        chunks[0],
+        **joined,
+        prompts=[x for chunk in chunks for x in chunk.prompts],
+        responses=[x for chunk in chunks for x in chunk.responses],
+        columns={name: [x for chunk in chunks for x in chunk.columns[name]] for name in chunks[0].columns},
     )

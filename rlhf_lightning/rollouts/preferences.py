@@ -1,4 +1,4 @@
-"""From rows of a data set to a `Rollout`: the policy writes and a reward scores, or recorded pairs are read."""
+"""Recorded preference pairs as token ids."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from rlhf_lightning.types import RawRows, Rows
 
 
 def encode_pairs(encoder: Encoder, rows: RawRows, max_length: int | None) -> Rows:
-    """2 rows a preference pair: chosen, rejected; both behind the same prompt."""
+    """Encode each preference pair as two rows with the same prompt: the chosen response, then the rejected one."""
     prompts, responses = [], []
     for row in rows:
         prompt = encoder.prompt(row["prompt"])
         for column in ("chosen", "rejected"):
-            kept, response = encoder.pair(prompt, encoder.response(row["prompt"], row[column]), max_length)
-            prompts.append(kept)
-            responses.append(response)
+            prompt_ids, response_ids = encoder.pair(prompt, encoder.response(row["prompt"], row[column]), max_length)
+            prompts.append(prompt_ids)
+            responses.append(response_ids)
     groups = [i // 2 for i in range(len(prompts))]
     return recorded_rows(prompts, responses, groups, encoder.stop_tokens, int(encoder.tokenizer.pad_token_id))

@@ -1,4 +1,4 @@
-"""Reference log-probabilities of recorded responses: computed once, before the first step, and kept by content."""
+"""Reference log-probabilities of recorded responses, computed once before the first step and cached by content."""
 
 from __future__ import annotations
 
@@ -18,52 +18,63 @@ from rlhf_lightning.types import Rows
 
 
 class ReferenceCache:
-    """Looks up what the policy said of a response before it learned anything; no second model is held.
+    """Holds the log-probabilities of recorded responses under the initial policy, instead of a second model.
 
     Args:
         path: a safetensors file in the run's folder.
-        resumed: read it instead of computing again; a run that begins anew may have another policy than the one that left it.
+        resumed: read the file of the run. A new run in the same folder may have another policy, so it computes them again.
     """
 
     def __init__(self, path: Path, resumed: bool) -> None:
         self.path = path
-        self.known: dict[str, Tensor] = load_file(path) if resumed and path.is_file() else {}
+        self.cached: dict[str, Tensor] = load_file(path) if resumed and path.is_file() else {}
 
-    def fill(self, said: Callable[[Rows], Tensor], batches: Iterable[Rows]) -> None:
-        """Have the log-probabilities that are missing `said` [B, T], each rank its share of the batches, and write the file."""
-        before = len(self.known)
+    def fill(self, compute: Callable[[Rows], Tensor], batches: Iterable[Rows]) -> None:
+        """Compute the missing log-probabilities, each rank those of its shard of the batches, and save the file.
+
+        Args:
+            compute: B rows → float32 [B, T] log-probabilities of their responses.
+            batches: all recorded rows, the same on every rank.
+        """
+        before = len(self.cached)
         for rows in islice(batches, rank(), None, world_size()):
             keys = content_keys(rows)
-            if all(key in self.known for key in keys):
+            if all(key in self.cached for key in keys):
                 continue
-            logprobs = said(rows).cpu()
+            logprobs = compute(rows).cpu()
             lengths = rows.mask.sum(-1).tolist()
-            self.known |= {key: logprobs[i, : lengths[i]].contiguous() for i, key in enumerate(keys)}
-        for known in all_gather(self.known):
-            self.known |= known
-        if len(self.known) > before and rank() == 0:
-            atomic_write(self.path, lambda partial: save_file(self.known, partial))
+            self.cached |= {key: logprobs[i, : lengths[i]].contiguous() for i, key in enumerate(keys)}
+        for cached in all_gather(self.cached):
+            self.cached |= cached
+        if len(self.cached) > before and rank() == 0:
+            atomic_write(self.path, lambda partial: save_file(self.cached, partial))
 
     def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        """float32 [B, T] of recorded responses, 0 off the mask; `temperature` is the policy's, as it was when they were filled.
+        """Return float32 [B, T], for recorded responses, 0 off the mask.
+
+        Args:
+            tokens: int64 [B, P+T].
+            prompt_mask: bool [B, P].
+            mask: bool [B, T].
+            temperature: not read; the cache was filled at the policy's temperature.
 
         Raises:
-            UserError: a response that was not there when the run began.
+            UserError: the data did not hold a response when the run began.
         """
-        nothing = torch.zeros(len(tokens), dtype=torch.long)
-        found = torch.zeros(mask.shape, dtype=torch.float32)
-        for row, key in enumerate(content_keys(Rows(tokens, prompt_mask, mask, nothing, nothing.bool()))):
-            if key not in self.known:
+        zeros = torch.zeros(len(tokens), dtype=torch.long)
+        logprobs = torch.zeros(mask.shape, dtype=torch.float32)
+        for row, key in enumerate(content_keys(Rows(tokens, prompt_mask, mask, zeros, zeros.bool()))):
+            if key not in self.cached:
                 raise UserError(
                     "the data holds a pair that was not in it when the run began, so its reference log-probabilities are "
-                    "not known; a run's data must not change"
+                    "missing; restore the data, or start a new run"
                 )
-            found[row, : len(self.known[key])] = self.known[key]
-        return found.to(tokens.device)
+            logprobs[row, : len(self.cached[key])] = self.cached[key]
+        return logprobs.to(tokens.device)
 
 
 def content_keys(rows: Rows) -> list[str]:
-    """B names, each of one prompt and response, whatever padding lies around them."""
+    """Return B hashes, each of the token ids of one prompt and response; padding does not change them."""
     width = rows.prompt_mask.shape[1]
     keys = []
     for tokens, prompt_mask, mask in zip(rows.tokens.cpu(), rows.prompt_mask.cpu(), rows.mask.cpu(), strict=True):

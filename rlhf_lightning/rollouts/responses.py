@@ -1,4 +1,4 @@
-"""From rows of a data set to a `Rollout`: the policy writes and a reward scores, or recorded pairs are read."""
+"""From prompts to completions of the policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf_lightning.types import Completions, RawRows
 
 @dataclass
 class ResponseGenerator:
-    """Writes responses to prompts with the policy."""
+    """Encodes prompts, generates responses with the policy, and decodes them."""
 
     policy: Policy
     generation: Generator
@@ -24,7 +24,13 @@ class ResponseGenerator:
     def generate(
         self, rows: RawRows, responses_per_prompt: int, generator: torch.Generator, temperature: float | None = None
     ) -> Completions:
-        """`responses_per_prompt` completions a row, those of a row side by side; on the device of the generator.
+        """Generate `responses_per_prompt` completions per row; those of a row are adjacent.
+
+        Args:
+            rows: N rows with a prompt.
+            responses_per_prompt: completions per row.
+            generator: source of random numbers; its device is that of the completions.
+            temperature: sampling temperature; None: that of `generation`.
 
         Raises:
             UserError: a prompt leaves no room for a response.
@@ -67,6 +73,6 @@ class ResponseGenerator:
 
 
 def columns_of(rows: RawRows) -> dict[str, list[Any]]:
-    """The rows by column; a column that a row lacks is None there."""
+    """Turn rows into columns; a value that a row lacks is None."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}

@@ -1,4 +1,4 @@
-"""Loaders that Lightning can stop and resume anywhere: rows in a known order, and rollouts made from them."""
+"""The loader of policy optimisation, which collects rollouts and which Lightning can stop and resume at any micro-batch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from rlhf_lightning.types import RawRows
 
 
 class RolloutLoader:
-    """Parts of minibatches of rollouts, collected when the buffer is empty: never ahead of the step that changes the policy.
+    """Yields micro-batches of rollouts, and collects a rollout whenever the buffer is empty.
 
-    It is sized, and its state (rows taken, buffer, cursor, generator) is part of Lightning's checkpoints.
+    A rollout is never collected ahead of the step that changes the policy: the loader has a length, so Lightning prefetches
+    nothing. Its state (rows taken, buffer, cursor, random generator) is part of Lightning's checkpoints.
 
     Args:
-        source: rows to write responses to, or recorded pairs.
+        source: prompts, or recorded pairs.
         collect: rows of this rank, whether they count, a generator and a seed → a full buffer.
-        parts: how many parts a buffer gives.
-        empty: makes a buffer without a rollout in it, to restore one into.
-        iterations: rollouts of one Lightning epoch.
-        seed: of the generator that sampling draws from, and of the order of minibatches.
-        device: of the generator.
-        limit: parts of a Lightning epoch, where Lightning takes fewer than there are.
+        empty: makes an empty buffer, to restore a state into.
+        micro_batches: micro-batches per rollout.
+        iterations: rollouts per Lightning epoch.
+        seed: seed of the sampling generator, and of the order of minibatches.
+        device: device of the generator.
+        limit: micro-batches per Lightning epoch, where Lightning takes fewer than the loader has.
         repeat: every epoch has the rows of the first.
     """
 
@@ -38,87 +39,87 @@ class RolloutLoader:
         source: RowSource,
         collect: Callable[[RawRows, bool, torch.Generator, int], RolloutBuffer],
         empty: Callable[[], RolloutBuffer],
-        parts: int,
+        micro_batches: int,
         iterations: int,
         seed: int,
         device: torch.device | str = "cpu",
         limit: int | None = None,
         repeat: bool = False,
     ) -> None:
-        self.source, self.collect, self.empty, self.parts, self.seed = source, collect, empty, parts, seed
-        self.iterations = iterations
+        self.source, self.collect, self.empty = source, collect, empty
+        self.micro_batches, self.iterations, self.seed = micro_batches, iterations, seed
         self.limit, self.repeat = len(self) if limit is None else limit, repeat
         self.iteration = 0
         self.generator = torch.Generator(device).manual_seed(seed + 1_000_003 * rank())
         self.buffer: RolloutBuffer | None = None
-        self.before: dict[str, Any] | None = None
+        self.state_before_rollout: dict[str, Any] | None = None
 
     def __len__(self) -> int:
-        return self.iterations * self.parts
+        return self.iterations * self.micro_batches
 
     def __iter__(self) -> Iterator[Any]:
-        if self.at_last_micro_batch:  # the step after it was taken, but Lightning had no reason to ask for more
+        if self.at_last_micro_batch:  # its step was taken, and Lightning requested no further one
             self.buffer, self.iteration = None, self.iteration + 1
-        start = self._given // self.limit * self.limit  # of this Lightning epoch
-        if self.repeat and self._given == start:
+        start = self._yielded // self.limit * self.limit  # of this Lightning epoch
+        if self.repeat and self._yielded == start:
             self.source.restart()
-        while self._given < start + self.limit:
+        while self._yielded < start + self.limit:
             if self.buffer is None:
-                self.buffer = self._collected()
+                self.buffer = self._collect_rollout()
             yield from self.buffer
             self.buffer, self.iteration = None, self.iteration + 1
 
     @property
-    def _given(self) -> int:
-        return self.iteration * self.parts + (0 if self.buffer is None else self.buffer.cursor)
+    def _yielded(self) -> int:
+        return self.iteration * self.micro_batches + (0 if self.buffer is None else self.buffer.cursor)
 
-    def _collected(self) -> RolloutBuffer:
-        """The next rollout; until it is whole, the state is that before it, so that a failure loses no row."""
-        self.before = self._sources()
+    def _collect_rollout(self) -> RolloutBuffer:
+        """Collect the next rollout. Until it is complete, `state_dict` is that before it, so that a failure loses no row."""
+        self.state_before_rollout = self._source_state()
         rows, count = local_rows(self.source.next())
         buffer = self.collect(rows, count, self.generator, derive_seed(self.seed, self.iteration))
-        self.before = None
+        self.state_before_rollout = None
         return buffer
 
-    def _sources(self) -> dict[str, Any]:
+    def _source_state(self) -> dict[str, Any]:
         return {"source": self.source.state_dict(), "generator": self.generator.get_state()}
 
     @property
     def collecting(self) -> bool:
-        """A rollout is being collected, or its collection has failed."""
-        return self.before is not None
+        """Return whether a rollout is being collected, or its collection failed."""
+        return self.state_before_rollout is not None
 
     @property
     def at_last_micro_batch(self) -> bool:
-        """The part that was given last is the last of its rollout."""
-        return self.buffer is not None and self.buffer.cursor == self.parts
+        """Return whether the last micro-batch that was yielded is the last of its rollout."""
+        return self.buffer is not None and self.buffer.cursor == self.micro_batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain tensors and numbers: Lightning keeps the first rank's alone, so it holds that of all ranks."""
-        sources = self.before or self._sources()
+        """Return plain tensors and numbers of all ranks: a Lightning checkpoint holds the state of rank 0 alone."""
+        source_state = self.state_before_rollout or self._source_state()
         own = {
-            "generator": sources["generator"],
+            "generator": source_state["generator"],
             "buffer": None if self.buffer is None else self.buffer.state_dict(),
         }
-        return {"source": sources["source"], "iteration": self.iteration, "ranks": all_gather(own)}
+        return {"source": source_state["source"], "iteration": self.iteration, "ranks": all_gather(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there, inside the buffer if it was not used up; at its last step if that was not taken (`REPLAY_STEP`).
+        """Resume inside the buffer if it has micro-batches left, at the start of a step that was not taken (`REPLAY_STEP`).
 
         Raises:
-            UserError: another number of processes wrote it.
+            UserError: the run that saved the state had another number of processes.
         """
         if len(state["ranks"]) != world_size():
             raise UserError(
-                f"the checkpoint was written by {len(state['ranks'])} processes and this run has {world_size()}: rollouts are "
-                f"spread over the processes, so go on with trainer.devices: {len(state['ranks'])} (on one node), or start anew "
-                "from the run's export"
+                f"the checkpoint was saved by {len(state['ranks'])} processes and this run has {world_size()}; rollouts are "
+                f"sharded over the processes: set trainer.devices to {len(state['ranks'])} (on one node), or start a new run "
+                "from the export of the old one"
             )
         own = state["ranks"][rank()]
         self.source.load_state_dict(state["source"])
         self.iteration = state["iteration"]
         self.generator.set_state(own["generator"].cpu())
-        self.buffer = self.before = None
+        self.buffer = self.state_before_rollout = None
         if own["buffer"] is not None:
             self.buffer = self.empty()
             self.buffer.load_state_dict(own["buffer"])

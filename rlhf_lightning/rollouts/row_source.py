@@ -1,4 +1,4 @@
-"""Loaders that Lightning can stop and resume anywhere: rows in a known order, and rollouts made from them."""
+"""Rows from any data loader, in an order that depends on the seed alone and that can be resumed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.seeding import derive_seed
 from rlhf_lightning.types import RawRows
 
-NO_BATCH = "the train data loader gives no batch; its batch size may be larger than its data set"
+NO_BATCH = "the train data loader has no batch; set its batch size to the size of its data set or less"
 BATCH = "a batch must be a list of rows (texts, or dictionaries with a prompt or messages) or a dictionary of columns"
 
 
 def rows_of(batch: Any) -> RawRows:
-    """What a data loader gave, as a list of rows: rows already, plain prompts, or a dictionary of columns.
+    """Turn a batch of a data loader (rows, plain prompts, or a dictionary of columns) into a list of rows.
 
     >>> rows_of(["a", "b"])
     [{'prompt': 'a'}, {'prompt': 'b'}]
@@ -25,22 +25,22 @@ def rows_of(batch: Any) -> RawRows:
     [{'prompt': 'a', 'answer': 1}]
 
     Raises:
-        UserError: it is something else.
+        UserError: the batch is something else.
     """
     rows = _columns(batch) if isinstance(batch, dict) else None if isinstance(batch, str) else batch
     if not isinstance(rows, Iterable):
         raise UserError(f"{BATCH}, found {batch!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are")
-    found: RawRows = [row if isinstance(row, dict) else {"prompt": row} for row in rows]
-    for row in found:
+    result: RawRows = [row if isinstance(row, dict) else {"prompt": row} for row in rows]
+    for row in result:
         if not isinstance(row.get("prompt", row.get("messages")), str | list):
             raise UserError(
                 f"{BATCH}, found the row {row!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are"
             )
-    return found
+    return result
 
 
 def _columns(batch: dict[str, Any]) -> RawRows | None:
-    """The rows of columns; None where a value is none, as those of a single row."""
+    """Turn columns into rows; None where a value is no column, as in a single row."""
     if any(isinstance(column, str) for column in batch.values()):
         return None
     try:
@@ -50,16 +50,19 @@ def _columns(batch: dict[str, Any]) -> RawRows | None:
 
 
 def local_rows(rows: RawRows) -> tuple[RawRows, bool]:
-    """This rank's share of a global batch, and whether it counts: a rank that goes short repeats the first row for nothing."""
+    """Return this rank's shard of a global batch, and whether it counts.
+
+    A rank without rows processes the first row of the batch with weight 0, so that collectives match.
+    """
     own = share(rows)
     return own or rows[:1], bool(own)
 
 
 class RowSource:
-    """Batches of rows from any data loader, without end, in an order that depends on `seed` alone and can be continued.
+    """Yields batches of rows from any data loader without end, in a resumable order that depends on `seed` alone.
 
-    Before each pass the global random state is seeded with (seed, pass) and put back, so a plain
-    `DataLoader(shuffle=True)` repeats itself; a restored source takes up the pass where it was.
+    Each pass starts with a global random state that is seeded with (seed, pass), and restored afterwards. So a plain
+    `DataLoader(shuffle=True)` repeats its order, and a restored source resumes inside a pass.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int) -> None:
@@ -69,16 +72,16 @@ class RowSource:
     def __len__(self) -> int:
         try:
             return len(self.loader)  # type: ignore[arg-type]
-        except TypeError as error:  # Lightning would ask for the next batch before the step is taken
+        except TypeError as error:  # Lightning would prefetch, ahead of the step
             raise UserError(
-                "the train data loader has no length: give its data set a __len__, or set model.iterations for rollouts"
+                "the train data loader has no length; add __len__ to its data set, or set model.iterations for rollouts"
             ) from error
 
     def next(self) -> RawRows:
-        """The next global batch; a new pass begins where one ends.
+        """Return the next global batch; after the last one of a pass a new pass starts.
 
         Raises:
-            UserError: the loader gives nothing at all.
+            UserError: the loader has no batch.
         """
         batch = self._advance()
         if batch is None:
@@ -93,22 +96,22 @@ class RowSource:
             batch = next(self._batches, None)
         else:
             with torch.random.fork_rng(devices=[]):
-                # not torch.manual_seed, which seeds the generators of GPUs too, and those are not put back
+                # torch.manual_seed would also seed the GPUs, whose state is not restored
                 torch.default_generator.manual_seed(derive_seed(self.seed, self.passes) % 2**63)
                 self._batches = iter(self.loader)
-                for _ in range(self.taken + 1):  # a DataLoader draws its order with the first batch, not with iter()
+                for _ in range(self.taken + 1):  # a DataLoader samples its order with the first batch, not in iter()
                     batch = next(self._batches, None)
         self.taken += batch is not None
         return batch
 
     def restart(self) -> None:
-        """Begin with the first row again."""
+        """Start over at the first row."""
         self.load_state_dict({"passes": 0, "taken": 0})
 
     def state_dict(self) -> dict[str, int]:
-        """Which pass, and how much of it is taken."""
+        """Return the number of finished passes, and of batches taken from the present one."""
         return {"passes": self.passes, "taken": self.taken}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from there."""
+        """Resume after the batches that were taken."""
         self.passes, self.taken, self._batches = state["passes"], state["taken"], None

@@ -1,4 +1,4 @@
-"""Loaders that Lightning can stop and resume anywhere: rows in a known order, and rollouts made from them."""
+"""The loaders of recorded rows, which Lightning can stop and resume at any batch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from rlhf_lightning.rollouts.row_source import RowSource, local_rows, rows_of
 from rlhf_lightning.types import RawRows
 
 REPLAY_STEP = "again"
-"""A mark in a loader's state: the optimiser step that its last batch is part of was not taken, and is to be given again."""
+"""Key in a loader's state: True if the optimiser step of its last batch was not taken, so that its batches are repeated."""
 
 
 class StepLoader:
-    """Recorded rows as batches that know the weight of their whole optimiser step, over all ranks; sized and resumable.
+    """Yields batches of recorded rows, each with the weight of its whole optimiser step over all ranks.
 
     Args:
-        source: global batches of rows; `accumulate` of them in a row make an optimiser step.
+        source: global batches of rows.
         encode: rows of this rank → a batch with a field `weight`.
-        weigh: what a batch counts for.
-        limit: batches of an epoch, where Lightning takes fewer than there are.
+        weigh: a batch → its weight in the loss.
+        accumulate: consecutive batches per optimiser step.
+        limit: batches per epoch, where Lightning takes fewer than the source has.
         repeat: every epoch has the rows of the first.
     """
 
@@ -50,12 +51,12 @@ class StepLoader:
         if self.repeat and self.cursor == 0:
             self.source.restart()
         while self.cursor < self.limit:
-            skip = self.cursor % self.accumulate
+            done = self.cursor % self.accumulate
             self.step_start = self.source.state_dict()
-            parts = min(self.accumulate, self.limit - self.cursor + skip)
-            batches = [self._batch() for _ in range(parts)]
+            count = min(self.accumulate, self.limit - self.cursor + done)
+            batches = [self._batch() for _ in range(count)]
             weight = all_sum(torch.stack([self.weigh(batch).double() for batch in batches]).sum()).float().clamp(min=1)
-            for batch in batches[skip:]:
+            for batch in batches[done:]:
                 self.cursor += 1
                 yield replace(batch, weight=weight)
 
@@ -65,20 +66,20 @@ class StepLoader:
         return batch if count else replace(batch, mask=torch.zeros_like(batch.mask))
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows taken, as of the first batch of a step that is not finished, and the batches given."""
-        whole = self.cursor % self.accumulate == 0 or self.cursor >= self.limit
-        source = self.source.state_dict() if whole else self.step_start
+        """Return the state of the source at the start of an incomplete step, and the number of batches yielded."""
+        complete = self.cursor % self.accumulate == 0 or self.cursor >= self.limit
+        source = self.source.state_dict() if complete else self.step_start
         return {"source": source, "cursor": self.cursor, "step_start": self.step_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there; where the step of the last batch was not taken (`REPLAY_STEP`), from that step's first."""
-        again = state.get(REPLAY_STEP, False)
-        self.source.load_state_dict(state["step_start"] if again else state["source"])
-        self.cursor = (state["cursor"] - 1) // self.accumulate * self.accumulate if again else state["cursor"]
+        """Resume after the last batch, or at the start of its step if that was not taken (`REPLAY_STEP`)."""
+        replay = state.get(REPLAY_STEP, False)
+        self.source.load_state_dict(state["step_start"] if replay else state["source"])
+        self.cursor = (state["cursor"] - 1) // self.accumulate * self.accumulate if replay else state["cursor"]
 
 
 class ValidationLoader:
-    """A validation loader that gives each rank its share of every batch, as rows."""
+    """Yields each rank's shard of every validation batch, as rows."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader

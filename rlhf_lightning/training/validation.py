@@ -31,7 +31,7 @@ class ValidationMetrics:
         self.numbers.setdefault(name, []).extend(float("nan") if x is None else float(x) for x in values)
 
     def add_completions(self, completions: Completions, rewards: dict[str, Reward]) -> None:
-        """Keep scores, their parts, lengths and the texts themselves; a reward called `mean` is the one that trains."""
+        """Keep scores, their components, lengths and the texts themselves; a reward called `mean` is the one that trains."""
         texts = zip(completions.prompts, completions.responses, strict=True)
         samples: list[Sample] = [{"prompt": prompt, "response": response} for prompt, response in texts]
         for name, reward in rewards.items():
@@ -39,8 +39,8 @@ class ValidationMetrics:
             self.add(f"reward/{name}", scores)
             for sample, value in zip(samples, scores, strict=True):
                 sample["reward" if name == "mean" else f"reward/{name}"] = value
-            for part, values in reward.parts().items():
-                self.add(f"reward/{part}" if name == "mean" else f"reward/{name}/{part}", values)
+            for component, values in reward.components().items():
+                self.add(f"reward/{component}" if name == "mean" else f"reward/{name}/{component}", values)
         self.add("response/length", completions.mask.sum(-1).tolist())
         self.add("response/truncated", completions.truncated.tolist())
         self.samples_of_batches[-1] += samples

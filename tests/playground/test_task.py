@@ -70,11 +70,11 @@ def test_a_fault_costs_the_quality_that_it_is_a_fault_of_and_no_other(quality: s
 def test_the_reward_gives_its_parts_row_by_row() -> None:
     reward = PlaygroundReward()
     assert reward.best == 1.0
-    assert reward.parts() == {}
+    assert reward.components() == {}
     assert reward(completions([PROMPT] * 3, ["fox , owl and red .", "gladly , apple .", ""])) == pytest.approx(
         [0.8, 0.6, 0.0]
     )
-    assert reward.parts() == {
+    assert reward.components() == {
         "answers": [1.0, 0.0, 0.0],
         "polite": [0.0, 1.0, 0.0],
         "brief": [1.0, 1.0, 0.0],
@@ -116,7 +116,7 @@ def test_all_prompts_there_are_can_be_had() -> None:
     [
         ({"size": 0}, "data.size is 0; it must be at least 1"),
         ({"validation_size": -1}, "data.validation_size is -1; it must be at least 0"),
-        ({"size": 5000}, "data.size is 5000; the playground has 4755 different training prompts, ask for no more"),
+        ({"size": 5000}, "data.size is 5000; the playground has 4755 different training prompts: set it to 4755 or less"),
         ({"validation_size": 706}, "data.validation_size is 706; the playground has 705 different held-out prompts"),
     ],
 )

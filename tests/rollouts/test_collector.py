@@ -1,10 +1,9 @@
-"""What a rollout holds, each number against the model asked directly."""
+"""Every number of a rollout against a direct call of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -24,8 +23,6 @@ from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import CopiedReference
 from rlhf_lightning.rewards import Reward, WeightedSum
 from rlhf_lightning.rollouts.collector import Collector
-from rlhf_lightning.rollouts.preferences import encode_pairs
-from rlhf_lightning.rollouts.reference_cache import ReferenceCache
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.types import Completions, Rollout
 
@@ -39,7 +36,7 @@ PAIRS = [
 
 
 class Worth(Reward):
-    """What the column says, less the place of the response."""
+    """The number in the column `worth`, minus the index of the row."""
 
     def __call__(self, completions: Completions) -> Sequence[float | None]:
         worth = completions.columns["worth"]
@@ -48,7 +45,7 @@ class Worth(Reward):
 
 @pytest.fixture
 def collector(tiny_model_folder: Callable[[str], str], tokenizer: Any) -> Collector:
-    """A policy that has moved from its reference, sampling at 0.7."""
+    """A policy that differs from its reference, at temperature 0.7."""
     config = ModelConfig(tiny_model_folder("gpt2"))
     policy = Policy(load_causal_lm(config), SharedCritic(32), temperature=0.7)
     with torch.no_grad():
@@ -62,20 +59,23 @@ def collected(collector: Collector, values: bool = False, count: bool = True) ->
     return collector.online(PROMPTS, 4, values, torch.Generator().manual_seed(0), count)
 
 
-def asked(model: Any, rollout: Rollout, temperature: float = 0.7) -> Tensor:
+def direct_logprobs(model: Any, rollout: Rollout, temperature: float = 0.7) -> Tensor:
     with torch.no_grad():
         return response_logprobs(model, rollout.tokens, rollout.prompt_mask, rollout.mask, temperature)
 
 
-def test_a_response_to_an_empty_prompt_is_read_as_it_was_written(collector: Collector) -> None:
+def test_a_response_to_an_empty_prompt_has_the_log_probabilities_of_generation(collector: Collector) -> None:
     rows = [{"prompt": "", "worth": 1.0}, PROMPTS[0]]
     rollout = collector.online(rows, 4, False, torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        rollout.logprobs, asked(collector.response_generator.policy.model, rollout) * rollout.mask, rtol=0, atol=1e-5
+        rollout.logprobs,
+        direct_logprobs(collector.response_generator.policy.model, rollout) * rollout.mask,
+        rtol=0,
+        atol=1e-5,
     )
 
 
-def test_the_responses_of_a_prompt_stand_side_by_side(collector: Collector) -> None:
+def test_the_responses_of_a_prompt_are_adjacent(collector: Collector) -> None:
     generated = collector.response_generator.generate(PROMPTS, 4, torch.Generator().manual_seed(0))
     assert generated.groups.tolist() == [0] * 4 + [1] * 4
     assert generated.prompts == ["please say hello"] * 4 + ["cat"] * 4
@@ -97,9 +97,9 @@ def test_log_probabilities_are_the_policys_and_the_references_at_the_sampling_te
 ) -> None:
     rollout = collected(collector, values)
     torch.testing.assert_close(
-        rollout.logprobs, asked(collector.response_generator.policy.model, rollout), atol=1e-5, rtol=0
+        rollout.logprobs, direct_logprobs(collector.response_generator.policy.model, rollout), atol=1e-5, rtol=0
     )
-    reference = asked(collector.reference._model, rollout)  # type: ignore[attr-defined]
+    reference = direct_logprobs(collector.reference._model, rollout)  # type: ignore[attr-defined]
     torch.testing.assert_close(rollout.reference_logprobs, reference, atol=1e-5, rtol=0)
     assert not torch.allclose(rollout.logprobs, reference, atol=1e-3)
     if values:
@@ -109,7 +109,7 @@ def test_log_probabilities_are_the_policys_and_the_references_at_the_sampling_te
 
 
 @pytest.mark.parametrize("sampler", [Sampler(6, 0.7), Sampler(6, 0.7, 3), Sampler(6, 0.7, continuous_batching=False)])
-def test_a_critic_on_the_trunk_that_writes_needs_no_pass_of_its_own(collector: Collector, sampler: Sampler) -> None:
+def test_a_shared_critic_needs_no_forward_pass(collector: Collector, sampler: Sampler) -> None:
     policy = collector.response_generator.policy
     torch.nn.init.normal_(policy.critic.head.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr]
     collector.response_generator.generation = sampler
@@ -122,7 +122,7 @@ def test_a_critic_on_the_trunk_that_writes_needs_no_pass_of_its_own(collector: C
 
 
 @pytest.mark.parametrize("generation", [Sampler(6, 0.7), TransformersGenerate(6, 0.7)])
-def test_other_critics_and_samplers_read_what_was_written(
+def test_other_critics_and_samplers_take_a_forward_pass(
     collector: Collector, generation: Generator, tiny_model_folder: Callable[[str], str]
 ) -> None:
     policy = collector.response_generator.policy
@@ -132,14 +132,14 @@ def test_other_critics_and_samplers_read_what_was_written(
     collector.response_generator.generation = generation
     with patch.object(policy, "_measure", wraps=policy._measure) as measured:
         rollout = collected(collector, values=True)
-    assert measured.called != isinstance(generation, Sampler)  # the policy itself need not read what it recorded
+    assert measured.called != isinstance(generation, Sampler)  # it recorded its log-probabilities
     with torch.no_grad():
         torch.testing.assert_close(rollout.values, policy(rollout).values, atol=1e-5, rtol=0)
     assert rollout.values is not None
     assert rollout.values[rollout.mask].std() > 0.1
 
 
-def test_a_response_without_a_score_counts_for_nothing_and_no_metric_sees_it(collector: Collector) -> None:
+def test_an_unscored_response_has_an_empty_mask_and_is_in_no_metric(collector: Collector) -> None:
     rollout = collected(collector)
     assert rollout.rewards.tolist() == [3.0, 2.0, 1.0, 0.0] + [0.0] * 4
     assert rollout.mask[:4, 0].all()
@@ -155,7 +155,7 @@ def test_a_response_without_a_score_counts_for_nothing_and_no_metric_sees_it(col
     assert found["response/truncated"] == float(rollout.truncated[:4].sum()) / 4
 
 
-def test_how_many_responses_have_nothing_to_compare_is_told(collector: Collector) -> None:
+def test_the_fraction_of_tied_responses_is_a_metric(collector: Collector) -> None:
     class Rated(Reward):
         def __call__(self, completions: Completions) -> Sequence[float | None]:
             return [1e6 / 3 if row < 4 else None if row == 4 else row for row in range(len(completions))]
@@ -167,7 +167,7 @@ def test_how_many_responses_have_nothing_to_compare_is_told(collector: Collector
     assert "reward/tied" not in collector.metrics
 
 
-def test_rows_that_only_keep_step_count_for_nothing(collector: Collector) -> None:
+def test_rows_that_do_not_count_have_empty_masks(collector: Collector) -> None:
     collector.reward = WeightedSum({"worth": Worth()})
     rollout = collected(collector, count=False)
     assert len(rollout) == 8
@@ -186,32 +186,12 @@ def test_recorded_pairs_are_two_rows_the_chosen_one_first(collector: Collector) 
     assert rollout.rewards.tolist() == [1.0, 0.0] * 3
     assert rollout.groups.tolist() == [0, 0, 1, 1, 2, 2]
     torch.testing.assert_close(
-        rollout.logprobs, asked(collector.response_generator.policy.model, rollout), atol=1e-5, rtol=0
+        rollout.logprobs, direct_logprobs(collector.response_generator.policy.model, rollout), atol=1e-5, rtol=0
     )
     kl = (rollout.logprobs - rollout.reference_logprobs)[rollout.mask].mean()
     assert collector.metrics["kl/reference"] == pytest.approx(float(kl), abs=1e-6)
 
 
-def test_recorded_references_are_found_whatever_padding_lies_around_them(collector: Collector, tmp_path: Path) -> None:
-    policy, encoder = collector.response_generator.policy, collector.response_generator.encoder
-    path = tmp_path / "run/reference_logprobs.safetensors"
-    with torch.no_grad():
-        recorded = ReferenceCache(path, False)
-        recorded.fill(lambda rows: policy(rows).logprobs, [encode_pairs(encoder, PAIRS, None)])
-    (tmp_path / "plain").touch()
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
-    for place in range(3):  # alone, so without the padding of the others
-        rows = encode_pairs(encoder, PAIRS[place : place + 1], None)
-        with torch.no_grad():
-            expected = policy(rows).logprobs
-        for known in (recorded, ReferenceCache(path, True)):
-            found = known.logprobs(rows.tokens, rows.prompt_mask, rows.mask, 0.7)
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    elsewhere = encode_pairs(encoder, [{**PAIRS[0], "prompt": "thank"}], None)
-    with pytest.raises(UserError, match="was not in it when the run began"):
-        recorded.logprobs(elsewhere.tokens, elsewhere.prompt_mask, elsewhere.mask, 0.7)
-
-
-def test_without_a_reward_nothing_is_written(collector: Collector) -> None:
-    with pytest.raises(UserError, match=r"no reward says how well: set model.reward"):
+def test_prompts_without_a_reward_are_refused(collector: Collector) -> None:
+    with pytest.raises(UserError, match=r"model.reward is not set"):
         collected(replace(collector, reward=None))

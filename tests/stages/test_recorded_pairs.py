@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_elsewhere_finds_the_same_reference(folder: str, tmp_
         trainer = training(root, max_steps=1 + len(known), precision=precision)
         trainer.fit(stage, datamodule=Pairs(), ckpt_path=checkpoint)
         trainer.save_checkpoint(tmp_path / "last.ckpt")
-        known.append(stage.collector.reference.known)  # type: ignore[union-attr]
+        known.append(stage.collector.reference.cached)  # type: ignore[union-attr]
     assert known[0].keys() == known[1].keys()
     for name, value in known[0].items():
         assert torch.equal(known[1][name], value), name

@@ -1,4 +1,4 @@
-"""A rollout that is written in parts is scored beside the writing, and is the same rollout."""
+"""A rollout that is generated in chunks is scored meanwhile, and is the same rollout."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ PROMPTS: list[dict[str, Any]] = [
 
 
 class Judge(Reward):
-    """Scores by length, tells a part, and waits for what it is told to wait for."""
+    """Scores by length, has one component, and waits for an event in its first call."""
 
     scores_while_generating = True
 
     def __init__(self, wait_for: Event | None = None, fail: bool = False) -> None:
         self.wait_for, self.fail = wait_for, fail
-        self.asked: list[tuple[int, str]] = []
+        self.calls: list[tuple[int, str]] = []
 
     def __call__(self, completions: Completions) -> Sequence[float | None]:
-        self.asked.append((len(completions), current_thread().name))
-        if self.wait_for is not None and len(self.asked) == 1:
-            assert self.wait_for.wait(30), "the next part was not begun"
-        if self.fail and len(self.asked) == 2:
+        self.calls.append((len(completions), current_thread().name))
+        if self.wait_for is not None and len(self.calls) == 1:
+            assert self.wait_for.wait(30), "the next chunk was not started"
+        if self.fail and len(self.calls) == 2:
             raise ValueError("no verdict")
-        self.last = [float(len(response)) for response in completions.responses]
-        return self.last
+        self.scores = [float(len(response)) for response in completions.responses]
+        return self.scores
 
-    def parts(self) -> dict[str, list[float | None]]:
-        return {"length": list(self.last)}
+    def components(self) -> dict[str, list[float | None]]:
+        return {"length": list(self.scores)}
 
 
 @pytest.fixture
@@ -62,24 +62,24 @@ def collected(collector: Collector) -> Any:
     return collector.online(PROMPTS, 2, False, torch.Generator().manual_seed(0))
 
 
-def test_a_part_is_scored_while_the_next_is_written(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, write, calls = Event(), ResponseGenerator.generate, []
+def test_a_chunk_is_scored_while_the_next_is_generated(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, generate, calls = Event(), ResponseGenerator.generate, []
 
-    def noted(self: ResponseGenerator, rows: Any, *args: Any) -> Completions:
+    def counting(self: ResponseGenerator, rows: Any, *args: Any) -> Completions:
         calls.append(len(rows))
         if len(calls) == 2:
-            begun.set()
-        return write(self, rows, *args)
+            started.set()
+        return generate(self, rows, *args)
 
-    monkeypatch.setattr(ResponseGenerator, "generate", noted)
-    judge = Judge(wait_for=begun)
+    monkeypatch.setattr(ResponseGenerator, "generate", counting)
+    judge = Judge(wait_for=started)
     collected(replace(collector, reward=judge, overlap=3))
     assert calls == [2, 2, 1]
-    assert [rows for rows, _ in judge.asked] == [4, 4, 2]
-    assert current_thread().name not in {name for _, name in judge.asked}
+    assert [rows for rows, _ in judge.calls] == [4, 4, 2]
+    assert current_thread().name not in {name for _, name in judge.calls}
 
 
-def test_scores_groups_and_metrics_are_of_the_whole(collector: Collector) -> None:
+def test_scores_groups_and_metrics_are_those_of_the_whole_rollout(collector: Collector) -> None:
     overlapped = replace(collector, overlap=3)
     rollout = collected(overlapped)
     assert rollout.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
@@ -89,31 +89,31 @@ def test_scores_groups_and_metrics_are_of_the_whole(collector: Collector) -> Non
     prompts = overlapped.response_generator.encoder.decode(rollout.tokens[:, :width], rollout.prompt_mask)
     assert prompts == [row["prompt"] for row in PROMPTS for _ in range(2)]
     assert overlapped.metrics["reward/length"] == pytest.approx(float(rollout.rewards.mean()))
-    again = collected(replace(collector, overlap=3))
-    assert torch.equal(again.tokens, rollout.tokens)
-    # what sampling recorded belongs to the tokens it stands beside
+    repeated = collected(replace(collector, overlap=3))
+    assert torch.equal(repeated.tokens, rollout.tokens)
+    # recorded log-probabilities belong to the tokens of the same row
     with torch.no_grad():
-        found = overlapped.response_generator.policy(rollout).logprobs
-    torch.testing.assert_close(found, rollout.logprobs, atol=1e-5, rtol=0)
+        logprobs = overlapped.response_generator.policy(rollout).logprobs
+    torch.testing.assert_close(logprobs, rollout.logprobs, atol=1e-5, rtol=0)
 
 
-def test_more_parts_than_prompts_are_as_many_as_prompts(collector: Collector) -> None:
+def test_there_are_no_more_chunks_than_prompts(collector: Collector) -> None:
     judge = Judge()
     collected(replace(collector, reward=judge, overlap=9))
-    assert [rows for rows, _ in judge.asked] == [2] * 5
+    assert [rows for rows, _ in judge.calls] == [2] * 5
 
 
-def test_what_a_reward_raises_beside_the_writing_stops_the_run(collector: Collector) -> None:
-    with pytest.raises(UserError, match="reward Judge raised ValueError: no verdict; it was given 4 completions"):
+def test_an_error_of_the_scoring_thread_stops_the_run(collector: Collector) -> None:
+    with pytest.raises(UserError, match="reward Judge raised ValueError: no verdict; the call had 4 completions"):
         collected(replace(collector, reward=Judge(fail=True), overlap=2))
 
 
-def test_a_reward_with_weights_of_its_own_is_not_asked_beside_the_writing() -> None:
-    given: dict[str, Any] = {"policy": ModelConfig("none"), "algorithm": REINFORCE(responses_per_prompt=2)}
+def test_overlap_refuses_rewards_that_are_models() -> None:
+    options: dict[str, Any] = {"policy": ModelConfig("none"), "algorithm": REINFORCE(responses_per_prompt=2)}
     function = FunctionReward("math.sqrt")
-    assert PolicyStage(**given, reward=WeightedSum({"f": function}), overlap=2).overlap == 2
+    assert PolicyStage(**options, reward=WeightedSum({"f": function}), overlap=2).overlap == 2
     for reward in (ModelReward("none"), WeightedSum({"f": function, "m": ModelReward("none")})):
         with pytest.raises(UserError, match=r"overlap is 2: .* FunctionReward and ServerReward"):
-            PolicyStage(**given, reward=reward, overlap=2)
+            PolicyStage(**options, reward=reward, overlap=2)
     with pytest.raises(UserError, match="overlap is 0"):
-        PolicyStage(**given, reward=function, overlap=0)
+        PolicyStage(**options, reward=function, overlap=0)

@@ -1,4 +1,4 @@
-"""A reward behind HTTP, asked of a real server that answers as it should, otherwise, late, or not at all."""
+"""`ServerReward` against a real server whose answers are right, wrong, late or missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = completions(["a", "bb", "ccc", "dddd", "e"], ["p", "q", "r", "s", "t"], a
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Does what the script of its server says next; after its end it answers with the lengths of the responses."""
+    """Runs the next step of the server's script; after the last it answers with the lengths of the responses."""
 
     server: Server
 
@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         step = self.server.script.pop(0) if self.server.script else lengths
         step(self, body)
 
-    def print_once(self, status: int, text: str, length: int | None = None, **headers: str) -> None:
+    def respond(self, status: int, text: str, length: int | None = None, **headers: str) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(length or len(text.encode())), **headers}.items():
             self.send_header(name, value)
@@ -53,7 +53,7 @@ class Server(ThreadingHTTPServer):
 
 
 def lengths(handler: Handler, body: Any) -> None:
-    handler.print_once(200, json.dumps({"scores": [len(text) for text in body["responses"]]}))
+    handler.respond(200, json.dumps({"scores": [len(text) for text in body["responses"]]}))
 
 
 def goes_away(handler: Handler, body: Any) -> None:
@@ -61,7 +61,7 @@ def goes_away(handler: Handler, body: Any) -> None:
 
 
 def breaks_off(handler: Handler, body: Any) -> None:
-    handler.print_once(200, '{"scores": [1.0', length=100)
+    handler.respond(200, '{"scores": [1.0', length=100)
     handler.close_connection = True
 
 
@@ -71,13 +71,13 @@ def hangs(handler: Handler, body: Any) -> None:
 
 def drips(handler: Handler, body: Any) -> None:
     """Each byte comes soon enough for a socket's timeout, the answer never does."""
-    handler.print_once(200, "{", length=1000)
+    handler.respond(200, "{", length=1000)
     while not handler.server.over.wait(0.02):
         handler.wfile.write(b" ")
 
 
 def says(status: int, text: str, **headers: str) -> Callable[[Handler, Any], None]:
-    return lambda handler, body: handler.print_once(status, text, **headers)
+    return lambda handler, body: handler.respond(status, text, **headers)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_it_sends_texts_and_columns_and_returns_the_scores(server: Server) -> No
     assert headers["Content-Type"] == "application/json"
 
 
-def test_null_is_no_score_and_a_column_without_json_goes_as_text(server: Server) -> None:
+def test_null_is_no_score_and_a_value_that_json_lacks_is_sent_as_text(server: Server) -> None:
     server.script = [says(200, '{"scores": [null, -1.5]}')]
     columns = {"when": [{1}, None], "rated": [float("nan"), {"by": float("inf")}]}
     assert ServerReward(server.url)(completions(["a", "b"], **columns)) == [None, -1.5]
@@ -117,30 +117,27 @@ def test_batches_keep_order_and_count(server: Server, size: int | None) -> None:
 
 
 @pytest.mark.parametrize("failure", [goes_away, breaks_off, says(500, "oops"), says(503, "loading"), says(429, "slow")])
-def test_a_server_that_fails_twice_and_comes_back(
-    server: Server, failure: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_transient_failures_are_retried(server: Server, failure: Any, capsys: pytest.CaptureFixture[str]) -> None:
     server.script = [failure, failure]
     assert score(ServerReward(server.url, backoff=0.01), ROWS).tolist() == [1, 2, 3, 4, 1]
     first, second, third = (when for when, _, _ in server.asked)
     assert second - first >= 0.01
     assert third - second >= 0.02
-    said = capsys.readouterr().out.splitlines()
-    assert [line.rpartition("; ")[2] for line in said] == ["again in 0.01 s", "again in 0.02 s"]
-    assert said[0].startswith(f"reward ServerReward {server.url}: attempt 1 of 6 failed (")
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("; ")[2] for line in printed] == ["retrying in 0.01 s", "retrying in 0.02 s"]
+    assert printed[0].startswith(f"reward ServerReward {server.url}: attempt 1 of 6 failed (")
 
 
-def test_what_the_server_said_stands_in_the_line_of_the_retry(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_line_of_a_retry_quotes_the_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.script = [says(503, "loading\nthe model")]
     score(ServerReward(server.url, backoff=0), ROWS)
     assert (
-        "failed (ConnectionError: HTTP 503 Service Unavailable: 'loading the model'); again" in capsys.readouterr().out
+        "failed (ConnectionError: HTTP 503 Service Unavailable: 'loading the model'); retrying"
+        in capsys.readouterr().out
     )
 
 
-def test_a_server_that_stays_away() -> None:
+def test_a_server_that_is_down_fails_after_all_attempts() -> None:
     gone = Server()
     gone.server_close()
     with pytest.raises(UserError) as caught:
@@ -152,7 +149,7 @@ def test_a_server_that_stays_away() -> None:
 
 
 @pytest.mark.parametrize("failure", [hangs, drips])
-def test_a_server_that_hangs(server: Server, failure: Any) -> None:
+def test_a_server_that_hangs_fails_by_timeout(server: Server, failure: Any) -> None:
     server.script, started = [failure, failure], time.monotonic()
     with pytest.raises(
         UserError, match=r"2 attempts in [\d.]+ s failed, the last with TimeoutError: no answer within 0.2 s"
@@ -171,20 +168,29 @@ def test_only_the_batch_that_failed_is_sent_again(server: Server) -> None:
     ("answer", "expected"),
     [
         (says(401, "who are\nyou? " * 99), "answered HTTP 401 Unauthorized: 'who are you? who are"),
-        (says(404, "no such page"), "answered HTTP 404 Not Found: 'no such page'; mend the url, headers or server"),
-        (says(302, "", Location="http://elsewhere/"), "which has moved to http://elsewhere/ answered HTTP 302"),
-        (says(200, "<html>\nhello"), "answered what is not JSON: '<html> hello'"),
-        (says(200, "[1, 2]"), "answered '[1, 2]'; {\"scores\": [5 numbers or nulls]} is needed"),
-        (says(200, '{"score": 1}'), 'answered \'{"score": 1}\'; {"scores"'),
-        (says(200, '{"scores": 1}'), 'answered \'{"scores": 1}\'; {"scores"'),
-        (says(200, '{"scores": [1, 2]}'), 'answered 2 scores; {"scores": [5 numbers'),
-        (says(200, '{"scores": [1, NaN, 1, 1, 1]}'), "returned nan for completion 1; a finite number"),
-        (says(200, '{"scores": [1, 2, Infinity, 1, 1]}'), "returned inf for completion 2; a finite number"),
-        (says(200, '{"scores": ["good", 1, 1, 1, 1]}'), "returned 'good' for completion 0; a number or None"),
-        (says(200, '{"scores": [[1], 1, 1, 1, 1]}'), "returned [1] for completion 0; a number or None"),
+        (says(404, "no such page"), "answered HTTP 404 Not Found: 'no such page'; fix the url, headers or server"),
+        (
+            says(302, "", Location="http://elsewhere/"),
+            "answered HTTP 302 Found: '' and redirects to http://elsewhere/;",
+        ),
+        (says(200, "<html>\nhello"), "answered '<html> hello', which is not JSON"),
+        (says(200, "[1, 2]"), "answered '[1, 2]'; it must answer {\"scores\": [5 numbers or nulls]}"),
+        (says(200, '{"score": 1}'), 'answered \'{"score": 1}\'; it must answer {"scores"'),
+        (says(200, '{"scores": 1}'), 'answered \'{"scores": 1}\'; it must answer {"scores"'),
+        (says(200, '{"scores": [1, 2]}'), 'answered 2 scores; it must answer {"scores": [5 numbers'),
+        (says(200, '{"scores": [1, NaN, 1, 1, 1]}'), "returned nan for completion 1; it must return a finite number"),
+        (
+            says(200, '{"scores": [1, 2, Infinity, 1, 1]}'),
+            "returned inf for completion 2; it must return a finite number",
+        ),
+        (
+            says(200, '{"scores": ["good", 1, 1, 1, 1]}'),
+            "returned 'good' for completion 0; it must return a number or None",
+        ),
+        (says(200, '{"scores": [[1], 1, 1, 1, 1]}'), "returned [1] for completion 0; it must return a number or None"),
     ],
 )
-def test_an_answer_that_no_retry_mends_is_one_line_at_once(server: Server, answer: Any, expected: str) -> None:
+def test_a_permanent_failure_is_one_line_without_a_retry(server: Server, answer: Any, expected: str) -> None:
     server.script = [answer]
     with pytest.raises(UserError) as caught:
         score(ServerReward(server.url, backoff=0.01), ROWS)
@@ -201,7 +207,9 @@ def test_too_many_scores_of_one_batch_do_not_make_up_for_too_few_of_another(serv
         score(ServerReward(server.url, batch_size=2), completions(["a", "b", "c", "d"]))
 
 
-def test_headers_come_from_the_environment_and_stay_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_expanded_from_the_environment_and_kept_nowhere(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REWARD_TOKEN", "s3cret\n")
     reward = ServerReward(server.url, {"Authorization": "Bearer $REWARD_TOKEN", "X-Price": "$$5"})
     reward.check()
@@ -214,12 +222,12 @@ def test_headers_come_from_the_environment_and_stay_there(server: Server, monkey
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ("$REWARD_TOKEN", "Authorization is to hold $REWARD_TOKEN, which the environment lacks"),
-        ("$1", "Authorization has a $ without a name behind it"),
+        ("$REWARD_TOKEN", "headers.Authorization contains $REWARD_TOKEN, which is not set"),
+        ("$1", "Authorization has a $ without a name; replace it by $$"),
         ("$TWO_LINES", "Authorization has a line break"),
     ],
 )
-def test_headers_that_cannot_be_filled_in(header: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_that_cannot_be_expanded(header: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REWARD_TOKEN", raising=False)
     monkeypatch.setenv("TWO_LINES", "s3cret\ns3cret")
     with pytest.raises(UserError) as caught:
@@ -235,18 +243,18 @@ def test_headers_that_cannot_be_filled_in(header: str, expected: str, monkeypatc
         ("file:///etc/hosts", "is not of the form"),
         ("http://", "is not of the form"),
         ("http://localhost:port", "cannot be read: Port could not be cast"),
-        ("http://local host", "must be quoted with %"),
-        ("http://me:s3cret@localhost", "holds a user name; put it into headers"),
+        ("http://local host", "must be percent-encoded"),
+        ("http://me:s3cret@localhost", "has a user name, which belongs into headers"),
     ],
 )
-def test_a_url_that_cannot_work_is_found_before_anything_is_asked(url: str, expected: str) -> None:
-    with pytest.raises(UserError, match="give one such as http://localhost:8000/score") as caught:
+def test_a_wrong_url_is_refused_before_any_request(url: str, expected: str) -> None:
+    with pytest.raises(UserError, match="set it to a URL such as http://localhost:8000/score") as caught:
         ServerReward(url).check()
     assert expected in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_check_needs_no_server_and_no_empty_batches() -> None:
+def test_a_check_needs_no_server_and_refuses_empty_batches() -> None:
     ServerReward("https://localhost:1/score?model=a", timeout=None).check()
-    with pytest.raises(UserError, match="batch_size is 0; give at least 1"):
+    with pytest.raises(UserError, match="batch_size is 0; set it to 1 or more"):
         ServerReward("http://localhost", batch_size=0).check()
