@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lightning.distributed import share
+from rlhf_lightning.distributed import shard
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.seeding import derive_seed
 from rlhf_lightning.types import RawRows
@@ -51,7 +51,7 @@ def _columns(batch: dict[str, Any]) -> RawRows | None:
 
 def local_rows(rows: RawRows) -> tuple[RawRows, bool]:
     """This rank's share of a global batch, and whether it counts: a rank that goes short repeats the first row for nothing."""
-    own = share(rows)
+    own = shard(rows)
     return own or rows[:1], bool(own)
 
 
