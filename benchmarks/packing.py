@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rlhf_lightning.models.backbone import supports_packing
+from rlhf_lightning.models.backbone import capabilities_of, supports_packing
 from rlhf_lightning.models.logprobs import token_scores
 from rlhf_lightning.models.packed_forward import final_hidden_states
 from rlhf_lightning.types import Rows
@@ -85,7 +85,7 @@ def compare(name: str, lengths: Lengths, model: Any, scores: bool, repeats: int)
 
     taken = {}
     for pack in (False, True):
-        backbone.supports_packing = pack
+        capabilities_of(backbone).packing = pack
         taken[pack] = seconds(work, model, repeats)
     print(f"| {name} | {taken[False]:.2f} | {taken[True]:.2f} | {taken[False] / taken[True]:.2f} |", flush=True)
 

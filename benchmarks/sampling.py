@@ -107,7 +107,8 @@ def measure(
 
     def write(count):
         mask = torch.ones(count, PROMPT_LENGTH, dtype=torch.bool, device=device)
-        return sampler.generate(model, prompts[:count], mask, COPIES, [STOP], 0, torch.Generator(device).manual_seed(2))
+        params = sampler.sampling_params([STOP], 0, COPIES)
+        return sampler.generate(model, prompts[:count], mask, params, torch.Generator(device).manual_seed(2))
 
     everything = lengths
     lengths = torch.full_like(everything, 3)

@@ -1,4 +1,4 @@
-"""The processes that train together: sums, maxima and whatever else they tell each other."""
+"""Communicate between the ranks of a run: sums, maxima, gathered values, shards of rows, shared errors."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Result = TypeVar("Result")
 
 
 def world_size() -> int:
-    """How many processes train together; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Return the number of this rank, from 0; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def all_sum(value: Tensor) -> Tensor:
-    """The sum of `value` over all ranks; `value` itself on a single process."""
+    """Sum `value` over all ranks; a single process gets `value` itself."""
     return _reduced(value, dist.ReduceOp.SUM)
 
 
 def all_max(value: Tensor) -> Tensor:
-    """The maximum of `value` over all ranks, elementwise."""
+    """Take the elementwise maximum of `value` over all ranks."""
     return _reduced(value, dist.ReduceOp.MAX)
 
 
@@ -43,41 +43,43 @@ def _reduced(value: Tensor, operation: Any) -> Tensor:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """`value` of every rank, in the order of ranks, on every rank; tensors must be on the CPU."""
+    """Gather `value` from every rank, in rank order, on every rank; tensors must be on the CPU."""
     values: list[Any] = [value] * world_size()
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-def share(rows: list[Any]) -> list[Any]:
-    """This rank's part of a global batch: every n-th row of n ranks, so that the global batch never depends on n.
+def shard(rows: list[Any]) -> list[Any]:
+    """Take this rank's shard of a global batch: every n-th row of n ranks, so that the global batch never depends on n.
 
-    >>> share(["a", "b"])
+    >>> shard(["a", "b"])
     ['a', 'b']
     """
     return rows[rank() :: world_size()]
 
 
-def interleave_shards(parts: list[list[Any]]) -> list[Any]:
-    """The global batch whose `share` on each rank is given.
+def interleave_shards(shards: list[list[Any]]) -> list[Any]:
+    """Rebuild the global batch from the `shard` of each rank.
 
     >>> interleave_shards([["a", "c"], ["b"]])
     ['a', 'b', 'c']
     """
-    return [part[i] for i in range(max(map(len, parts), default=0)) for part in parts if i < len(part)]
+    return [rows[i] for i in range(max(map(len, shards), default=0)) for rows in shards if i < len(rows)]
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """The flag is up on at least one rank."""
+    """Tell whether `flag` is True on at least one rank."""
     return bool(all_max(torch.tensor(float(flag), device=device)) > 0)
 
 
 def raise_on_all_ranks(work: Callable[..., Result], *args: Any) -> Result:
-    """What `work(*args)` gives, or on every rank an error if it failed on one: the others would wait for that one for ever.
+    """Return `work(*args)`, and raise on every rank if it failed on one.
+
+    Without this the other ranks would wait for the failed one forever.
 
     Raises:
-        UserError: it failed here, or on another rank.
+        UserError: `work` failed here, or on another rank.
     """
     failure: UserError | None = None
     try:
@@ -85,5 +87,5 @@ def raise_on_all_ranks(work: Callable[..., Result], *args: Any) -> Result:
     except UserError as error:
         failure = error
     if any_rank(failure is not None):
-        raise failure or UserError("another process of this run failed; its message says why")
+        raise failure or UserError("another rank of this run failed; read the message of that rank")
     return result

@@ -1,4 +1,4 @@
-"""Faults that a user can mend, each in one clear line."""
+"""Define the error that a user can fix, and find the nearest valid name for its message."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """What was given, why it cannot work, what to do instead, and where; the command line prints it without a traceback."""
+    """Report bad input in one clear line, which the command line prints without a traceback.
+
+    The line names the file, row or key, the value found there, why it is refused, and the value to set instead.
+    """
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The end of a message about an unknown name: `, did you mean 'x'?`, or the names there are.
+    """Format the end of a message about an unknown name: `did you mean 'x'?`, or the list of valid names.
 
     >>> nearest("tempreature", ["temperature", "epochs"])
     "did you mean 'temperature'?"
@@ -22,9 +25,9 @@ def nearest(name: str, options: Iterable[str]) -> str:
     >>> nearest("zzz", ["b", "a"])
     'expected one of: a, b'
     """
-    known = sorted(options)
-    # cut short: the shortest that goes on
-    begun = [other for other in known if len(name) > 1 and other.startswith(name)]
-    close = [min(begun, key=len)] if begun else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    close = close or [other for other in known if sorted(other) == sorted(name)]  # letters that changed places
-    return f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"
+    valid = sorted(options)
+    # a truncated name: take the shortest option that it begins
+    completed = [option for option in valid if len(name) > 1 and option.startswith(name)]
+    close = [min(completed, key=len)] if completed else difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    close = close or [option for option in valid if sorted(option) == sorted(name)]  # swapped letters
+    return f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(valid)}"

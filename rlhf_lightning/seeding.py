@@ -1,4 +1,4 @@
-"""Seeds that depend on numbers alone, and weights that depend on a seed alone."""
+"""Derive seeds from numbers alone, and make new weights depend on their seed alone."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def derive_seed(*numbers: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global random state inside the block, and restore it afterwards.
 
-    New tensors are made on the CPU: a GPU's generator gives other numbers, and a reference that is built outside of
+    New tensors are created on the CPU, because a GPU's generator gives other numbers. A reference that is built outside
     Lightning's device context would then differ from the policy.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA as well, which is not restored
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed CUDA, which is not restored
         yield

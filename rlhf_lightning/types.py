@@ -1,4 +1,4 @@
-"""What flows through the library: `Completions` → `Rollout` → `Batch`, and what a policy and a loss return.
+"""Define the data that flows through the library: `Generated` → `Completions` → `Rollout` → `Batch`, and outputs.
 
 Dimensions: B rows (a prompt with one response each), P prompt tokens (left padded), T response tokens (right padded),
 V vocabulary. Log-probabilities and KL are in nats, at the sampling temperature.
@@ -19,14 +19,14 @@ RowsT = TypeVar("RowsT", bound="Rows")
 
 @dataclass(frozen=True)
 class Rows:
-    """Tensors that all have B rows: the part that a rollout and the text it came from have in common."""
+    """Hold the tensors of B rows that completions and rollouts have in common."""
 
     tokens: Tensor
     """int64 [B, P+T]; prompt then response."""
     prompt_mask: Tensor
     """bool [B, P]; True on prompt tokens, False on the padding to their left."""
     mask: Tensor
-    """bool [B, T]; True where the policy chose the token, the stop token included. All False: the row counts for nothing."""
+    """bool [B, T]; True where the policy chose the token, the stop token included. A row that is all False has weight 0."""
     groups: Tensor
     """int64 [B]; rows of one prompt share it."""
     truncated: Tensor
@@ -36,86 +36,116 @@ class Rows:
         return self.tokens.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor field that is not None, by name."""
+        """Return every tensor field that is not None, by name."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def to(self: RowsT, device: torch.device | str, non_blocking: bool = False) -> RowsT:
-        """A copy with every tensor on `device`; Lightning calls it to move a batch."""
+        """Copy the rows to `device`; Lightning calls this method to move a batch."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking) for name, value in self.tensors().items()
         }
         return replace(self, **moved)
 
     def rows(self: RowsT, index: Tensor) -> RowsT:
-        """The rows that `index` (int64 or bool) names, in that order; a tensor without a row dimension stays."""
+        """Select the rows of `index` (int64 or bool), in that order; a tensor without a row dimension is kept as it is."""
         taken: dict[str, Any] = {name: value[index] if value.dim() else value for name, value in self.tensors().items()}
         return replace(self, **taken)
 
 
 @dataclass(frozen=True)
+class SamplingParams:
+    """Hold the settings of one call of a generator."""
+
+    max_new_tokens: int
+    """T, the maximum length of a response in tokens."""
+    temperature: float
+    """Divides the logits; 0 is greedy."""
+    stop_tokens: list[int]
+    """Each of them ends a response and belongs to it."""
+    pad_token: int
+    """Fills the columns after the end of a response; may be a stop token."""
+    responses_per_prompt: int = 1
+    """Responses to each prompt, in adjacent rows."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Hold the responses to N prompts; the B = N × `responses_per_prompt` rows of one prompt are adjacent."""
+
+    tokens: Tensor
+    """int64 [B, T]; right padded."""
+    mask: Tensor
+    """bool [B, T]; True on generated tokens, the stop token included."""
+    logprobs: Tensor | None
+    """float32 [B, T]; None where the generator records none."""
+    values: Tensor | None = None
+    """float32 [B, T]; V of the state before each token. None without a critic, or where the generator ignores it."""
+
+
+@dataclass(frozen=True)
 class Completions(Rows):
-    """What generation returns and a reward reads."""
+    """Hold generated responses with their texts, which a reward reads."""
 
     prompts: list[str] = field(default_factory=list)
-    """B strings, special tokens included, as the policy saw them."""
+    """B strings, special tokens included, as the policy read them."""
     responses: list[str] = field(default_factory=list)
-    """B strings, special tokens left out."""
+    """B strings, special tokens removed."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """What the data set said besides: column name to B values."""
+    """The other columns of the data set: column name to B values."""
     logprobs: Tensor | None = None
-    """float32 [B, T]; recorded while sampling. None where the text was not sampled or the sampler records none."""
+    """float32 [B, T]; recorded while sampling. None for recorded text and for generators that record none."""
     values: Tensor | None = None
-    """float32 [B, T]; recorded as well, where the critic reads the trunk that writes."""
+    """float32 [B, T]; recorded while sampling by a critic on the policy's backbone. None for other critics."""
 
 
 @dataclass(frozen=True)
 class Rollout(Rows):
-    """The tensors of `Completions` and what was measured on them."""
+    """Hold the tensors of `Completions` with log-probabilities, rewards and values."""
 
     logprobs: Tensor
-    """float32 [B, T]; under the policy that wrote it."""
+    """float32 [B, T]; under the policy that generated the response."""
     reference_logprobs: Tensor
     """float32 [B, T]; under the reference."""
     rewards: Tensor
-    """float32 [B]; one score a response, before any KL."""
+    """float32 [B]; one score per response, before any KL penalty."""
     values: Tensor | None
-    """float32 [B, T]; the critic's. None unless the algorithm `needs_values`."""
+    """float32 [B, T]; of the critic. None unless the algorithm `needs_values`."""
 
 
 @dataclass(frozen=True)
 class Batch(Rollout):
-    """What a loss may read; the type says that credit is done."""
+    """Hold a rollout with its advantages; a loss reads this type and no other."""
 
     advantages: Tensor | None
     """float32 [B, T]; None for preference losses."""
     returns: Tensor | None
-    """float32 [B, T]; what the critic learns. None unless the algorithm `needs_values`."""
+    """float32 [B, T]; the critic's targets. None unless the algorithm `needs_values`."""
     weight: Tensor = field(default_factory=lambda: torch.ones(()))
-    """float32 []; what the whole optimiser step (all micro-batches, all ranks) weighs: the loss is divided by it."""
+    """float32 []; weight of the whole optimiser step (all micro-batches, all ranks), by which the loss is divided."""
 
     @classmethod
     def of(cls, rollout: Rollout, advantages: Tensor | None = None, returns: Tensor | None = None) -> Batch:
-        """The rollout with its credit."""
-        held = {item.name: getattr(rollout, item.name) for item in fields(Rollout)}
-        return cls(**held, advantages=advantages, returns=returns)
+        """Extend a rollout with advantages and returns."""
+        rollout_fields = {item.name: getattr(rollout, item.name) for item in fields(Rollout)}
+        return cls(**rollout_fields, advantages=advantages, returns=returns)
 
 
 @dataclass(frozen=True)
 class PolicyOutput:
-    """What the policy says of a batch of responses that already exist."""
+    """Hold the policy's numbers for a batch of existing responses."""
 
     logprobs: Tensor
     """float32 [B, T]; of the response tokens."""
     entropy: Tensor | None = None
-    """float32 [B, T]; None unless asked for."""
+    """float32 [B, T]; None unless requested."""
     values: Tensor | None = None
     """float32 [B, T]; V of the state before each token. None where there is no critic."""
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A loss that is not yet divided, and what to log of it."""
+    """Hold a loss before its division, and the metrics to log."""
 
     loss: Tensor
     """float32 []; a sum over tokens or rows. The stage divides it by the weight of the optimiser step."""
@@ -127,7 +157,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class InstructionBatch(Rows):
-    """Prompts with recorded completions, for supervised fine-tuning."""
+    """Hold prompts with recorded completions, for supervised fine-tuning."""
 
     weight: Tensor = field(default_factory=lambda: torch.ones(()))
     """float32 []; completion tokens of the whole optimiser step."""
@@ -135,11 +165,11 @@ class InstructionBatch(Rows):
 
 @dataclass(frozen=True)
 class PreferenceBatch(Rows):
-    """Recorded responses and how people judged them, for reward modelling; `groups` holds what is compared."""
+    """Hold recorded responses and people's judgements, for reward modelling; rows of one group are compared."""
 
     ratings: Tensor
-    """float32 [B]; higher is better. 1 and 0 for a pair, places for a ranking."""
+    """float32 [B]; higher is better. 1 and 0 for a pair, ranks for a ranking."""
     margins: Tensor
-    """float32 [B]; by how much a response must beat the others of its group, 0 without a recorded margin."""
+    """float32 [B]; the score difference that a response needs over its group, 0 without a recorded margin."""
     weight: Tensor = field(default_factory=lambda: torch.ones(()))
     """float32 []; groups (responses, for a regression) of the whole optimiser step."""

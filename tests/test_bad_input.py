@@ -107,7 +107,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model.policy.name_or_path", "playground/sftt"], ["playground/sftt", "playground/sft"]),
         (["--model.generation.max_new_tokens", "120"], ["prompt of row 0", "context of 128", "max_prompt_length: 8"]),
         (["--model.generation.max_new_tokens", "128"], ["128 leaves no room for a prompt", "context of 128; lower it"]),
-        (["--model.policy.lora.target_modules", "[nope]"], ["lora.target_modules ['nope']", "not found"]),
+        (["--model.policy.lora.target_modules", "[nope]"], ["lora.target_modules is ['nope']", "not found"]),
         (["--model.policy.stop_tokens", "[nope]"], ["'nope'", "vocabulary"]),
         (["--model.reference", "adapter"], ["adapter", "policy.lora"]),
     ],
@@ -254,7 +254,7 @@ def test_what_init_cannot_write(fails: Callable[..., str]) -> None:
     ("kind", "sizes", "said"),
     [
         ("bert", {}, "is a BertForSequenceClassification, an encoder, whose classifier does not read"),
-        ("llama", {"num_labels": 3}, "is a classifier with 3 outputs; a reward model has one"),
+        ("llama", {"num_labels": 3}, "is a classifier with 3 outputs, and a reward model has one"),
         ("llama", {"vocab_size": 5}, "tokens and the model has embeddings for 5"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Credit: from one score a response to a number for every token the policy chose."""
+"""Compute advantages: from one score per response to one number per token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlhf_lightning.functional.masked import masked_moments
 
 
 def last_token(mask: Tensor) -> Tensor:
-    """bool [B, T]; True on the last True of each row of `mask` [B, T].
+    """Mark the last True of each row of `mask` [B, T]; bool [B, T].
 
     >>> last_token(torch.tensor([[True, True, False], [False, False, False]]))
     tensor([[False,  True, False],
@@ -20,25 +20,28 @@ def last_token(mask: Tensor) -> Tensor:
 
 
 def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
-    """float32 [B, T]: `-penalties` on every token, plus `scores` [B] on the last token the policy chose.
+    """Give every token `-penalties`, and the last token of a response its score of `scores` [B] too; float32 [B, T].
 
-    Source: Ziegler et al. 2019, eq. 2; the position is the paper's (TRL puts the score one token later, its issue 3750).
+    Source: Ziegler et al. 2019, eq. 2. The position is the paper's; TRL puts the score one token later (its issue 3750).
     """
     rewards = torch.where(last_token(mask), scores[:, None] - penalties, -penalties)
     return torch.where(mask, rewards, rewards.new_zeros(()))
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) and the returns `A + V`.
+    """Estimate generalised advantages (Schulman et al. 2016, eq. 16) and the returns `A + V`.
 
     δ_t = r_t + γ V_{t+1} - V_t;  A_t = δ_t + γλ A_{t+1};  V after the last token is 0.
 
     Args:
-        rewards: float32 [B, T]; `values` the same; `mask` bool [B, T], True on a run of tokens from the first.
-        gamma: discount. gae_lambda: λ, 1 for returns minus values, 0 for one-step differences.
+        rewards: float32 [B, T].
+        values: float32 [B, T].
+        mask: bool [B, T]; True on consecutive tokens from the first.
+        gamma: the discount.
+        gae_lambda: λ; 1 for returns minus values, 0 for one-step differences.
 
     Returns:
-        advantages and returns, float32 [B, T], 0 outside the mask.
+        Advantages and returns, float32 [B, T], 0 outside the mask.
 
     >>> gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25]]), torch.tensor([[True, True]]), 1.0, 1.0)
     (tensor([[0.5000, 0.7500]]), tensor([[1., 1.]]))
@@ -54,7 +57,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
 
 
 def group_sums(x: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """[B], [B]: the sum of `x` over the valid rows of each row's group, and how many they are."""
+    """Sum `x` over the valid rows of each row's group, and count them; [B] each."""
     _, member = torch.unique(groups, return_inverse=True)
     kept = torch.where(valid, x, x.new_zeros(()))
     sums = torch.zeros_like(x).index_add_(0, member, kept)
@@ -63,9 +66,9 @@ def group_sums(x: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor
 
 
 def leave_one_out(returns: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """[B]: the mean return of the other responses of the same prompt (RLOO: Ahmadian et al. 2024, eq. 8).
+    """Average the returns of the other responses of the same prompt (RLOO: Ahmadian et al. 2024, eq. 8); [B].
 
-    A row that is alone in its group gets its own return, so that it counts for nothing.
+    A row that is alone in its group gets its own return, so its advantage is 0.
 
     >>> leave_one_out(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0, 0, 0]), torch.tensor([True, True, True]))
     tensor([4.0000, 3.5000, 1.5000])
@@ -75,8 +78,8 @@ def leave_one_out(returns: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
 
 
 def group_moments(x: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """[B], [B]: mean and unbiased standard deviation of each row's group (0 for a single row)."""
-    wide = x.double()  # in float32 equal numbers would deviate, by rounding, which GRPO would divide by itself
+    """Compute mean and unbiased standard deviation of each row's group, [B] each; the deviation of a single row is 0."""
+    wide = x.double()  # in float32, rounding gives equal numbers a deviation, by which GRPO divides
     sums, counts = group_sums(wide, groups, valid)
     mean = sums / counts.clamp(min=1)
     squares, _ = group_sums((wide - mean).square(), groups, valid)
@@ -84,20 +87,22 @@ def group_moments(x: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Ten
 
 
 def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For every group the row with the highest and the one with the lowest score.
+    """Find the rows with the highest and the lowest score of every group.
 
     Returns:
-        best int64 [G], worst int64 [G], differ bool [G]: False where the group is tied or has fewer than two valid rows.
+        best: int64 [G].
+        worst: int64 [G].
+        differ: bool [G]; False where the group is tied or has fewer than two valid rows.
     """
     device, best, worst, differ = scores.device, [], [], []
-    scores, groups, valid = scores.cpu(), groups.cpu(), valid.cpu()  # a few waits for the device, not as many a group
+    scores, groups, valid = scores.cpu(), groups.cpu(), valid.cpu()  # one wait for the device, not several per group
     for group in torch.unique(groups):
         members = torch.nonzero(groups == group).flatten()
         usable = members[valid[members]]
         chosen = usable if len(usable) > 1 else members
         high, low = chosen[scores[chosen].argmax()], chosen[scores[chosen].argmin()]
         real = bool(len(usable) > 1 and scores[high] > scores[low])
-        if not real:  # any two different rows stand in, so that every rank keeps its number of rows
+        if not real:  # placeholders, so that every rank keeps its number of rows
             high, low = members[0], members[-1]
         best.append(high)
         worst.append(low)
@@ -106,11 +111,11 @@ def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tenso
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """float32 []: 1 - Var(returns - values) / Var(returns) over the tokens under the mask, over all ranks; 1 is a perfect critic.
+    """Compute 1 - Var(returns - values) / Var(returns) over the masked tokens of all ranks; 1 is a perfect critic.
 
     >>> import torch
     >>> float(explained_variance(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool)))
     1.0
     """
-    left, total = (masked_moments(x, mask)[1] for x in (returns - values, returns))
-    return 1 - left / total.clamp(min=1e-12)
+    residual, total = (masked_moments(x, mask)[1] for x in (returns - values, returns))
+    return 1 - residual / total.clamp(min=1e-12)

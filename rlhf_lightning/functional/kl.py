@@ -1,9 +1,9 @@
-"""Estimators of KL(policy ‖ reference) from the policy's own samples: the one place where KL is estimated.
+"""Estimate KL(policy ‖ reference) from the policy's own samples; no other module estimates KL.
 
-Source: Schulman, "Approximating KL divergence", 2020. With d = log π(a) - log ref(a) for a drawn from π:
-k1 = d and k3 = exp(-d) - 1 + d are unbiased in value, k2 = d²/2 is not. As a loss it is the other way round: the expected
-gradient of k1 is zero, that of k2 is the gradient of the reverse KL on-policy, that of k3 is not unless it is weighted by
-the ratio of the policy now to the one that drew the sample.
+Source: Schulman, "Approximating KL divergence", 2020. Let d = log π(a) - log ref(a) for a sample a of π. The values of
+k1 = d and k3 = exp(-d) - 1 + d are unbiased; that of k2 = d²/2 is biased. The gradients differ. The expected gradient of k1
+is zero. On-policy, the gradient of k2 is that of the reverse KL. The gradient of k3 is that of the reverse KL only if k3
+is weighted by the ratio of the current policy to the policy that generated the sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Estimator = Literal["k1", "k2", "k3"]
 
 
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: Estimator = "k1") -> Tensor:
-    """One estimate a token, in nats; same shape as the log-probabilities.
+    """Estimate the KL per token, in nats; the shape is that of the log-probabilities.
 
     >>> kl_estimate(torch.tensor(-1.0), torch.tensor(-1.5), "k2")
     tensor(0.1250)
@@ -31,8 +31,8 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: Estimat
 
 
 def ratio_weighted(kl: Tensor, logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """`kl` times π/π_old: as a loss, k3 then has the gradient of the reverse KL, off-policy too.
+    """Multiply `kl` by π/π_old; as a loss, k3 then has the gradient of the reverse KL, also off-policy.
 
-    With a single gradient step the ratio is 1 and its gradient is the score function, which is what makes k1 and k3 right.
+    In the first gradient step the ratio is 1 and its gradient is the score function, which corrects k1 and k3.
     """
     return torch.exp(logprobs - old_logprobs) * kl

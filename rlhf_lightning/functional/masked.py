@@ -1,4 +1,4 @@
-"""Sums, means and whitening over a mask, of all ranks where there is a process group: the one place for statistics."""
+"""Compute sums, means and whitening over a mask, on all ranks of a process group."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlhf_lightning.distributed import all_sum
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum of `x` where `mask` is True, on this rank, as float64 [] so that the order of rows leaves no trace.
+    """Sum `x` where `mask` is True, on this rank, as float64 [], so that the order of rows does not change the result.
 
     >>> masked_sum(torch.tensor([1.0, 2.0, float("nan")]), torch.tensor([True, True, False]))
     tensor(3., dtype=torch.float64)
@@ -18,13 +18,13 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` over the True entries of all ranks; 0 where there are none. float32 []."""
+    """Average `x` over the True entries of all ranks; 0 where there are none. float32 []."""
     sums = all_sum(torch.stack([masked_sum(x, mask), mask.sum().double()]))
     return (sums[0] / sums[1].clamp(min=1)).to(x.dtype)
 
 
 def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over the True entries of all ranks; the variance of fewer than two entries is 0."""
+    """Compute mean and unbiased variance over the True entries of all ranks; the variance of one entry is 0."""
     count = all_sum(mask.sum().double())
     mean = all_sum(masked_sum(x, mask)) / count.clamp(min=1)
     square = all_sum(masked_sum((x.double() - mean) ** 2, mask))
@@ -32,7 +32,7 @@ def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """Mean 0 and unbiased variance 1 over the True entries of all ranks; 0 elsewhere (Huang et al. 2024, detail 9).
+    """Scale to mean 0 and unbiased variance 1 over the True entries of all ranks; 0 elsewhere (Huang et al. 2024, detail 9).
 
     >>> whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[True, True, False]]))
     tensor([[-0.7071,  0.7071,  0.0000]])
@@ -42,10 +42,10 @@ def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def row_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """[B]: sum of each row of `x` [B, T] over its mask."""
+    """Sum each row of `x` [B, T] over its mask; [B]."""
     return torch.where(mask, x, x.new_zeros(())).sum(-1)
 
 
 def row_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """[B]: mean of each row of `x` [B, T] over its mask; 0 for an empty row."""
+    """Average each row of `x` [B, T] over its mask; [B], 0 for an empty row."""
     return row_sum(x, mask) / mask.sum(-1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors; none of them divides, the stage does."""
+"""Compute losses of policies and critics elementwise; the stage divides their sum."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 def clipped_policy_loss(
     ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float | None = None, dual_clip: float | None = None
 ) -> Tensor:
-    """PPO's clipped objective with its sign turned (Schulman et al. 2017, eq. 7), elementwise.
+    """Compute the negative of PPO's clipped objective (Schulman et al. 2017, eq. 7), elementwise.
 
         max(-A r, -A clip(r, 1 - ε_low, 1 + ε_high))
 
-    `clip_high` None is `clip_low`; with `dual_clip` c it is never more than -c A for A < 0 (Ye et al. 2020, eq. 5).
+    `clip_high` None means `clip_low`. With `dual_clip` c the loss is at most -c A for A < 0 (Ye et al. 2020, eq. 5).
 
     >>> clipped_policy_loss(torch.tensor(1.5), torch.tensor(1.0), 0.2)
     tensor(-1.2000)
@@ -26,7 +26,7 @@ def clipped_policy_loss(
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
-    """½ max((V - R)², (clip(V, V_old ± ε) - R)²), elementwise; no clipping where `clip_range` is None."""
+    """Compute ½ max((V - R)², (clip(V, V_old ± ε) - R)²), elementwise; `clip_range` None does not clip."""
     error = (values - returns).square()
     if clip_range is not None:
         clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)

@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors; none of them divides, the stage does."""
+"""Compute losses of pairs of responses elementwise; the stage divides their sum."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def preference_loss(
     kind: PreferenceLoss,
     label_smoothing: float,
 ) -> Tensor:
-    """One loss a pair from D = Σ_t log π - log ref of its two responses; all arguments [pairs].
+    """Compute one loss per pair from D = Σ_t log π - log ref of its two responses; all tensors are [pairs].
 
     sigmoid: -(1-ε) logσ(βΔ) - ε logσ(-βΔ), Δ = D_c - D_j (Rafailov et al. 2023, eq. 7; ε > 0: conservative DPO)
     ipo: (Δ - 1/(2β))² (Azar et al. 2023, eq. 17)
@@ -36,9 +36,9 @@ def preference_loss(
 
 
 def preference_agreement(margin: Tensor) -> Tensor:
-    """1 where a margin in nats prefers the chosen response, 0 where it prefers the rejected one, ½ where it prefers neither.
+    """Return 1 where a margin in nats prefers the chosen response, 0 for the rejected response, ½ for a tie.
 
-    Less than 1e-4 nats is the rounding of two passes over the same weights.
+    Margins below 1e-4 nats are ties, because two passes over the same weights differ by as much.
 
     >>> preference_agreement(torch.tensor([0.5, -0.5, 1e-6]))
     tensor([1.0000, 0.0000, 0.5000])
@@ -47,7 +47,7 @@ def preference_agreement(margin: Tensor) -> Tensor:
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, centering: float) -> Tensor:
-    """-logσ(s_c - s_j - margin) + λ(s_c + s_j)², one a pair (Ouyang et al. 2022, eq. 1; Eisenstein et al. 2023, eq. 2).
+    """Compute -logσ(s_c - s_j - margin) + λ(s_c + s_j)² per pair (Ouyang et al. 2022, eq. 1; Eisenstein et al. 2023, eq. 2).
 
     >>> bradley_terry_loss(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0), 0.0)
     tensor(0.6931)

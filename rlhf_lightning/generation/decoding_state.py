@@ -1,4 +1,4 @@
-"""One token a row from its logits and its own uniform number, and the record of what was drawn."""
+"""Record the tokens of B rows while they decode."""
 
 from __future__ import annotations
 
@@ -8,36 +8,39 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.generation.sampling import sample
+from rlhf_lightning.types import Generated, SamplingParams
 
 
 class DecodingState:
-    """What B rows have written so far, up to T tokens each, and the luck of every token that they may write."""
+    """Hold the tokens, log-probabilities and values of B rows of up to T tokens, and one uniform number per token position."""
 
     def __init__(
         self,
         rows: int,
-        width: int,
-        temperature: float,
-        stop_tokens: list[int],
-        pad_token: int,
+        params: SamplingParams,
         generator: torch.Generator,
         critic: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        device = generator.device
-        self.temperature, self.width = temperature, width
+        device, width = generator.device, params.max_new_tokens
+        self.temperature, self.width = params.temperature, width
         self.uniforms = torch.rand(width, rows, generator=generator, device=device)
-        self.stops = torch.tensor(stop_tokens, dtype=torch.long, device=device)
-        self.tokens = torch.full((rows, width), pad_token, dtype=torch.long, device=device)
+        self.stops = torch.tensor(params.stop_tokens, dtype=torch.long, device=device)
+        self.tokens = torch.full((rows, width), params.pad_token, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(rows, width, device=device)
         self.critic = critic
         self.values = None if critic is None else torch.zeros(rows, width, device=device)
         self.generated = torch.zeros(rows, dtype=torch.long, device=device)
 
     def extend(self, rows: Tensor, hidden: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a token for each of `rows` [n] from the `logits` [n, V] of the `hidden` states [n, H].
+        """Sample and record one token for each of `rows`.
+
+        Args:
+            rows: int64 [n]; indices of the rows.
+            hidden: [n, H]; hidden states, which the critic reads.
+            logits: float32 [n, V]; of the same states.
 
         Returns:
-            The tokens [n], and which rows go on after them.
+            The tokens, int64 [n], and whether each row is unfinished, bool [n].
         """
         step = self.generated[rows]
         chosen, logprobs = sample(logits, self.temperature, self.uniforms[step, rows])
@@ -47,7 +50,7 @@ class DecodingState:
         self.generated[rows] = step + 1
         return chosen, ~torch.isin(chosen, self.stops) & (step + 1 < self.width)
 
-    @property
-    def mask(self) -> Tensor:
-        """bool [B, T]; True on what was written."""
-        return torch.arange(self.width, device=self.generated.device) < self.generated[:, None]
+    def result(self) -> Generated:
+        """Return the recorded responses."""
+        mask = torch.arange(self.width, device=self.generated.device) < self.generated[:, None]
+        return Generated(self.tokens, mask, self.logprobs, self.values)

@@ -1,4 +1,4 @@
-"""How the policy writes: the built-in sampler, and transformers' own `generate`."""
+"""Generate responses with the built-in sampler."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.generation.base import Generated, Generator
-from rlhf_lightning.generation.continuous import ContinuousBatch, UnsuitableCacheError
+from rlhf_lightning.generation.base import Generated, Generator, SamplingParams
+from rlhf_lightning.generation.continuous import ContinuousBatch, UnsupportedCacheError
 from rlhf_lightning.generation.decoding_state import DecodingState
-from rlhf_lightning.generation.sampling import sample as sample
 from rlhf_lightning.generation.static import decode_static
 from rlhf_lightning.models.backbone import language_model
 from rlhf_lightning.models.kv_cache import rows_are_independent
@@ -20,28 +19,34 @@ from rlhf_lightning.models.kv_cache import rows_are_independent
 
 @dataclass
 class Sampler(Generator):
-    """One prefill a prompt whatever the number of responses; a key-value cache; finished rows leave the batch.
+    """Generate with one prefill per prompt, a KV cache and continuous batching.
 
-    The log-probability of every token, at the temperature, is recorded from the logits that it was drawn from, and the value of
-    a critic on the same trunk from the hidden state. What a row
-    writes depends on the model, its prompt and its own random numbers alone, not on which rows decode beside it.
+    The sampler records the log-probability of every token, at the temperature, from the logits that it was sampled from.
+    It records the value of a critic on the same backbone from the hidden state. A response depends on the model, its prompt
+    and its own random numbers alone, not on the rows that decode beside it.
     """
 
     max_new_tokens: int = 128
-    """Longest response, in tokens."""
+    """Maximum length of a response, in tokens."""
     temperature: float = 1.0
-    """Divides the logits, here and in every log-probability; 0 is greedy (for `predict`, not for learning)."""
+    """Divides the logits, here and in every log-probability; 0 is greedy (for `predict`, not for training)."""
     max_batch_size: int = 256
-    """Rows that decode at a time, and others wait; memory for keys and values grows with it, and no response changes."""
+    """Maximum number of rows that decode at a time; other rows wait. The KV cache grows with it; no response changes."""
     continuous_batching: bool = True
-    """False: a row waits until all that decode have ended, and the cache is that of transformers; so it is for models with
-    windows or states anyway."""
+    """False: new rows wait until all decoding rows have ended, and transformers provides the cache. Models with attention
+    windows or recurrent states always decode in this way."""
 
     def __post_init__(self) -> None:
-        """See `Generator.__post_init__`."""
+        """Check the fields.
+
+        Raises:
+            UserError: `max_batch_size` is below 1, or a field of `Generator` is invalid.
+        """
         super().__post_init__()
         if self.max_batch_size < 1:
-            raise UserError(f"generation.max_batch_size is {self.max_batch_size}; it must be at least 1")
+            raise UserError(
+                f"generation.max_batch_size is {self.max_batch_size}; a row must decode: set it to at least 1"
+            )
 
     @torch.no_grad()
     def generate(
@@ -49,24 +54,19 @@ class Sampler(Generator):
         model: nn.Module,
         prompts: Tensor,
         prompt_mask: Tensor,
-        responses_per_prompt: int,
-        stop_tokens: list[int],
-        pad_token: int,
+        params: SamplingParams,
         generator: torch.Generator,
-        temperature: float | None = None,
         critic: Callable[[Tensor], Tensor] | None = None,
     ) -> Generated:
-        """See `Generator.generate`."""
-        lm = language_model(model)
-        sampling_temperature = self.temperature if temperature is None else temperature
-        rows, width = len(prompts) * responses_per_prompt, self.max_new_tokens
-        decoding = DecodingState(rows, width, sampling_temperature, stop_tokens, pad_token, generator, critic)
-        given = (lm, prompts, prompt_mask, responses_per_prompt, self.max_batch_size, decoding)
-        if not (self.continuous_batching and rows_are_independent(lm, prompts.shape[1] + width)):
-            decode_static(*given)
-        else:
+        """Implement `Generator.generate`."""
+        lm, copies = language_model(model), params.responses_per_prompt
+        state = DecodingState(len(prompts) * copies, params, generator, critic)
+        longest = prompts.shape[1] + params.max_new_tokens
+        if self.continuous_batching and rows_are_independent(lm, longest):
             try:
-                ContinuousBatch(*given).run()
-            except UnsuitableCacheError:
-                decode_static(*given)
-        return Generated(decoding.tokens, decoding.mask, decoding.logprobs, decoding.values)
+                ContinuousBatch(lm, prompts, prompt_mask, copies, self.max_batch_size, state).run()
+                return state.result()
+            except UnsupportedCacheError:
+                pass  # raised before the first token, so the state is still empty
+        decode_static(lm, prompts, prompt_mask, copies, self.max_batch_size, state)
+        return state.result()

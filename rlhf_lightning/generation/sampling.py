@@ -1,4 +1,4 @@
-"""One token a row from its logits and its own uniform number, and the record of what was drawn."""
+"""Sample one token per row from logits and one uniform random number."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 64
-"""Tokens of the vocabulary whose probabilities are summed first; only in one block a row are they then cumulated."""
+"""Tokens per block of the vocabulary. Blocks are summed first, and only one block per row is then cumulated."""
 
 
 def sample(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """One token a row by inverting the cumulative distribution at `uniforms` [N], and its log-probability; greedy at 0.
+    """Sample by inverting the cumulative distribution at `uniforms`; take the most likely token at temperature 0.
 
-    The draw of a row depends on its own uniform number alone, so rows that finish do not change those that go on.
+    A row's token depends on its own uniform number alone, so rows that end change no other row.
+
+    Args:
+        logits: float32 [N, V].
+        temperature: divides the logits; 0 is greedy.
+        uniforms: float32 [N], in [0, 1).
+
+    Returns:
+        Tokens int64 [N], and their log-probabilities float32 [N].
     """
     probabilities = (logits / (temperature or 1.0)).softmax(-1)
     chosen = logits.argmax(-1) if temperature == 0 else _invert_cdf(probabilities, uniforms)
@@ -21,19 +29,26 @@ def sample(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor
 
 
 def _invert_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """int64 [N]: the first token at which the sum of `probabilities` [N, V] passes `uniforms`; never one that cannot be."""
+    """Find, per row, the first token at which the sum of `probabilities` [N, V] exceeds `uniforms` [N].
+
+    A token of probability 0 is never chosen.
+    """
     count, vocabulary = probabilities.shape
     blocks = F.pad(probabilities, (0, -vocabulary % BLOCK)).view(count, -1, BLOCK)
     ends = _as_integers(blocks.sum(-1)).cumsum(-1)
     mark = (uniforms.double()[:, None] * ends[:, -1:]).long()
-    block = torch.searchsorted(ends, mark, right=True).clamp(max=ends.shape[1] - 1)  # of NaN, which the loss will tell
+    # NaN passes through here, and the check for non-finite losses reports it
+    block = torch.searchsorted(ends, mark, right=True).clamp(max=ends.shape[1] - 1)
     inside = _as_integers(blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1)).cumsum(-1)
-    # a block's sum was rounded: what is left of the mark must still lie inside of it
+    # the block's sum was rounded, so the rest of the mark is limited to the block
     rest = torch.minimum(mark - F.pad(ends, (1, 0)).gather(1, block), inside[:, -1:] - 1)
     chosen = block * BLOCK + torch.searchsorted(inside, rest, right=True)
     return chosen.squeeze(-1).clamp(max=vocabulary - 1)
 
 
 def _as_integers(probabilities: Tensor) -> Tensor:
-    """In units of 2^-40, at least one for what can be: sums of whole numbers are exact, also where CUDA adds in any order."""
+    """Convert to multiples of 2^-40, at least one for a positive probability.
+
+    Sums of integers are exact, also on CUDA, which adds in any order.
+    """
     return (probabilities.double() * 2.0**40).ceil().long()

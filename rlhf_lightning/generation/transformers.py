@@ -1,4 +1,4 @@
-"""How the policy writes: the built-in sampler, and transformers' own `generate`."""
+"""Generate responses with the `generate` method of transformers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.generation.base import Generated, Generator
-from rlhf_lightning.generation.sampling import sample as sample
+from rlhf_lightning.generation.base import Generated, Generator, SamplingParams
 
 
 @dataclass
 class TransformersGenerate(Generator):
-    """transformers' own `generate`: slower, and the reference for correctness; records no log-probabilities."""
+    """Call transformers' own `generate`: slower, the reference for correctness, and without log-probabilities."""
 
     max_new_tokens: int = 128
-    """Longest response, in tokens."""
+    """Maximum length of a response, in tokens."""
     temperature: float = 1.0
     """Divides the logits; 0 is greedy."""
 
@@ -27,18 +26,14 @@ class TransformersGenerate(Generator):
         model: nn.Module,
         prompts: Tensor,
         prompt_mask: Tensor,
-        responses_per_prompt: int,
-        stop_tokens: list[int],
-        pad_token: int,
+        params: SamplingParams,
         generator: torch.Generator,
-        temperature: float | None = None,
         critic: Callable[[Tensor], Tensor] | None = None,
     ) -> Generated:
-        """See `Generator.generate`; `generate` reads the global random state, which is seeded from `generator` and put back."""
-        sampling_temperature = self.temperature if temperature is None else temperature
+        """Implement `Generator.generate`; the global random state is seeded from `generator`, then restored."""
         sampling = (
-            {"do_sample": True, "temperature": sampling_temperature, "top_k": 0, "top_p": 1.0}
-            if sampling_temperature
+            {"do_sample": True, "temperature": params.temperature, "top_k": 0, "top_p": 1.0}
+            if params.temperature
             else {"do_sample": False}
         )
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -47,20 +42,21 @@ class TransformersGenerate(Generator):
             full: Tensor = model.generate(  # type: ignore[operator]
                 input_ids=prompts,
                 attention_mask=prompt_mask.long(),
-                max_new_tokens=self.max_new_tokens,
-                num_return_sequences=responses_per_prompt,
-                eos_token_id=stop_tokens,
-                pad_token_id=pad_token,
-                synced_gpus=False,  # weights that are cut are whole here, and a rank may have nothing to write
+                max_new_tokens=params.max_new_tokens,
+                num_return_sequences=params.responses_per_prompt,
+                eos_token_id=params.stop_tokens,
+                pad_token_id=params.pad_token,
+                synced_gpus=False,  # sharded weights are gathered here, and a rank may have no prompt
                 **sampling,
             )
-        return _trimmed(full[:, prompts.shape[1] :], self.max_new_tokens, stop_tokens, pad_token)
+        return _trimmed(full[:, prompts.shape[1] :], params)
 
 
-def _trimmed(generated: Tensor, width: int, stop_tokens: list[int], pad_token: int) -> Generated:
-    tokens = generated.new_full((len(generated), width), pad_token)
+def _trimmed(generated: Tensor, params: SamplingParams) -> Generated:
+    """Pad the responses [B, t] to T tokens, and mask the tokens after the first stop token."""
+    tokens = generated.new_full((len(generated), params.max_new_tokens), params.pad_token)
     tokens[:, : generated.shape[1]] = generated
-    stopped = torch.isin(tokens, torch.tensor(stop_tokens, device=tokens.device))
+    stopped = torch.isin(tokens, torch.tensor(params.stop_tokens, device=tokens.device))
     mask = stopped.long().cumsum(-1) - stopped.long() == 0
     mask[:, generated.shape[1] :] = False
-    return Generated(tokens.masked_fill(~mask, pad_token), mask, None)
+    return Generated(tokens.masked_fill(~mask, params.pad_token), mask, None)

@@ -1,1 +1,1 @@
-"""What a role (policy, reference, critic, reward model) adds to a transformers model."""
+"""Load transformers models, and add the parts that each role needs: policy, critic, reference, reward model."""

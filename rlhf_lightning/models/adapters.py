@@ -1,42 +1,43 @@
-"""LoRA adapters by peft: attaching, continuing, and looking past them for the reference."""
+"""Attach LoRA adapters of peft, resume them, and disable them for the reference."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.config import ModelConfig
 from rlhf_lightning.models.linear_layers import layers_unlike_linear
 from rlhf_lightning.models.paths import one_line
 from rlhf_lightning.seeding import seeded
-
-if TYPE_CHECKING:
-    from rlhf_lightning.models.loading import ModelConfig
 
 REFERENCE = "reference"
 """Name of the frozen copy of an adapter that was trained before this run began."""
 
 
 def with_adapter(model: Any, config: ModelConfig, folder: str | None, task: str) -> Any:
-    """A peft model: a new adapter as `config.lora` says, or the one in `folder`, of which a frozen copy stays the reference.
+    """Attach a new adapter as `config.lora` says, or the adapter in `folder`, of which a frozen copy is the reference.
 
     Args:
         model: a transformers model, perhaps quantised.
-        config: says rank, scale, layers and the seed of a new adapter.
-        folder: holds an adapter that was trained before, which goes on training.
-        task: peft's task type, CAUSAL_LM or SEQ_CLS; a language model alone is ever a reference.
+        config: rank, scale, layers and seed of a new adapter.
+        folder: an adapter from an earlier run, whose training continues; None for a new one.
+        task: peft's task type, CAUSAL_LM or SEQ_CLS; only a language model gets a reference.
+
+    Returns:
+        A peft model.
 
     Raises:
-        UserError: the adapter does not fit the model, or cannot go on training.
+        UserError: the adapter does not fit the model, or cannot be trained further.
     """
     from peft import PeftModel
 
     with seeded(config.seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's advice on GPT-2's layers, and names of transformers that are to go
+        warnings.simplefilter("ignore")  # peft's advice on GPT-2's layers, and deprecated names of transformers
         if folder is None:
             return _new_adapter(model, config, task)
         try:
@@ -44,7 +45,9 @@ def with_adapter(model: Any, config: ModelConfig, folder: str | None, task: str)
             if task == "CAUSAL_LM":
                 adapted.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
         except (ValueError, RuntimeError) as error:  # virtual tokens, biases, weights of another size
-            raise UserError(f"the adapter {folder} cannot go on training: {one_line(error)}") from error
+            raise UserError(
+                f"the adapter {folder} cannot be trained further: {one_line(error)}; set name_or_path to another model"
+            ) from error
         without_dropout(adapted, ("default", REFERENCE))
         return adapted
 
@@ -53,13 +56,13 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     assert config.lora is not None
-    others = layers_unlike_linear(model) if config.lora.target_modules == "all-linear" else []
+    excluded = layers_unlike_linear(model) if config.lora.target_modules == "all-linear" else []
     options = LoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
-        exclude_modules=others or None,
+        exclude_modules=excluded or None,
         use_rslora=config.lora.rslora,
         task_type=task,
     )
@@ -67,15 +70,15 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
         return get_peft_model(model, options)
     except ValueError as error:
         raise UserError(
-            f"no adapter goes on the model with lora.target_modules {config.lora.target_modules}: {error}"
+            f"lora.target_modules is {config.lora.target_modules}, which peft refuses: {error}; set it to layers of the model"
         ) from error
 
 
 @contextmanager
 def adapter_view(model: nn.Module, names: list[str]) -> Iterator[None]:
-    """Run the base with the adapters `names`, or with none; nothing's `requires_grad` changes.
+    """Run the base with the adapters `names`, or with none; no `requires_grad` changes.
 
-    peft's own switches (`disable_adapter`, `set_adapter`) also freeze and unfreeze weights.
+    peft's own methods (`disable_adapter`, `set_adapter`) also freeze and unfreeze weights.
     """
     layers = _layers(model)
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
@@ -90,7 +93,7 @@ def adapter_view(model: nn.Module, names: list[str]) -> Iterator[None]:
 
 
 def reference_view(model: nn.Module) -> AbstractContextManager[None]:
-    """The base alone, or with the adapter that the run began with."""
+    """Run the base alone, or with the adapter that the run started from."""
     return adapter_view(model, [REFERENCE] if REFERENCE in model.peft_config else [])  # type: ignore[operator]
 
 
@@ -103,28 +106,28 @@ def _layers(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def adding_adapter(model: nn.Module, trains: bool) -> Iterator[None]:
-    """What is added inside trains, or does not; what was there stays as it was, which peft decides anew with every adapter."""
-    there = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    """Set `requires_grad` of weights added inside the block to `trains`, and restore it for the others, which peft changes."""
+    before = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's advice on GPT-2's layers, and names of transformers that are to go
+        warnings.simplefilter("ignore")  # peft's advice on GPT-2's layers, and deprecated names of transformers
         yield
     for parameter in model.parameters():
-        parameter.requires_grad_(there.get(id(parameter), trains))
+        parameter.requires_grad_(before.get(id(parameter), trains))
 
 
 def without_dropout(model: nn.Module, names: Iterable[str]) -> None:
-    """Take the dropout of these adapters off: of one that was trained before, it is no longer wanted."""
+    """Set the dropout of the adapters `names` to 0."""
     for path, module in model.named_modules():
         if "lora_dropout" in path and isinstance(module, nn.Dropout) and path.rpartition(".")[-1] in names:
             module.p = 0.0
 
 
 def current_adapter_view(model: nn.Module) -> AbstractContextManager[None]:
-    """The adapters that are on as this is called; for what runs later, such as a recomputation in the backward pass."""
+    """Return a view of the currently active adapters, for a later recomputation in the backward pass."""
     layer = _layers(model)[0]
     return adapter_view(model, [] if layer._disable_adapters else layer.active_adapters)
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """The model carries an adapter."""
+    """Tell whether the model has an adapter."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")

@@ -1,4 +1,4 @@
-"""Where models come from: names, folders, adapters' folders, and what is said when one is not there."""
+"""Define the config of a model: its source, dtype, quantisation, adapter and limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_lightning.models.paths import is_adapter, resolve_path
 
 @dataclass
 class LoraOptions:
-    """A low-rank adapter (Hu et al. 2021), by peft."""
+    """Configure a low-rank adapter (Hu et al. 2021) of peft."""
 
     r: int = 16
     """Rank."""
@@ -20,81 +20,84 @@ class LoraOptions:
     dropout: float = 0.0
     """Dropout on the adapter's input; keep 0 where log-probabilities are compared."""
     target_modules: str | list[str] = "all-linear"
-    """Names of the layers that get one; by default all linear layers but the head.
+    """Names of the layers that get an adapter; by default all linear layers except the head.
 
-    Of a mixture of experts it is what peft makes of that: attention, routers and experts, and no dense or shared MLP, of Mixtral,
-    Qwen, DeepSeek and GLM; no experts of GPT-OSS, Granite, PhiMoE, Jamba and Llama 4."""
+    In a mixture of experts peft chooses the layers. Mixtral, Qwen, DeepSeek and GLM get adapters on attention, routers and
+    experts, but not on a dense or shared MLP. GPT-OSS, Granite, PhiMoE, Jamba and Llama 4 get none on experts."""
     rslora: bool = False
     """Scale by alpha / √r instead."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no adapter.
+        """Check the fields.
 
         Raises:
-            UserError: a rank below one, or a dropout outside [0, 1).
+            UserError: the rank is below 1, or the dropout is outside [0, 1).
         """
         if self.r < 1:
-            raise UserError(f"lora.r is {self.r}; it must be at least 1")
+            raise UserError(f"lora.r is {self.r}; an adapter needs a rank: set it to at least 1")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"lora.dropout is {self.dropout}; it must be at least 0 and below 1")
+            raise UserError(f"lora.dropout is {self.dropout}; it is a probability: set it to at least 0 and below 1")
 
 
 @dataclass
 class ModelConfig:
-    """Where a model comes from and how it is loaded."""
+    """Configure where a model comes from and how it is loaded."""
 
     name_or_path: str | None = None
     """A hub name, a local folder (a run's `export`, an adapter's too), or the package's playground/sft, playground/reward."""
     config: dict[str, Any] | None = None
-    """Instead of a name: a model from scratch, such as {model_type: llama, hidden_size: 64}; needs `tokenizer`."""
+    """A model from scratch, instead of a name, such as {model_type: llama, hidden_size: 64}; needs `tokenizer`."""
     tokenizer: str | None = None
     """Hub name or folder of the tokenizer; by default the model's."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """Type of the weights."""
+    """Dtype of the weights."""
     quantization: Literal["nf4", "int8"] | None = None
     """Quantise the frozen base; needs `lora`."""
     lora: LoraOptions | None = None
-    """Train an adapter and leave the base as it is."""
+    """Train an adapter on the frozen base."""
     chat_template: str | None = None
     """`dialogue` (\\n\\nHuman: … \\n\\nAssistant: …), `chatml`, a file, or a Jinja template; by default the tokenizer's."""
     pad_token: str | None = None
-    """For a tokenizer without one; may be its end-of-sequence token."""
+    """Pad token of a tokenizer that has none; may be its end-of-sequence token."""
     stop_tokens: list[str] = field(default_factory=list)
-    """Tokens that end a response besides those the model names."""
+    """Tokens that end a response, in addition to those of the model."""
     attention: str | None = None
-    """transformers' attn_implementation; by default sdpa where the architecture has it, else eager."""
+    """transformers' attn_implementation; by default sdpa where the architecture supports it, else eager."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: slower, smaller."""
+    """Recompute activations in the backward pass: slower, less memory."""
     pack: bool = True
-    """Compute a prompt once for all of its responses and lay rows end to end, where that is exact; False pads every row."""
+    """Compute a prompt once for all of its responses and pack rows, where packing is exact; False pads every row."""
     max_tokens_per_batch: int | None = 2048
-    """Of one pass, with gradient or without: more rows are taken in pieces, with the same result. Null takes all at once."""
+    """Tokens of one pass; more rows are split into micro-batches, with the same result. Null never splits."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    """Run Python code from the model's repository."""
     seed: int = 0
-    """Of weights that start at random: a model from scratch, an adapter, a head."""
+    """Seed of randomly initialised weights: a model from scratch, an adapter, a head."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be loaded.
+        """Check the fields.
 
         Raises:
-            UserError: neither or both of name and config; a config without a tokenizer, a quantised base that would train, or
-                passes of no token.
+            UserError: neither or both of name and config are set, a config lacks a tokenizer, nothing would train beside a
+                quantised base, or a pass would hold no token.
         """
         if (self.name_or_path is None) == (self.config is None):
-            given = "neither is" if self.config is None else "both are"
-            raise UserError(f"a model needs one of name_or_path and config, and {given} given")
+            count = "neither is" if self.config is None else "both are"
+            raise UserError(f"a model comes from name_or_path or from config, and {count} set; set exactly one")
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise UserError(
-                f"max_tokens_per_batch is {self.max_tokens_per_batch}; it must be at least 1, or null for no limit"
+                f"max_tokens_per_batch is {self.max_tokens_per_batch}; a pass needs a token: set it to at least 1, or to null "
+                "for no limit"
             )
         if self.config is not None and self.tokenizer is None:
-            raise UserError("a model from a config needs a tokenizer: set `tokenizer` to a folder or hub name")
+            raise UserError(
+                "config is set and tokenizer is not; a model from scratch has none: set tokenizer to a folder or hub name"
+            )
         if (
             self.quantization
             and not self.lora
             and not (self.name_or_path and is_adapter(resolve_path(self.name_or_path)))
         ):
             raise UserError(
-                f"quantization {self.quantization} freezes the base, so something else must train: set `lora`"
+                f"quantization is {self.quantization}, which freezes the base, and nothing else trains; set lora"
             )

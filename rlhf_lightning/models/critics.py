@@ -1,4 +1,4 @@
-"""Critics: a head on the policy's trunk, on an adapter of its own beside the policy's, or on a trunk of its own."""
+"""Define critics: a value head on the policy's backbone, on a second adapter of it, or on a separate backbone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf_lightning.types import Rows
 
 
 class SharedCritic(nn.Module):
-    """A linear head, started at zero, on the hidden states that the policy computes anyway."""
+    """Predict values with a linear head, initialised to zero, on the hidden states that the policy computes."""
 
     reads_policy_backbone = True
 
@@ -29,17 +29,17 @@ class SharedCritic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
-        """float32 [B, T]: the value of the state before each response token, of `hidden` [N, H], 0 off the mask."""
+        """Compute the value of the state before each response token from `hidden` [N, H]; float32 [B, T], 0 outside the mask."""
         values = self.values(hidden)
         return values.new_zeros(rows.mask.shape).masked_scatter(rows.mask, values)
 
     def values(self, hidden: Tensor) -> Tensor:
-        """float32 [N]: what is expected in the state before a token, of its `hidden` [N, H]."""
+        """Compute values, float32 [N], from the hidden states [N, H] before N tokens."""
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()  # type: ignore[no-any-return]
 
 
 class SeparateCritic(SharedCritic):
-    """The same head on the trunk of a language model of its own, whose output head is left out."""
+    """Predict values with the same head on the backbone of a separate language model."""
 
     reads_policy_backbone = False
 
@@ -48,29 +48,29 @@ class SeparateCritic(SharedCritic):
         self.backbone = self.find_backbone(model)
 
     def find_backbone(self, model: nn.Module) -> Any:
-        """What of `model` the critic reads."""
+        """Return the backbone of `model`."""
         return backbone_of(model)
 
     def forward(self, rows: Rows, hidden: Tensor | None) -> Tensor:
-        """As `SharedCritic`; the policy's `hidden` is not read."""
+        """Compute values as `SharedCritic` does, from the critic's own hidden states; the policy's `hidden` is ignored."""
         return super().forward(rows, hidden_states_before(self.backbone, rows))
 
 
 class AdapterCritic(SeparateCritic):
-    """The same head on a second adapter of the policy's own base; see `roles.add_critic_adapter`."""
+    """Predict values with the same head on a second adapter of the policy's base (`shared_base.add_critic_adapter`)."""
 
     def find_backbone(self, model: nn.Module) -> Any:
-        """No module: the policy holds these weights already."""
+        """Return a view that is no module, because the policy already holds these weights."""
         return AdapterBackbone(model, CRITIC)
 
 
 def save_critic(policy: Policy, state: dict[str, Tensor] | None, path: Path) -> None:
-    """Write the critic's weights as safetensors: its head, and its trunk or the adapter that it has instead.
+    """Save the critic's weights as safetensors: its head, and its own backbone or adapter.
 
     Args:
-        policy: with a critic.
-        state: the policy's weights where it is sharded; by default they are its own.
-        path: of the file.
+        policy: a policy with a critic.
+        state: the gathered weights of a sharded policy; None reads them from the policy.
+        path: the file.
     """
     assert policy.critic is not None
     weights = sub_state(state, "critic.") or policy.critic.state_dict()

@@ -1,4 +1,4 @@
-"""Writing a model so that plain transformers (and peft) load it."""
+"""Export a model so that plain transformers and peft load it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from rlhf_lightning.models.reward_model import NORMALIZATION_FILE, score_normali
 def export_model(
     model: Any, tokenizer: Any, folder: Path | str, stop_tokens: list[int], state: dict[str, Tensor] | None = None
 ) -> None:
-    """Weights as safetensors (of an adapter, the adapter's), config, generation config and tokenizer, all or nothing.
+    """Save weights (or the adapter's weights) as safetensors, config, generation config and tokenizer, all or nothing.
 
-    Everything is written beside `folder` and then moved there; what was there before stays until the new is whole. An
-    adapter's folder names its base by absolute path; a base that exists nowhere else (it began from a config) is written
-    to `base/` in it, without quantisation.
+    The files are written beside `folder` and then renamed, so an earlier export stays until the new one is complete.
+    An adapter's folder names its base by absolute path. A base from scratch has no folder, so it is saved in `base/`,
+    without quantisation.
 
     Args:
         model: a transformers model, or a peft model around one.
-        tokenizer: goes beside it, chat template included.
-        folder: made or replaced.
-        state: the weights of a model that is sharded; by default they are the model's own.
+        tokenizer: saved with the model, chat template included.
+        folder: created or replaced.
         stop_tokens: ids that end a response, for the generation config.
+        state: the gathered weights of a sharded model; None reads them from the model.
     """
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,26 +57,26 @@ def export_model(
 
 
 def sub_state(state: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
-    """The entries whose names begin with `prefix`, without it; None of None."""
+    """Select the entries whose names begin with `prefix`, and remove it; None for None."""
     return state and {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
 
 def _save_adapter(model: Any, partial: Path, folder: Path, state: dict[str, Tensor] | None) -> None:
     options = model.peft_config["default"]
-    before = options.base_model_name_or_path
+    original = options.base_model_name_or_path
     base = language_model(model).config.name_or_path
     if not base:
         _save_base(model, partial / "base", state)
         base = str(folder / "base")
     options.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
     try:
-        given = {} if state is None else {"state_dict": state}
-        model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False, **given)
-        (partial / "README.md").unlink(missing_ok=True)  # peft's model card, with nothing filled in
+        weights = {} if state is None else {"state_dict": state}
+        model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False, **weights)
+        (partial / "README.md").unlink(missing_ok=True)  # peft's model card is an empty template
     finally:
-        options.base_model_name_or_path = before
+        options.base_model_name_or_path = original
     normalization = score_normalization(model)
-    if normalization:  # not as config.json: transformers would take the folder for a whole model's
+    if normalization:  # no config.json, with which transformers would load the folder as a full model
         (partial / NORMALIZATION_FILE).write_text(json.dumps(normalization, indent=2) + "\n")
 
 
@@ -95,13 +95,13 @@ def _save_base(model: Any, folder: Path, state: dict[str, Tensor] | None) -> Non
 
 
 def _tied(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One tensor for weights that the model ties, as gathering gives each its own, and both would be written."""
+    """Use one tensor for tied weights, because gathering copies them and both copies would be saved."""
     source = getattr(model, "all_tied_weights_keys", {})
     return {name: state.get(source.get(name, name), x) for name, x in state.items()}
 
 
 def _save_generation(lm: Any, tokenizer: Any, stop_tokens: list[int], folder: Path) -> None:
-    """Stop and pad tokens and nothing else: penalties of the original model would change what was trained."""
+    """Save stop and pad tokens only; penalties of the original model would change the trained distribution."""
     from transformers import GenerationConfig
 
     if getattr(lm, "generation_config", None) is not None:

@@ -1,4 +1,4 @@
-"""Keys and values of rows that decode side by side, each at a position of its own: written in place, never concatenated."""
+"""Hold keys and values of rows that decode together at different positions, updated in place."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer: keys and values [slots, heads, columns, head width]; a slot is filled from its first column on.
+    """Hold the keys and values [slots, heads, columns, head width] of one layer; a slot is filled from its first column.
 
-    There are `columns` at first; whenever they are too few, twice as many, up to `limit`, of the slots that are then in use.
+    The layer starts with `columns` columns. They double when they are too few, up to `limit`, for the slots in use.
     """
 
     is_sliding = False
@@ -25,10 +25,10 @@ class SlotLayer(CacheLayerMixin):
         super().__init__()
         self.slots, self.columns, self.limit = slots, columns, limit
         self.reach = 0
-        """Columns that are read: those of the longest row."""
+        """Number of columns that attention reads, the length of the longest row."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate, as wide as what is given and of its kind."""
+        """Allocate keys and values with the widths, dtype and device of the given states."""
         self.keys, self.values = (
             states.new_empty(self.slots, states.shape[1], self.columns, states.shape[3]).zero_()
             for states in (key_states, value_states)
@@ -36,27 +36,27 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def place(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Begin `slots` with keys and values [n, heads, P, head width]."""
+        """Fill `slots` with keys and values [n, heads, P, head width]."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         self.keys[slots, :, : keys.shape[2]] = keys
         self.values[slots, :, : values.shape[2]] = values
 
     def move(self, targets: Tensor, sources: Tensor) -> None:
-        """Copy rows from slot to slot; none is both a target and a source."""
+        """Copy rows between slots; no slot is both a target and a source."""
         for states in (self.keys, self.values):
             states[targets, :, : self.reach] = states[sources, :, : self.reach]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the token of each of the first n slots into its column of `at`; return what attention may read."""
+        """Store the token of each of the first n slots in its column of `at`; return the columns that attention reads."""
         n = len(key_states)
-        # under autocast a prompt's cache is float32 (its concatenation promotes), while a token's values may be half
+        # under autocast the prompt's cache is float32, as concatenation promotes it, and a token's values may be 16-bit
         self.keys[self.index, :, self.at] = key_states[:, :, 0].to(self.keys.dtype)
         self.values[self.index, :, self.at] = value_states[:, :, 0].to(self.values.dtype)
         return self.keys[:n, :, : self.reach], self.values[:n, :, : self.reach]
 
     def point(self, index: Tensor, at: Tensor, reach: int) -> None:
-        """The next tokens belong to slots `index` [n], columns `at` [n]; the longest row will then have `reach`."""
+        """Set the slots `index` [n] and columns `at` [n] of the next tokens, and the length `reach` of the longest row."""
         self.index, self.at, self.reach = index, at, reach
         while self.columns < reach:
             more = min(self.columns, self.limit - self.columns)
@@ -64,23 +64,23 @@ class SlotLayer(CacheLayerMixin):
             self.columns += more
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """As many columns as attention reads, from the first."""
+        """Return the number and offset of the columns that attention reads."""
         return self.reach, 0
 
     def get_seq_length(self) -> int:
-        """What the longest row had before this step."""
+        """Return the length of the longest row before this step."""
         return self.reach - 1
 
     def get_max_length(self) -> int:
-        """The columns there may be."""
+        """Return the maximum number of columns."""
         return self.limit
 
 
 class SlotCache(Cache):
-    """A cache of `SlotLayer`s: room for `slots` rows of up to `limit` tokens.
+    """Hold a `SlotLayer` per layer, for `slots` rows of up to `limit` tokens.
 
-    Columns beyond a row's length hold what earlier rows left there, so every step needs a mask. All slots are in use until no
-    row waits any more; from then on the first ones, ever fewer.
+    Columns beyond a row's length hold values of earlier rows, so every step needs a mask. All slots are in use while rows
+    wait; afterwards the slots in use are the first ones, and their number only falls.
     """
 
     layers: Any  # SlotLayers
@@ -89,51 +89,53 @@ class SlotCache(Cache):
         super().__init__(layers=[SlotLayer(slots, min(columns, limit), limit) for _ in range(layers)])
 
     def place(self, slots: Tensor, prefilled: Any, rows: Tensor, length: int) -> None:
-        """Begin `slots` [n] with the first `length` columns of `rows` [n] of another cache."""
+        """Fill `slots` [n] with the first `length` columns of `rows` [n] of another cache."""
         for layer, other in zip(self.layers, prefilled.layers, strict=True):
             layer.place(slots, other.keys[rows, :, :length], other.values[rows, :, :length])
 
     def move(self, targets: Tensor, sources: Tensor) -> None:
-        """Copy rows from slot to slot; none is both a target and a source."""
+        """Copy rows between slots; no slot is both a target and a source."""
         for layer in self.layers:
             layer.move(targets, sources)
 
     def point(self, at: Tensor, reach: int) -> None:
-        """Before a step of the first n slots: their tokens belong into columns `at` [n], all below `reach`."""
+        """Prepare a step of the first n slots, whose tokens go to columns `at` [n], all below `reach`."""
         index = torch.arange(len(at), device=at.device)
         for layer in self.layers:
             layer.point(index, at, reach)
 
 
 def is_plain(cache: Any, longest: int) -> bool:
-    """Nothing but keys and values in every layer, of every token of a row of `longest`: no windows, states or shared layers."""
+    """Tell whether every layer holds keys and values of all `longest` tokens: no windows, states or shared layers."""
     return type(cache) is DynamicCache and all(
         type(layer) is DynamicLayer
-        or (type(layer) is DynamicSlidingWindowLayer and longest <= layer.sliding_window)  # and so nothing slides out
+        or (
+            type(layer) is DynamicSlidingWindowLayer and longest <= layer.sliding_window
+        )  # so the window holds every token
         for layer in cache.layers
     )
 
 
 def rows_are_independent(lm: Any, longest: int) -> bool:
-    """Rows of up to `longest` tokens may stand in any column, and beside any others, as far as model and config say.
+    """Tell whether rows of up to `longest` tokens can decode together at different positions, by the model and its config.
 
-    Not so with windows or recurrent layers, with positions that the model counts itself (ALiBi, the decoders of BART and its
-    kin) and with rotary ones that the longest row scales.
+    They cannot with attention windows, with recurrent layers, or with positions that the model counts itself (ALiBi, the
+    decoders of the BART family). They cannot with rotary positions that the longest row scales.
     """
     config = lm.config.get_text_config(decoder=True)
     return (
         "position_ids" in inspect.signature(lm.base_model.forward).parameters
         and "local"
-        not in (getattr(config, "attention_layers", None) or ())  # GPT-Neo's windows, which its cache knows not
+        not in (getattr(config, "attention_layers", None) or ())  # GPT-Neo's windows, which its cache does not show
         and longest <= _scaled_from(config)
         and is_plain(DynamicCache(config=config), longest)
     )
 
 
 def _scaled_from(config: Any) -> float:
-    """The longest row that rotary positions are not scaled for; infinite where they are scaled always or never."""
+    """Return the longest row whose rotary positions are not scaled; infinite where scaling does not depend on the row."""
     rope = getattr(config, "rope_parameters", None) or {}
-    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
-    scaled = [part for part in parts if part.get("rope_type") in ("dynamic", "longrope")]
-    limits = [part.get("original_max_position_embeddings", config.max_position_embeddings) for part in scaled]
+    candidates = [options for options in (rope, *rope.values()) if isinstance(options, dict)]
+    scaled = [options for options in candidates if options.get("rope_type") in ("dynamic", "longrope")]
+    limits = [options.get("original_max_position_embeddings", config.max_position_embeddings) for options in scaled]
     return min([*limits, config.max_position_embeddings]) if scaled else float("inf")

@@ -1,4 +1,4 @@
-"""Which layers of a model another linear layer can stand in for: a quantised one, or one with an adapter."""
+"""Find the linear layers that a quantised layer or an adapter can replace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf_lightning.models.backbone import eval_mode
 
 
 def linear_layers(model: nn.Module) -> dict[str, Any]:
-    """Every linear layer by its name; GPT-2's, which keep their weights transposed, too."""
+    """Return every linear layer by name, including GPT-2's, which store their weights transposed."""
     from transformers.pytorch_utils import Conv1D
 
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
@@ -20,22 +20,22 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def layers_unlike_linear(model: Any) -> list[str]:
-    """The names of linear layers that another could not stand in for, as a short pass over text shows.
+    """Name the linear layers that no other layer can replace, by a short forward pass over text.
 
-    Routers may return more than a linear layer does (PhiMoE, Llama 4), Mamba reads weights without asking their layers, and no
-    text reaches what reads images. Of the experts of a layer, and of the layers, one speaks for all: few of them are asked.
+    Routers may return more than a linear layer does (PhiMoE, Llama 4). Mamba reads weights without calling their layers. Text
+    never reaches the layers that read images. One expert or block decides for all of its kind, as few experts are called.
     """
-    layers, alike = linear_layers(model), set()
+    layers, replaceable = linear_layers(model), set()
 
-    def note(name: str, layer: Any) -> Any:
-        def look(_: nn.Module, given: tuple[Any, ...], found: Any) -> None:
+    def observer(name: str, layer: Any) -> Any:
+        def observe(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.nf
-            if isinstance(found, Tensor) and given and found.shape == (*given[0].shape[:-1], outputs):
-                alike.add(_kind(name))
+            if isinstance(output, Tensor) and inputs and output.shape == (*inputs[0].shape[:-1], outputs):
+                replaceable.add(_kind(name))
 
-        return look
+        return observe
 
-    handles = [layer.register_forward_hook(note(name, layer)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(observer(name, layer)) for name, layer in layers.items()]
     tokens = torch.arange(8, device=next(model.parameters()).device)[None]
     try:
         with eval_mode(model):
@@ -44,8 +44,9 @@ def layers_unlike_linear(model: Any) -> list[str]:
         for handle in handles:
             handle.remove()
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}
-    return [name for name, layer in layers.items() if _kind(name) not in alike and id(layer) not in heads]
+    return [name for name, layer in layers.items() if _kind(name) not in replaceable and id(layer) not in heads]
 
 
 def _kind(name: str) -> str:
+    """Replace the numbers of blocks and experts by `*`."""
     return re.sub(r"\d+", "*", name)

@@ -1,4 +1,4 @@
-"""The last hidden state of every response token, by one call of a trunk on rows that are packed where that is exact."""
+"""Run a backbone on rows, packed where packing is exact, and in micro-batches where no gradient is needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lightning.models.backbone import backbone_states, max_packed_length, supports_packing
+from rlhf_lightning.models.backbone import backbone_states, capabilities_of, max_packed_length, supports_packing
 from rlhf_lightning.models.packing import (
     Layout,
     PackedSequences,
@@ -20,52 +20,65 @@ from rlhf_lightning.models.packing import (
 )
 from rlhf_lightning.types import Rows
 
-Measured = tuple[Tensor | None, ...]
+RowTensors = tuple[Tensor | None, ...]
+"""Tensors with a row dimension; an entry is None where it was not requested."""
 
 
 def hidden_states_before(backbone: Any, rows: Rows) -> Tensor:
-    """[N, H]: the last hidden state before each of the N response tokens under the mask, row by row.
+    """Compute the last hidden state before each of the N response tokens under the mask, row by row.
 
-    The last token of a response is not fed, as nothing comes after it, and rows without a response are left out.
+    The last token of a response is not fed, as no token follows it. Rows without a response are skipped.
+
+    Returns:
+        [N, H].
     """
     lengths = rows.mask.sum(-1)
-    lines = _pack(backbone, rows, (lengths - 1).clamp(min=0), lengths > 0)
-    return backbone_states(backbone, lines).index_select(0, lines.before(lengths))
+    packed = _pack(backbone, rows, (lengths - 1).clamp(min=0), lengths > 0)
+    return backbone_states(backbone, packed).index_select(0, packed.before(lengths))
 
 
 def final_hidden_states(backbone: Any, rows: Rows) -> Tensor:
-    """[B, H]: the last hidden state at the last token of each row, of its response or else of its prompt."""
-    lengths = rows.mask.sum(-1)
-    lines = _pack(backbone, rows, lengths, lengths >= 0)
-    return backbone_states(backbone, lines).index_select(0, lines.last(lengths))
+    """Compute the last hidden state at the last token of each response, or of the prompt where the response is empty.
 
-
-def in_micro_batches(backbone: Any, rows: Rows, measure: Callable[[Rows], Measured]) -> Measured:
-    """What `measure` finds of each row, of as many rows at a time as `max_tokens_per_batch` allows; all with gradients.
-
-    With gradients a pass is one call of the trunk on every rank, as ranks that share weights wait for each other. Without,
-    every rank has all weights (`Stage.evaluation_mode`) and takes as many pieces as it needs.
+    Returns:
+        [B, H].
     """
-    limit = getattr(backbone, "max_tokens_per_batch", None)
+    lengths = rows.mask.sum(-1)
+    packed = _pack(backbone, rows, lengths, lengths >= 0)
+    return backbone_states(backbone, packed).index_select(0, packed.last(lengths))
+
+
+def map_micro_batches(backbone: Any, rows: Rows, compute: Callable[[Rows], RowTensors]) -> RowTensors:
+    """Apply `compute` to micro-batches of at most `max_tokens_per_batch` tokens, and join the results in row order.
+
+    With gradients the rows stay one micro-batch, because ranks that share weights wait for each other at every pass.
+    Without gradients every rank has all weights (`Stage.evaluation_mode`) and takes as many micro-batches as it needs.
+
+    Args:
+        backbone: determines the limit and the packing.
+        rows: B of them.
+        compute: returns tensors of one entry per row.
+    """
+    limit = capabilities_of(backbone).max_tokens_per_batch
     if limit is None or torch.is_grad_enabled():
-        return measure(rows)
-    micro_batches = _micro_batches(backbone, rows, limit)
-    found = [measure(Rows(*(x[micro_batch] for x in _fields(rows)))) for micro_batch in micro_batches]
-    back = torch.cat(micro_batches).argsort()
-    return tuple(None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*found, strict=True))  # type: ignore[arg-type]
+        return compute(rows)
+    indices = _micro_batch_indices(backbone, rows, limit)
+    results = [compute(Rows(*(x[index] for x in _fields(rows)))) for index in indices]
+    order = torch.cat(indices).argsort()
+    return tuple(None if x[0] is None else torch.cat(x)[order] for x in zip(*results, strict=True))  # type: ignore[arg-type]
 
 
 def _fields(rows: Rows) -> tuple[Tensor, ...]:
     return rows.tokens, rows.prompt_mask, rows.mask, rows.groups, rows.truncated
 
 
-def _micro_batches(backbone: Any, rows: Rows, limit: int) -> list[Tensor]:
-    """Indices of rows whose lines hold at most `limit` tokens together; a row that is longer stands alone."""
+def _micro_batch_indices(backbone: Any, rows: Rows, limit: int) -> list[Tensor]:
+    """Split row indices so that the packed sequences of each micro-batch hold at most `limit` tokens, or one sequence."""
     lengths = rows.mask.sum(-1)
-    lines = _best_layout(backbone, row_sizes(rows, lengths, lengths >= 0))
-    count = max(1, limit // sequence_length(lines))
-    parts = [lines[start : start + count] for start in range(0, len(lines), count)]
-    indices = [[row for line in part for group in line for row in group.rows] for part in parts]
+    layout = _best_layout(backbone, row_sizes(rows, lengths, lengths >= 0))
+    count = max(1, limit // sequence_length(layout))
+    micro_batches = [layout[start : start + count] for start in range(0, len(layout), count)]
+    indices = [[row for line in batch for group in line for row in group.rows] for batch in micro_batches]
     return [torch.tensor(index, device=rows.tokens.device) for index in indices]
 
 
@@ -76,6 +89,6 @@ def _pack(backbone: Any, rows: Rows, fed: Tensor, kept: Tensor) -> PackedSequenc
 
 def _best_layout(backbone: Any, sizes: RowSizes) -> Layout:
     config = backbone.config.get_text_config()
-    limit = getattr(backbone, "max_tokens_per_batch", None) or 2**62
+    limit = capabilities_of(backbone).max_tokens_per_batch or 2**62
     window = min(max_packed_length(config), limit) if supports_packing(backbone) else 0
     return cheapest_layout(sizes, config.hidden_size, window, limit)

@@ -1,13 +1,13 @@
-"""Rows laid end to end into lines: what a trunk is given, and where in what it returns the state of each token stands.
+"""Pack rows into sequences: the backbone's input, and the position of each token's state in its output.
 
-The responses to one prompt stand behind one copy of it, and several such bundles in one line, so that a prompt is computed
-once and next to nothing is padding::
+The responses to one prompt follow one copy of it. Several such shared-prefix groups form one packed sequence, so a prompt is
+computed once and little is padding::
 
-    line 0   prompt A | response 1 | response 2 | prompt B | response 3
-    line 1   prompt A | response 4 | response 5 | padding
+    sequence 0   prompt A | response 1 | response 2 | prompt B | response 3
+    sequence 1   prompt A | response 4 | response 5 | padding
 
-Positions count from the beginning of each row, and a mask lets a response see its prompt and itself and nothing else: every
-state is that of the row alone, and so is every gradient.
+Position ids count from the start of each row. The attention mask lets a response attend to its prompt and itself only.
+Every state therefore equals the state of the row alone, and so does every gradient.
 """
 
 from __future__ import annotations
@@ -22,53 +22,53 @@ from torch import Tensor
 from rlhf_lightning.types import Rows
 
 ATTENTION = 4
-"""Attention over a line as long as this times the width of the model costs as much as the rest of a layer (measured)."""
+"""Attention over a sequence of this times the hidden size costs as much as the rest of a layer (measured)."""
 STEPS = [2 ** (step / 4) for step in range(13)]
-"""Lengths of lines that are tried, as multiples of the longest row."""
+"""Candidate sequence lengths, as multiples of the longest row."""
 
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """L lines of S tokens that hold B rows; a place is line x S + column."""
+    """Hold L sequences of S tokens that contain B rows; a place is sequence × S + column."""
 
     tokens: Tensor
     """int64 [L, S]."""
     positions: Tensor
-    """int64 [L, S]; from 0 for each row, whatever stands before it in the line."""
+    """int64 [L, S]; position ids, from 0 for each row."""
     attention_mask: Tensor | None
-    """bool [L, 1, S, S]; None where each line begins with its only row: padding behind it is seen by nothing before it."""
+    """bool [L, 1, S, S]; None where each sequence is one row with padding on its right, which causal attention ignores."""
     prompt_end: Tensor
     """int64 [B]; the place of the last token of each row's prompt."""
     response: Tensor
-    """int64 [B]; the place of its first response token."""
+    """int64 [B]; the place of each row's first response token."""
 
     def before(self, lengths: Tensor) -> Tensor:
-        """int64 [N]: for each of a row's `lengths` [B] response tokens, row by row, the place of the token before it."""
+        """Return the place of the token before each of a row's `lengths` [B] response tokens, row by row; int64 [N]."""
         owner, within = _row_and_offset(lengths)
         return torch.where(within == 0, self.prompt_end[owner], self.response[owner] + within - 1)
 
     def last(self, lengths: Tensor) -> Tensor:
-        """int64 [B]: the place of the last of a row's `lengths` [B] response tokens, or of its prompt where it has none."""
+        """Return the place of the last of a row's `lengths` [B] response tokens, or of its prompt; int64 [B]."""
         return torch.where(lengths == 0, self.prompt_end, self.response + lengths - 1)
 
 
 class RowSizes(NamedTuple):
-    """What an arrangement is made from; B numbers each."""
+    """Hold the numbers that determine a layout; B of each."""
 
     prompt: list[int]
-    """Tokens; a row without a prompt begins with one token of the padding before its response."""
+    """Prompt tokens; an empty prompt is replaced by one padding token before the response."""
     fed: list[int]
-    """Response tokens that the trunk is given."""
+    """Response tokens that the backbone reads."""
     same: list[int]
     """A number that rows with the same prompt share."""
     start: list[int]
-    """The column where the prompt begins; it has no holes."""
+    """The column where the prompt begins; a prompt has no gaps."""
     kept: list[int]
-    """0 for rows that are left out; the first row stays if all could be, as every pass is one call of the trunk."""
+    """0 for skipped rows. The first row is kept if all others are skipped, because every pass calls the backbone once."""
 
 
 def row_sizes(rows: Rows, fed: Tensor, kept: Tensor) -> RowSizes:
-    """The sizes of the rows that are `kept` (bool [B]), with the first `fed` (int64 [B]) tokens of their responses."""
+    """Measure the rows that are `kept` (bool [B]), with the first `fed` (int64 [B]) tokens of their responses."""
     prompts = rows.tokens[:, : rows.prompt_mask.shape[1]].masked_fill(~rows.prompt_mask, -1)
     prompt, start = rows.prompt_mask.sum(-1).clamp(min=1), rows.prompt_mask.long().argmax(-1)
     numbers = torch.stack([prompt, fed * kept, start, kept.long()], 1)
@@ -80,96 +80,93 @@ def row_sizes(rows: Rows, fed: Tensor, kept: Tensor) -> RowSizes:
 
 
 class PrefixGroup(NamedTuple):
-    """A copy of a prompt and the rows whose responses stand behind it."""
+    """Hold the rows whose responses follow one copy of their prompt."""
 
     rows: list[int]
     length: int
+    """Tokens of the prompt and the responses."""
 
 
 Layout = list[list[PrefixGroup]]
-"""The bundles of each line."""
+"""The shared-prefix groups of each packed sequence."""
 
 
 def cheapest_layout(sizes: RowSizes, width: int, window: int, limit: int = 2**62) -> Layout:
-    """The cheapest of: a line for each row, and rows packed into lines of a few lengths.
+    """Choose the cheapest of: one sequence per row, and rows packed into sequences of a few candidate lengths.
 
-    A line of S tokens costs S (1 + S / (4 H)): what grows with the tokens, and attention, which a mask does not make cheaper.
-    A line of one row needs no mask, and half the attention.
+    A sequence of S tokens costs S (1 + S / (4 H)): a cost per token, and attention, which a mask does not reduce.
+    A sequence of one row needs no mask, and half the attention.
 
     Args:
         sizes: of the rows.
-        width: H, of the model.
-        window: the longest line that several rows may share; 0 for a model that cannot read such lines.
-        limit: tokens that the lines should have together, if any choice has that few.
+        width: H, the hidden size of the model.
+        window: maximum length of a sequence of several rows; 0 for a model that does not support packing.
+        limit: maximum number of tokens of all sequences, which a layout exceeds only if every candidate does.
     """
     rows = [row for row, kept in enumerate(sizes.kept) if kept]
     single = [[PrefixGroup([row], sizes.prompt[row] + sizes.fed[row])] for row in rows]
     longest = sequence_length(single)
     lengths = [min(int(step * longest), window) for step in STEPS if len(rows) > 1 and longest <= window]
-    packed = [_pack_groups(_prefix_groups(rows, sizes, length), length) for length in dict.fromkeys(lengths)]
-    return min([single, *packed], key=lambda lines: (_area(lines) > limit, _cost(lines, width)))
+    packed = [_best_fit(_prefix_groups(rows, sizes, length), length) for length in dict.fromkeys(lengths)]
+    return min([single, *packed], key=lambda layout: (_area(layout) > limit, _cost(layout, width)))
 
 
-def _area(lines: Layout) -> int:
-    return len(lines) * sequence_length(lines)
+def _area(layout: Layout) -> int:
+    return len(layout) * sequence_length(layout)
 
 
-def _cost(lines: Layout, width: int) -> float:
-    attention = sequence_length(lines) / (ATTENTION * width)
-    return _area(lines) * (1 + attention / (2 if _is_unpacked(lines) else 1))
+def _cost(layout: Layout, width: int) -> float:
+    attention = sequence_length(layout) / (ATTENTION * width)
+    return _area(layout) * (1 + attention / (2 if _is_unpacked(layout) else 1))
 
 
-def sequence_length(lines: Layout) -> int:
-    """S: the longest line's tokens."""
-    return max(map(_length, lines))
+def sequence_length(layout: Layout) -> int:
+    """Return S, the tokens of the longest sequence."""
+    return max(sum(group.length for group in sequence) for sequence in layout)
 
 
-def _length(line: list[PrefixGroup]) -> int:
-    return sum(group.length for group in line)
-
-
-def _is_unpacked(lines: Layout) -> bool:
-    return all(len(line) == 1 and len(line[0].rows) == 1 for line in lines)
+def _is_unpacked(layout: Layout) -> bool:
+    return all(len(sequence) == 1 and len(sequence[0].rows) == 1 for sequence in layout)
 
 
 def _prefix_groups(rows: list[int], sizes: RowSizes, longest: int) -> list[PrefixGroup]:
-    """Each prompt with its responses, the longest first; again with further ones where `longest` tokens do not hold all."""
-    found: list[PrefixGroup] = []
+    """Group rows by prompt, longest responses first; a prompt is repeated where `longest` tokens do not hold its group."""
+    groups: list[PrefixGroup] = []
     previous = None
     for row in sorted(rows, key=lambda row: (sizes.same[row], -sizes.fed[row])):
-        if sizes.same[row] == previous and found[-1].length + sizes.fed[row] <= longest:
-            found[-1] = PrefixGroup([*found[-1].rows, row], found[-1].length + sizes.fed[row])
+        if sizes.same[row] == previous and groups[-1].length + sizes.fed[row] <= longest:
+            groups[-1] = PrefixGroup([*groups[-1].rows, row], groups[-1].length + sizes.fed[row])
         else:
-            found.append(PrefixGroup([row], sizes.prompt[row] + sizes.fed[row]))
+            groups.append(PrefixGroup([row], sizes.prompt[row] + sizes.fed[row]))
         previous = sizes.same[row]
-    return found
+    return groups
 
 
-def _pack_groups(prefix_groups: list[PrefixGroup], length: int) -> Layout:
-    """Lines of at most `length`: the longest bundle first, each into the fullest line that has room for it."""
-    lines: Layout = []
-    room: list[tuple[int, int]] = []  # what is left of each line, the least first
-    for group in sorted(prefix_groups, key=lambda group: -group.length):
+def _best_fit(groups: list[PrefixGroup], length: int) -> Layout:
+    """Pack groups into sequences of at most `length` tokens by best-fit decreasing bin packing."""
+    layout: Layout = []
+    room: list[tuple[int, int]] = []  # free tokens of each sequence, in ascending order
+    for group in sorted(groups, key=lambda group: -group.length):
         place = bisect_left(room, (group.length, -1))
-        left, line = room.pop(place) if place < len(room) else (length, len(lines))
-        if line == len(lines):
-            lines.append([])
-        lines[line].append(group)
-        insort(room, (left - group.length, line))
-    return lines
+        free, sequence = room.pop(place) if place < len(room) else (length, len(layout))
+        if sequence == len(layout):
+            layout.append([])
+        layout[sequence].append(group)
+        insort(room, (free - group.length, sequence))
+    return layout
 
 
 def pack_rows(rows: Rows, sizes: RowSizes, layout: Layout) -> PackedSequences:
-    """The tensors of an arrangement, on the device of the rows."""
+    """Build the tensors of a layout, on the device of the rows."""
     length = sequence_length(layout)
     prompt_at, response_at = _places(layout, sizes, length)
     prompt, fed, start = (torch.tensor(x) for x in (sizes.prompt, sizes.fed, sizes.start))
-    heads = torch.tensor([group.rows[0] for line in layout for group in line])
-    # of every place: where its token comes from, its position, its bundle and its response; padding is a bundle of its own
+    heads = torch.tensor([group.rows[0] for sequence in layout for group in sequence])
+    # per place: index of its token, position id, group and response; padding is a group by itself
     table = torch.tensor([0, 0, -1, -1])[:, None].repeat(1, len(layout) * length)
     columns, width = rows.prompt_mask.shape[1], rows.tokens.shape[1]
-    which, within = _row_and_offset(prompt[heads])
-    row = heads[which]
+    head, within = _row_and_offset(prompt[heads])
+    row = heads[head]
     places = prompt_at[row] + within
     table[:3, places] = torch.stack([row * width + start[row] + within, within, prompt_at[row]])
     row, within = _row_and_offset(fed)
@@ -186,11 +183,11 @@ def pack_rows(rows: Rows, sizes: RowSizes, layout: Layout) -> PackedSequences:
 
 
 def _places(layout: Layout, sizes: RowSizes, length: int) -> tuple[Tensor, Tensor]:
-    """int64 [B] twice: the place where each row's prompt begins, and its response; 0 for rows that are left out."""
+    """Return the places where each row's prompt and response begin, int64 [B] each; 0 for skipped rows."""
     prompt_at, response_at = torch.zeros(2, len(sizes.kept), dtype=torch.long).tolist()
-    for number, line in enumerate(layout):
+    for number, sequence in enumerate(layout):
         place = number * length
-        for group in line:
+        for group in sequence:
             start, place = place, place + sizes.prompt[group.rows[0]]
             for row in group.rows:
                 prompt_at[row], response_at[row] = start, place
@@ -199,7 +196,7 @@ def _places(layout: Layout, sizes: RowSizes, length: int) -> tuple[Tensor, Tenso
 
 
 def _row_and_offset(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Two int64 [counts.sum()]: which run of `counts` elements each belongs to, and its place in the run.
+    """Number the elements of runs of `counts` elements: the run of each element, and its offset in the run.
 
     >>> _row_and_offset(torch.tensor([2, 0, 1]))
     (tensor([0, 0, 2]), tensor([0, 1, 0]))
@@ -209,7 +206,7 @@ def _row_and_offset(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block_mask(group: Tensor, response: Tensor) -> Tensor:
-    """bool [L, 1, S, S]: a token sees what comes before it in its bundle, if that is the prompt or its own response."""
+    """Build the mask, bool [L, 1, S, S]: attend to earlier tokens of the prompt or response in the same group."""
     same = group[:, :, None] == group[:, None]
     open_to = (response[:, None] == -1) | (response[:, :, None] == response[:, None])
     return (same & open_to).tril()[:, None]

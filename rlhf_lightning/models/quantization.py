@@ -1,4 +1,4 @@
-"""Weights in 4 or 8 bits, by bitsandbytes: the only file that imports it."""
+"""Quantise weights to 4 or 8 bits with bitsandbytes; no other file imports it."""
 
 from __future__ import annotations
 
@@ -10,54 +10,59 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.distributed import rank
+from rlhf_lightning.console import print_once
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.linear_layers import layers_unlike_linear, linear_layers
 
 Kind = Literal["nf4", "int8"]
 
-# before peft imports it: an optional CPU kernel that is missing is not the user's affair
+# set before peft imports bitsandbytes, which would warn of a missing optional CPU kernel
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quantize_(
     model: nn.Module, kind: Kind, device: torch.device | str | None = None, experts: bool = False
 ) -> nn.Module:
-    """Replace the linear layers of a transformers model, but its heads and those it reads itself, by frozen quantised ones.
+    """Replace the linear layers of a transformers model, except heads and irreplaceable layers, by frozen quantised ones.
 
-    nf4: 4-bit normal floats (Dettmers et al. 2023, section 3); int8: one scale per output (the weights of Dettmers et al.
-    2022). Activations stay as they are, so that a row's log-probabilities depend neither on the rows beside it nor on
-    train or eval mode. In place; nothing of the model trains afterwards. Runs on the CPU and on CUDA.
+    nf4 is 4-bit normal floats (Dettmers et al. 2023, section 3). int8 has one scale per output (Dettmers et al. 2022).
+    Activations are not quantised, so a row's log-probabilities depend neither on other rows nor on train or eval mode.
+    The model is changed in place, and no weight of it trains afterwards. Quantised layers run on the CPU and on CUDA.
 
     Args:
         model: a model for language modelling or sequence classification.
         kind: nf4 or int8.
-        device: where the quantised layers go, and where NF4 is computed; by default each stays where it is.
-        experts: also the experts of a layer that are one tensor, which no layer stands for: with nf4, and in a model on which
-            no adapter will lie. A line says so where they are left as they are.
+        device: the device of the quantised layers and of the NF4 computation; by default each layer keeps its device.
+        experts: whether nf4 also quantises experts that are one tensor; only for a model that gets no adapter. Where experts
+            are skipped, a line is printed.
+
+    Returns:
+        The model.
 
     Raises:
-        UserError: the model has no linear layer to quantise.
+        UserError: the model has no linear layer that could be quantised.
     """
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}  # type: ignore[operator]
-    others = layers_unlike_linear(model)
-    layers = [(n, module) for n, module in linear_layers(model).items() if id(module) not in heads and n not in others]
+    excluded = layers_unlike_linear(model)
+    layers = [(n, layer) for n, layer in linear_layers(model).items() if id(layer) not in heads and n not in excluded]
     if not layers:
-        raise UserError(f"{type(model).__name__} has no linear layer that could be quantised to {kind}")
+        raise UserError(
+            f"{type(model).__name__} has no linear layer that could be quantised to {kind}; remove quantization"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, module in layers:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, _quantized(module, kind, device))
-    _quantize_experts(model, device) if experts and kind == "nf4" else _say_left(model, kind)
+    _quantize_experts(model, device) if experts and kind == "nf4" else _print_skipped_experts(model, kind)
     model.requires_grad_(False)
-    # what peft looks at to choose its layers
+    # peft chooses its adapter layers by these attributes
     setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
     return model
 
 
 def _expert_weights(model: nn.Module) -> list[tuple[str, str]]:
-    """Layer and name of every weight [experts, outputs, inputs]."""
+    """List layer path and name of every weight [experts, outputs, inputs]."""
     return [
         (path, name)
         for path, module in model.named_modules()
@@ -67,7 +72,7 @@ def _expert_weights(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def _quantize_experts(model: nn.Module, device: torch.device | str | None) -> None:
-    """In NF4, read as numbers again a layer at a time."""
+    """Quantise experts to NF4 as a parametrisation, which dequantises one layer at a time."""
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
     for path, name in _expert_weights(model):
@@ -77,15 +82,15 @@ def _quantize_experts(model: nn.Module, device: torch.device | str | None) -> No
         replace_parameter_4bit(layer, name, quant_type="nf4")
 
 
-def _say_left(model: nn.Module, kind: Kind) -> None:
-    left = [model.get_submodule(path).get_parameter(name) for path, name in _expert_weights(model)]
-    if left and rank() == 0:
-        size = sum(weight.numel() * weight.element_size() for weight in left) / 2**30
-        print(f"{kind}: the experts of {type(model).__name__} stay in {left[0].dtype}, {size:.2g} GiB", flush=True)
+def _print_skipped_experts(model: nn.Module, kind: Kind) -> None:
+    skipped = [model.get_submodule(path).get_parameter(name) for path, name in _expert_weights(model)]
+    if skipped:
+        size = sum(weight.numel() * weight.element_size() for weight in skipped) / 2**30
+        print_once(f"{kind}: the experts of {type(model).__name__} stay in {skipped[0].dtype}, {size:.2g} GiB")
 
 
 def dequantize_(model: nn.Module) -> nn.Module:
-    """Undo `quantize_` in place, but for the rounding: the layers are of the kinds that the architecture has again."""
+    """Replace quantised layers by the architecture's own in place; the rounding remains."""
     from transformers.pytorch_utils import Conv1D
 
     nf4, int8 = _layers()
@@ -103,6 +108,7 @@ def dequantize_(model: nn.Module) -> nn.Module:
 
 
 def _quantized(module: Any, kind: Kind, device: torch.device | str | None) -> nn.Module:
+    """Build the quantised layer that replaces `module`."""
     import bitsandbytes as bnb
 
     nf4, int8 = _layers()
@@ -118,7 +124,7 @@ def _quantized(module: Any, kind: Kind, device: torch.device | str | None) -> nn
         layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
     else:
         layer = int8(inputs, outputs, bias=bias, has_fp16_weights=False, device="meta")
-        # on its way from the CPU, and only there, bitsandbytes quantises int8
+        # bitsandbytes quantises to int8 only when a weight leaves the CPU
         layer.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
     if bias:
         layer.bias = nn.Parameter(module.bias.data, requires_grad=False)
@@ -127,7 +133,7 @@ def _quantized(module: Any, kind: Kind, device: torch.device | str | None) -> nn
 
 
 def _dequantized_weight(layer: Any) -> Tensor:
-    """[outputs, inputs] in the type that the layer had before."""
+    """Return the weight [outputs, inputs] in the dtype before quantisation."""
     import bitsandbytes as bnb
 
     nf4, _ = _layers()
@@ -139,24 +145,24 @@ def _dequantized_weight(layer: Any) -> Tensor:
 
 @functools.cache
 def _layers() -> tuple[Any, Any]:
-    """The classes of quantised layers: bitsandbytes' own, whose numbers are the same in training and evaluation."""
+    """Define the quantised layers: bitsandbytes' own, with the same numbers in training and evaluation."""
     import bitsandbytes as bnb
     from bitsandbytes.autograd._functions import MatMul8bitFp
 
     class NF4Linear(bnb.nn.Linear4bit):
-        """4-bit weights, which stay in the layout that has a gradient."""
+        """Hold 4-bit weights in the layout that has a gradient."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            # else the first pass in eval mode repacks the weights for bfloat16 on CPUs that have AVX512-BF16: less exact,
-            # without a gradient, and an error where the block size does not divide the layer's inputs
+            # otherwise the first pass in eval mode repacks the weights for bfloat16 on CPUs with AVX512-BF16; that layout
+            # is less exact, has no gradient, and fails where the block size does not divide the layer's inputs
             self.support_avx512bf16_for_cpu = False
 
     class Int8Linear(bnb.nn.Linear8bitLt):
-        """8-bit weights, 16- or 32-bit activations."""
+        """Hold 8-bit weights for 16- or 32-bit activations."""
 
         def forward(self, x: Tensor) -> Tensor:
-            # bitsandbytes would quantise activations too: on CPUs in eval mode only, and beside outliers of other rows
+            # bitsandbytes would also quantise activations, on CPUs in eval mode only, and depending on other rows' outliers
             weight: Any = self.weight
             if weight.CB is not None:
                 self.init_8bit_state()
@@ -164,7 +170,7 @@ def _layers() -> tuple[Any, Any]:
             return MatMul8bitFp.apply(x, self.weight, None, bias, self.state)
 
         def _save_to_state_dict(self, *args: Any) -> None:
-            # without bitsandbytes' scales under a name that no attribute has, which torch looks for where weights are cut
+            # bitsandbytes would save scales under a name without an attribute, which torch looks up when it shards weights
             nn.Linear._save_to_state_dict(self, *args)
 
     return NF4Linear, Int8Linear

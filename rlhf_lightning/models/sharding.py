@@ -1,4 +1,4 @@
-"""Sharding by FSDP2: what is cut, having it whole while ranks do different things, and gathering it to be written."""
+"""Shard modules by FSDP2, keep them whole while ranks work independently, and gather their weights for saving."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 
 def shard_(module: nn.Module, mesh: Any) -> nn.Module:
-    """Cut the weights over the ranks of `mesh`: every transformer block for itself, and what is left with `module`.
+    """Shard the weights over the ranks of `mesh`: each transformer block by itself, and the remaining weights together.
 
-    Quantised weights stay whole on every rank: they are no numbers that could be cut anywhere, and they do not train.
+    Quantised weights stay whole on every rank, because their packed format cannot be split, and they do not train.
     """
     whole = {p for p in module.parameters() if not p.is_floating_point()}
     for block in blocks(module):
@@ -27,7 +27,7 @@ def shard_(module: nn.Module, mesh: Any) -> nn.Module:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of every outermost `ModuleList`: the transformer's layers, and not the experts inside of them."""
+    """Yield the members of every outermost `ModuleList`: transformer blocks, but not the experts inside them."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -37,28 +37,29 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def unsharded(module: nn.Module) -> Iterator[None]:
-    """Keep all weights on every rank, so that ranks may call the module as often as each likes; then cut them again.
+    """Gather all weights on every rank inside the block, so that ranks may call the module independently.
 
-    Every rank must enter and leave together. Does nothing for a module that is not sharded.
+    Every rank must enter and leave together. A module that is not sharded stays as it is.
     """
-    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
+    shards = [submodule for submodule in module.modules() if isinstance(submodule, FSDPModule)]
+    for submodule in shards:
+        submodule.set_reshard_after_forward(False, recurse=False)
+        submodule.unshard()
     try:
         yield
     finally:
-        for part in parts:
-            part.set_reshard_after_forward(part is not module, recurse=False)
-            part.reshard()
+        for submodule in shards:
+            submodule.set_reshard_after_forward(submodule is not module, recurse=False)
+            submodule.reshard()
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor] | None:
-    """Every weight of a sharded module, whole and on the CPU of the first rank (nothing on others); None if it is not sharded.
+    """Gather every weight of a sharded module on the CPU of rank 0; every rank must call it.
 
-    Every rank must ask.
+    Returns:
+        The weights by name on rank 0, an empty dictionary on other ranks, None if the module is not sharded.
     """
-    if not any(isinstance(part, FSDPModule) for part in module.modules()):
+    if not any(isinstance(submodule, FSDPModule) for submodule in module.modules()):
         return None
     state: Any = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return cast(dict[str, Tensor], state)

@@ -1,4 +1,4 @@
-"""One base for several roles: beside the policy's adapter that of a critic, which trains, and frozen ones of reward models."""
+"""Share one base between roles: the policy's adapter, a trainable adapter of a critic, frozen adapters of reward models."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.adapters import adapter_view, adding_adapter, without_dropout
 from rlhf_lightning.models.backbone import backbone_of, language_model
-from rlhf_lightning.models.loading import ModelConfig, adopt_normalization, load_model_config, resolve_path
-from rlhf_lightning.models.paths import base_path, is_adapter
+from rlhf_lightning.models.config import ModelConfig
+from rlhf_lightning.models.loading import adopt_normalization, load_model_config
+from rlhf_lightning.models.paths import base_path, is_adapter, resolve_path
 from rlhf_lightning.seeding import seeded
 
 CRITIC = "critic"
@@ -25,16 +26,16 @@ HEADS = ("score", "classifier")
 
 @dataclass(frozen=True)
 class SharedBase:
-    """The policy's model, a base under an adapter, on which other roles may lie."""
+    """Hold the policy's model, a base with an adapter, to which other roles may add adapters."""
 
     model: Any
-    """A peft model, not yet cut over ranks."""
+    """A peft model, not yet sharded."""
     config: ModelConfig
-    """Of the policy."""
+    """The policy's config."""
 
 
 def add_critic_adapter(base: SharedBase) -> None:
-    """A second adapter that trains, begun as the policy's: as `policy.lora` says, or from the folder of the one that goes on."""
+    """Add a trainable adapter with the initial weights of the policy's: new as `policy.lora` says, or from its folder."""
     folder = resolve_path(base.config.name_or_path) if base.config.name_or_path else ""
     with adding_adapter(base.model, trains=True), seeded(base.config.seed):
         if is_adapter(folder):
@@ -45,35 +46,40 @@ def add_critic_adapter(base: SharedBase) -> None:
 
 
 def adapter_weights(model: Any, name: str, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """An adapter's weights under peft's names; from `state`, by their names in `model`, where the model is sharded."""
+    """Return an adapter's weights under peft's names; a sharded model passes its gathered `state`."""
     from peft import get_peft_model_state_dict
 
-    found = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
-    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    weights = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
+    return {key: value for key, value in weights.items() if isinstance(value, Tensor)}
 
 
 class AdapterBackbone:
-    """The trunk of a peft model with one of its adapters on; all else is the trunk's.
+    """Run the backbone of a peft model with one of its adapters enabled; attributes are those of the backbone.
 
-    The base is no part of what holds this: it is the policy's to move, to cut and to save.
+    The view is no module, so a role that holds it does not move, shard or save the policy's base.
     """
 
     def __init__(self, model: Any, adapter: str) -> None:
         self.model, self.adapter = model, adapter
 
     def __call__(self, **inputs: Any) -> Any:
-        """As the trunk."""
+        """Run the backbone."""
         with adapter_view(self.model, [self.adapter]):
-            return backbone_of(self.model)(**inputs)
+            return self.unwrapped(**inputs)
+
+    @property
+    def unwrapped(self) -> Any:
+        """The backbone module, whose capabilities this view has."""
+        return backbone_of(self.model)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what copying asks of an object that has no attributes yet
+        if name.startswith("__"):  # copying looks these up before the attributes exist
             raise AttributeError(name)
-        return getattr(backbone_of(self.model), name)
+        return getattr(self.unwrapped, name)
 
 
 class AdapterClassifier(nn.Module):
-    """A reward model as a frozen adapter on the policy's base, with the head and the config of its own; see `score_rows`."""
+    """Hold a reward model as a frozen adapter on the policy's base, with its own head and config, for `score_rows`."""
 
     def __init__(self, model: Any, adapter: str, head: Tensor, bias: Tensor | None, config: Any) -> None:
         super().__init__()
@@ -82,7 +88,7 @@ class AdapterClassifier(nn.Module):
 
 
 class _Head(nn.Module):
-    """A linear layer to one number, in the type of its own weights."""
+    """Map hidden states to one score in the dtype of the weights."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -90,12 +96,12 @@ class _Head(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[B, H] → [B, 1]."""
+        """Map [B, H] to [B, 1]."""
         return nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
 
 
 def shares_base_with(base: SharedBase, config: ModelConfig) -> bool:
-    """`config` names the folder of an adapter whose base is the policy's."""
+    """Tell whether `config` names the folder of an adapter whose base is the policy's."""
     if (
         base.config.name_or_path is None
         or config.name_or_path is None
@@ -110,24 +116,24 @@ def _identity(path: str) -> str:
 
 
 def why_not_shareable(config: ModelConfig) -> str | None:
-    """Why an adapter cannot lie beside others on a base: it changes more than they could bear, or is not understood."""
+    """Return why an adapter cannot share the base with others, because it changes the base or is unsupported; else None."""
     from peft import PeftConfig
 
     options = PeftConfig.from_pretrained(resolve_path(config.name_or_path or ""))
     if str(getattr(options.peft_type, "value", options.peft_type)) != "LORA":
         return "it is no LoRA adapter"
-    more = sorted(set(options.modules_to_save or ()) - set(HEADS))
-    if more or options.bias != "none" or options.layer_replication or options.trainable_token_indices:
-        return f"it changes the base itself ({more[0] if more else 'biases, layers or tokens'})"
+    modules = sorted(set(options.modules_to_save or ()) - set(HEADS))
+    if modules or options.bias != "none" or options.layer_replication or options.trainable_token_indices:
+        return f"it changes the base itself ({modules[0] if modules else 'biases, layers or tokens'})"
     head, _ = _weights_of(config)
     return None if "weight" in head and len(head["weight"]) == 1 else "its head is not a linear layer to one score"
 
 
 def add_classifier(base: SharedBase, config: ModelConfig) -> AdapterClassifier:
-    """The reward model of an adapter's folder, on the policy's base: frozen, without dropout, under a name of its own.
+    """Load the reward model of an adapter's folder onto the policy's base, frozen and without dropout.
 
     Raises:
-        UserError: the folder has weights that the base has no place for.
+        UserError: the folder has weights for which the base has no layer.
     """
     from peft import PeftConfig, set_peft_model_state_dict
 
@@ -135,27 +141,25 @@ def add_classifier(base: SharedBase, config: ModelConfig) -> AdapterClassifier:
     options = replace(options, modules_to_save=None, task_type="CAUSAL_LM", inference_mode=True, lora_dropout=0.0)
     name = f"reward_{len(base.model.peft_config)}"
     head, weights = _weights_of(config)
-    with (
-        adding_adapter(base.model, trains=False),
-        seeded(0),
-    ):  # what is drawn is replaced, but must not shift what others draw
+    # the initial weights are replaced, but sampling them must not shift the global random state
+    with adding_adapter(base.model, trains=False), seeded(0):
         base.model.add_adapter(name, options)
         report: Any = set_peft_model_state_dict(base.model, weights, adapter_name=name)
     if report.unexpected_keys:
         raise UserError(
-            f"the adapter {config.name_or_path} does not fit the policy's base: {report.unexpected_keys[0]} has no place in "
-            "it; set model.share_base to false to load it as a model of its own"
+            f"the adapter {config.name_or_path} does not fit the policy's base, which has no layer for "
+            f"{report.unexpected_keys[0]}; set model.share_base to false to load a separate base"
         )
     dtype = language_model(base.model).get_input_embeddings().weight.dtype
     bias = head["bias"].to(dtype) if "bias" in head else None
-    found = load_model_config(config)
-    adopt_normalization(found, config)
-    return AdapterClassifier(base.model, name, head["weight"].to(dtype), bias, found)
+    model_config = load_model_config(config)
+    adopt_normalization(model_config, config)
+    return AdapterClassifier(base.model, name, head["weight"].to(dtype), bias, model_config)
 
 
 def _weights_of(config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weight and bias of the head, and the rest of an adapter's folder."""
+    """Load weight and bias of the head, and the other weights of an adapter's folder."""
     path = Path(resolve_path(config.name_or_path or "")) / "adapter_model.safetensors"
-    found = load_file(path) if path.is_file() else {}
-    head = {name for name in found if name.split(".")[-2] in HEADS}
-    return {name.split(".")[-1]: found[name] for name in head}, {n: x for n, x in found.items() if n not in head}
+    weights = load_file(path) if path.is_file() else {}
+    head = {name for name in weights if name.split(".")[-2] in HEADS}
+    return {name.split(".")[-1]: weights[name] for name in head}, {n: x for n, x in weights.items() if n not in head}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.distributed import all_sum
-from rlhf_lightning.models.micro_batches import balanced_partition, micro_batch_of
+from rlhf_lightning.models.micro_batches import balanced_partition, select_micro_batch
 from rlhf_lightning.seeding import derive_seed
 from rlhf_lightning.types import Batch
 
@@ -59,7 +59,7 @@ class RolloutBuffer:
             weight = all_sum(self.weigh(minibatch).double()).float()
             local_rows = rows[balanced_partition(minibatch, loss_groups[rows], self.accumulate)[index]]
             self.cursor += 1  # before the yield: Lightning saves a checkpoint after the step
-            yield replace(micro_batch_of(self.batch, local_rows, loss_groups), weight=weight.clamp(min=1))
+            yield replace(select_micro_batch(self.batch, local_rows, loss_groups), weight=weight.clamp(min=1))
 
     def step_back(self) -> None:
         """Move the cursor to the start of the optimiser step of the last micro-batch."""

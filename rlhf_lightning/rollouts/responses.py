@@ -41,16 +41,8 @@ class ResponseGenerator:
             rows, [len(ids) for ids in prompts], self.generation.max_new_tokens, "a batch of the data"
         )
         tokens, prompt_mask = left_padded(prompts, self._pad, device)
-        generated = self.policy.generate(
-            self.generation,
-            tokens,
-            prompt_mask,
-            responses_per_prompt,
-            encoder.stop_tokens,
-            self._pad,
-            generator,
-            temperature,
-        )
+        params = self.generation.sampling_params(encoder.stop_tokens, self._pad, responses_per_prompt, temperature)
+        generated = self.policy.generate(self.generation, tokens, prompt_mask, params, generator)
         index = torch.arange(len(rows), device=device).repeat_interleave(responses_per_prompt)
         stops = torch.tensor(encoder.stop_tokens, device=device)
         repeated = [rows[i] for i in index.tolist()]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lightning.distributed import share
+from rlhf_lightning.distributed import shard
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.seeding import derive_seed
 from rlhf_lightning.types import RawRows
@@ -54,7 +54,7 @@ def local_rows(rows: RawRows) -> tuple[RawRows, bool]:
 
     A rank without rows processes the first row of the batch with weight 0, so that collectives match.
     """
-    own = share(rows)
+    own = shard(rows)
     return own or rows[:1], bool(own)
 
 

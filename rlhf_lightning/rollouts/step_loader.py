@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lightning.distributed import all_sum, share
+from rlhf_lightning.distributed import all_sum, shard
 from rlhf_lightning.rollouts.row_source import RowSource, local_rows, rows_of
 from rlhf_lightning.types import RawRows
 
@@ -88,4 +88,4 @@ class ValidationLoader:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[RawRows]:
-        return (share(rows_of(batch)) for batch in self.loader)
+        return (shard(rows_of(batch)) for batch in self.loader)

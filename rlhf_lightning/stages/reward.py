@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_accuracy, binary_calibration_error
 
-from rlhf_lightning.distributed import all_gather, share
+from rlhf_lightning.distributed import all_gather, shard
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.masked import masked_moments
 from rlhf_lightning.functional.preference_losses import bradley_terry_loss
@@ -222,7 +222,7 @@ class RewardStage(Stage):
             parts = [
                 self(self.encode(own).to(self.device))
                 for i in range(0, min(len(rows), 1024), 16)
-                if (own := share([rows[j] for j in range(i, min(i + 16, len(rows), 1024))]))
+                if (own := shard([rows[j] for j in range(i, min(i + 16, len(rows), 1024))]))
             ]
         scores = torch.cat(parts) if parts else torch.empty(0, device=self.device)
         mean, variance = masked_moments(scores, torch.ones_like(scores, dtype=torch.bool))

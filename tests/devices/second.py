@@ -31,9 +31,9 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.console import print_first_time
 from rlhf_lightning.generation.local import Sampler
-from rlhf_lightning.models import backbone as backbones
-from rlhf_lightning.models.backbone import backbone_of
+from rlhf_lightning.models.backbone import backbone_of, supports_packing
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.rewards import retry
 from rlhf_lightning.rollouts import reference_cache, rollout_loader
@@ -320,7 +320,7 @@ def _all_gather(value: Any) -> list[Any]:
 def fit(folder: Path, *words: str, there: bool = True) -> Counter[str]:
     """Run `fit` with these words on the device, or on the CPU of this process; how often the host waited."""
     waits.clear()
-    backbones._print_once.cache_clear()
+    print_first_time.cache_clear()
     where = ["--trainer.accelerator", NAME, "--trainer.strategy", NAME] if there else []
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(folder)]
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
@@ -333,10 +333,11 @@ def fit(folder: Path, *words: str, there: bool = True) -> Counter[str]:
 def waits_of_writing(folder: str, tokens: int) -> int:
     """How often the host waits while two rows of so many tokens are written."""
     model = load_causal_lm(ModelConfig(folder)).to(NAME)
-    backbones.supports_packing(backbone_of(model))
+    supports_packing(backbone_of(model))
     prompts, generator = torch.full((2, 3), 7, device=NAME), torch.Generator(NAME).manual_seed(0)
     waits.clear()
-    generated = Sampler(tokens).generate(model, prompts, prompts > 0, 1, [], 0, generator)
+    sampler = Sampler(tokens)
+    generated = sampler.generate(model, prompts, prompts > 0, sampler.sampling_params([], 0), generator)
     found = sum(waits.values())
     assert generated.mask.all()
     return found

@@ -80,7 +80,8 @@ def prompts() -> tuple[Tensor, Tensor]:
 
 def generated(policy: Policy, sampler: Any, temperature: float = 1.0, responses: int = 2) -> Any:
     generator = torch.Generator(DEVICE).manual_seed(1)
-    return policy.generate(sampler, *prompts(), responses, [2], 0, generator, temperature)
+    params = sampler.sampling_params([2], 0, responses, temperature)
+    return policy.generate(sampler, *prompts(), params, generator)
 
 
 def rows(found: Any) -> Rows:

@@ -1,4 +1,4 @@
-"""Rows in shared lines say what each says alone, in value and in gradient, with fewer tokens; or they are not packed."""
+"""Packed rows have the values and gradients of single rows, with fewer tokens; unsupported architectures are padded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 import torch
 from completions import completions
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import rlhf_lightning.models.logprobs as logprobs_module
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models import backbone as capabilities
+from rlhf_lightning.models import backbone as backbone_module
+from rlhf_lightning.models.backbone import supports_packing
 from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model
 from rlhf_lightning.models.logprobs import response_logprobs
@@ -34,11 +35,11 @@ SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "vocab_siz
 SIZES |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_key_value_heads": 2, "initializer_range": 0.1}
 INEXACT: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": ({"n_layer": 2, "n_head": 4}, "takes no block mask"),
-    "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2}, "counts from the beginning of a line"),
+    "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2}, "counts positions from the start of a packed sequence"),
     "falcon_h1": ({"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}, "has layers of hybrid"),
-    "rwkv": ({"attention_hidden_size": 32}, "off in one line"),  # recurrent, and says nothing of its layers
+    "rwkv": ({"attention_hidden_size": 32}, "packing would change its hidden states"),  # recurrent, without layer_types
 }
-"""Architectures whose rows cannot share a line, and what is said of them."""
+"""Architectures whose rows cannot be packed, and the reason in the printed line."""
 
 
 def rows_of(prompts: list[list[int]], lengths: list[int], padding: int = 1) -> Rows:
@@ -72,7 +73,7 @@ def loaded(folder: str, **options: Any) -> Any:
 
 @contextmanager
 def fed(backbone: nn.Module) -> Iterator[list[tuple[int, int]]]:
-    """The shapes [lines, tokens] of every call of the trunk."""
+    """The shapes [sequences, tokens] of every call of the backbone."""
     seen: list[tuple[int, int]] = []
 
     def note(_: nn.Module, __: Any, given: dict[str, Tensor]) -> None:
@@ -84,7 +85,7 @@ def fed(backbone: nn.Module) -> Iterator[list[tuple[int, int]]]:
 
 
 def learned(policy: Policy, rows: Rows) -> tuple[PolicyOutput, Tensor]:
-    """What a policy says of rows, and the gradient of a sum in which every number has another weight."""
+    """A policy's output for rows, and the gradient of a sum in which every number has another weight."""
     policy.zero_grad()
     output = policy(rows, entropy=True)
     measured = torch.stack([output.logprobs, output.entropy, output.values])  # type: ignore[list-item]
@@ -108,7 +109,7 @@ def test_packed_rows_have_the_values_and_gradients_of_padded_ones(
     monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", 9 * 290)  # a head in chunks
     for options in ({"pack": True}, {"pack": False}):
         policy = Policy(loaded(folder, attention=attention, **options), critic_of(critic, folder, **options), 0.7)
-        capabilities.supports_packing(policy.backbones()[-1])
+        supports_packing(policy.backbones()[-1])
         with fed(policy.backbones()[-1]) as seen:
             output, gradient = learned(policy, rows)
         found.append((output, gradient, seen[0][0] * seen[0][1]))
@@ -122,14 +123,14 @@ def test_packed_rows_have_the_values_and_gradients_of_padded_ones(
 
 def test_a_shared_prompt_reaches_the_trunk_once(tiny_model_folder: Folder, groups: Rows) -> None:
     model = loaded(tiny_model_folder("llama"))
-    capabilities.supports_packing(model.base_model)
+    supports_packing(model.base_model)
     with fed(model.base_model) as seen:
         Policy(model)(groups)
     # four prompts of 10 tokens and sixteen responses of 5, whose last token is followed by nothing
     assert [a * b for a, b in seen] == [4 * 10 + 16 * 4]
-    model.base_model.supports_packing = False
-    with fed(model.base_model) as seen:
-        Policy(model)(groups)
+    padded = loaded(tiny_model_folder("llama"), pack=False)
+    with fed(padded.base_model) as seen:
+        Policy(padded)(groups)
     assert seen == [(16, 14)]
 
 
@@ -137,7 +138,7 @@ def test_uneven_rows_leave_little_padding(tiny_model_folder: Folder) -> None:
     lengths = torch.randint(1, 60, (40,), generator=torch.Generator().manual_seed(1)).tolist()
     uneven = rows_of([[3 + i] * (1 + i % 7) for i in range(40)], lengths)
     model = loaded(tiny_model_folder("qwen2"))
-    capabilities.supports_packing(model.base_model)
+    supports_packing(model.base_model)
     with fed(model.base_model) as seen:
         Policy(model)(uneven)
     needed = int(uneven.prompt_mask.sum() + (uneven.mask.sum(-1) - 1).sum())
@@ -146,10 +147,9 @@ def test_uneven_rows_leave_little_padding(tiny_model_folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_the_score_of_a_response_is_that_of_its_row_alone(rows: Rows, pack: bool) -> None:
-    config = AutoConfig.for_model("llama", **SIZES, num_labels=1)
-    model: Any = AutoModelForSequenceClassification.from_config(config).eval()
-    model.base_model.supports_packing = pack
+def test_the_score_of_a_response_is_that_of_its_row_alone(tiny_model_folder: Folder, rows: Rows, pack: bool) -> None:
+    model: Any = load_reward_model(ModelConfig(tiny_model_folder("llama"), pack=pack))
+    supports_packing(model.base_model)
     with fed(model.base_model) as seen:
         scores = score_rows(model, rows)
     assert seen[0][0] * seen[0][1] < (45 if pack else 100)  # 10 tokens of prompts and 23 of responses, in lines
@@ -162,18 +162,19 @@ def test_the_score_of_a_response_is_that_of_its_row_alone(rows: Rows, pack: bool
 
 @pytest.mark.parametrize("arch", INEXACT)
 def test_an_architecture_that_is_not_exact_says_so_once_and_is_padded(
-    arch: str, rows: Rows, capsys: pytest.CaptureFixture[str]
+    arch: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capabilities._print_once.cache_clear()
+    lines: list[str] = []
+    monkeypatch.setattr(backbone_module, "print_first_time", lines.append)
     torch.manual_seed(0)
     options, reason = INEXACT[arch]
     sizes = {**SIZES, **options, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **sizes)).eval()
     whole = Policy(model)(rows).logprobs
     Policy(model)(rows)
-    said = capsys.readouterr().out
-    assert said.count("rows are padded and prompts computed for each response, as") == 1
-    assert reason in said
+    assert len(lines) == 1  # the second policy does not probe the backbone again
+    assert "rows are padded and prompts computed for each response, as" in lines[0]
+    assert reason in lines[0]
     with fed(model.base_model) as seen:
         alone = torch.cat([Policy(model)(rows.rows(torch.tensor([row]))).logprobs for row in range(len(rows))])
     assert {lines for lines, _ in seen} == {1}
@@ -184,7 +185,7 @@ def test_a_line_is_no_longer_than_a_layer_looks_back(groups: Rows, monkeypatch: 
     def lines(**options: Any) -> list[tuple[int, int]]:
         config = AutoConfig.for_model("mistral", **SIZES, **options)
         model: Any = AutoModelForCausalLM.from_config(config).eval()
-        capabilities.supports_packing(model.base_model)
+        supports_packing(model.base_model)
         with fed(model.base_model) as seen:
             Policy(model)(groups)
         return seen
@@ -197,23 +198,39 @@ def test_a_line_is_no_longer_than_a_layer_looks_back(groups: Rows, monkeypatch: 
     assert lines(sliding_window=None, max_position_embeddings=20) == narrow
 
 
-def test_other_attention_than_sdpa_and_eager_is_not_packed(tiny_model_folder: Folder) -> None:
+def test_other_attention_than_sdpa_and_eager_is_not_packed(
+    tiny_model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(backbone_module, "print_first_time", lines.append)
+    assert supports_packing(loaded(tiny_model_folder("llama")).base_model)
+    assert not lines
     backbone = loaded(tiny_model_folder("llama")).base_model
-    assert capabilities._why_no_packing(backbone) is None
     backbone.config._attn_implementation = "flash_attention_2"
-    assert capabilities._why_no_packing(backbone) == "attention flash_attention_2 takes no block mask"
+    assert not supports_packing(backbone)
+    assert lines[0].endswith("as attention flash_attention_2 takes no block mask")
+
+
+def test_nothing_is_set_on_the_modules_of_transformers(tiny_model_folder: Folder, rows: Rows) -> None:
+    model = loaded(tiny_model_folder("llama"), pack=False, max_tokens_per_batch=20)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_folder("llama"))
+    policy = Policy(model)
+    policy.probe_capabilities()
+    policy(rows)
+    assert vars(model.base_model).keys() == vars(plain.base_model).keys()
+    assert vars(model).keys() == vars(plain).keys()
 
 
 def test_finding_out_changes_nothing(tiny_model_folder: Folder) -> None:
     backbone = loaded(tiny_model_folder("gpt2"), gradient_checkpointing=True).base_model
     backbone.h[1].eval()
     modes, state = [module.training for module in backbone.modules()], torch.get_rng_state()
-    assert capabilities.supports_packing(backbone)
+    assert supports_packing(backbone)
     assert [module.training for module in backbone.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in backbone.parameters())
     with fed(backbone) as seen:
-        assert capabilities.supports_packing(backbone)
+        assert supports_packing(backbone)
     assert not seen
 
 
@@ -222,7 +239,7 @@ def test_the_switch_reaches_policy_critic_and_reference(tiny_model_folder: Folde
     for pack, shape in ((True, (4, 26)), (False, (16, 14))):
         policy = Policy(loaded(folder, pack=pack), critic_of("separate", folder, pack=pack))
         for backbone in policy.backbones():
-            capabilities.supports_packing(backbone)
+            supports_packing(backbone)
             with fed(backbone) as seen:
                 policy(groups)
             assert seen == [shape]
@@ -251,7 +268,7 @@ def test_passes_without_gradient_are_taken_in_pieces(
 
 def test_no_row_counts_and_the_trunk_is_still_called_once(tiny_model_folder: Folder, rows: Rows) -> None:
     policy = Policy(loaded(tiny_model_folder("llama")), SharedCritic(32))
-    capabilities.supports_packing(policy.backbones()[0])
+    supports_packing(policy.backbones()[0])
     nothing = replace(rows, mask=torch.zeros_like(rows.mask))
     with fed(policy.backbones()[0]) as seen:
         output, gradient = learned(policy, nothing)
@@ -273,7 +290,7 @@ def test_the_cheapest_lines_are_short_where_attention_is_dear_and_long_where_it_
 
 
 def test_a_pass_of_no_token_is_refused() -> None:
-    with pytest.raises(UserError, match="max_tokens_per_batch is 0; it must be at least 1"):
+    with pytest.raises(UserError, match=r"max_tokens_per_batch is 0; .* set it to at least 1"):
         ModelConfig("somewhere", max_tokens_per_batch=0)
 
 
@@ -288,7 +305,7 @@ def test_a_reward_model_takes_the_switch_and_shares_prompts(
     for options in ({}, {"pack": False}, {"max_tokens_per_batch": 20}):
         reward = ModelReward(str(tmp_path), tokenizer=folder, **options)  # type: ignore[arg-type]
         reward.load(torch.device("cpu"))
-        capabilities.supports_packing(reward.model.base_model)
+        supports_packing(reward.model.base_model)
         with fed(reward.model.base_model) as seen:
             scores.append(torch.tensor(reward(generated)))
         fed_tokens.append([lines * length for lines, length in seen])

@@ -165,7 +165,7 @@ def test_temperature_divides_the_reference_too(tiny_model_folder: Folder, rows: 
 
 def test_adapter_needs_an_adapter(tiny_model_folder: Folder) -> None:
     config = ModelConfig(tiny_model_folder("llama"))
-    with pytest.raises(UserError, match=r"the policy has none: set policy.lora"):
+    with pytest.raises(UserError, match=r"the policy has no adapter; set policy.lora"):
         build_reference("adapter", config, load_causal_lm(config), "cpu")
 
 
@@ -281,5 +281,5 @@ def test_adapters_of_others_that_cannot_go_on_are_refused_in_a_line(
     model = auto.from_pretrained(base, **({"num_labels": labels} if labels else {}))
     peft.get_peft_model(model, copy.deepcopy(options)).save_pretrained(tmp_path)
     load = load_reward_model if labels else load_causal_lm
-    with pytest.raises(UserError, match=rf"^the adapter {tmp_path} cannot go on training: .*{expected}"):
+    with pytest.raises(UserError, match=rf"^the adapter {tmp_path} cannot be trained further: .*{expected}"):
         load(ModelConfig(str(tmp_path), tokenizer=base))

@@ -116,7 +116,10 @@ def test_all_prompts_there_are_can_be_had() -> None:
     [
         ({"size": 0}, "data.size is 0; it must be at least 1"),
         ({"validation_size": -1}, "data.validation_size is -1; it must be at least 0"),
-        ({"size": 5000}, "data.size is 5000; the playground has 4755 different training prompts: set it to 4755 or less"),
+        (
+            {"size": 5000},
+            "data.size is 5000; the playground has 4755 different training prompts: set it to 4755 or less",
+        ),
         ({"validation_size": 706}, "data.validation_size is 706; the playground has 705 different held-out prompts"),
     ],
 )

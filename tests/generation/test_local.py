@@ -12,7 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.generation.local import Sampler, sample
+from rlhf_lightning.generation.base import Generated, Generator
+from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.generation.sampling import sample
 from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.logprobs import token_scores
@@ -34,14 +36,24 @@ def prompts() -> tuple[torch.Tensor, torch.Tensor]:
     return tokens.masked_fill(~mask, 0), mask
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def generate(
+    sampler: Generator,
+    model: Any,
+    prompts: Any,
+    responses: int = 1,
+    stops: list[int] = STOPS,
+    pad: int = 0,
+    seed: int = 0,
+    temperature: float | None = None,
+) -> Generated:
+    params = sampler.sampling_params(stops, pad, responses, temperature)
+    return sampler.generate(model, *prompts, params, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("pad", [0, 2])  # 2 is a stop token too
 def test_greedy_is_what_transformers_writes(model: Any, prompts: Any, pad: int) -> None:
-    ours = Sampler(10).generate(model, *prompts, 1, STOPS, pad, seeded(), 0.0)
-    theirs = TransformersGenerate(10).generate(model, *prompts, 1, STOPS, pad, seeded(), 0.0)
+    ours = generate(Sampler(10), model, prompts, 1, STOPS, pad, 0, 0.0)
+    theirs = generate(TransformersGenerate(10), model, prompts, 1, STOPS, pad, 0, 0.0)
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.mask, theirs.mask)
 
@@ -53,14 +65,14 @@ def test_what_a_model_adds_to_its_distribution_is_left_out(
     plain = load_causal_lm(ModelConfig(str(folder)))
     GenerationConfig(repetition_penalty=5.0, min_new_tokens=9, num_beams=2).save_pretrained(folder)
     model = load_causal_lm(ModelConfig(str(folder)))
-    ours = Sampler(10).generate(plain, *prompts, 1, STOPS, 0, seeded(), 0.0)
-    theirs = TransformersGenerate(10).generate(model, *prompts, 1, STOPS, 0, seeded(), 0.0)
+    ours = generate(Sampler(10), plain, prompts, 1, STOPS, 0, 0, 0.0)
+    theirs = generate(TransformersGenerate(10), model, prompts, 1, STOPS, 0, 0, 0.0)
     assert torch.equal(ours.tokens, theirs.tokens)
 
 
 def test_log_probabilities_agree_three_ways(model: Any, prompts: Any) -> None:
     tokens, prompt_mask = prompts
-    generated = Sampler(10, temperature=0.7).generate(model, tokens, prompt_mask, 3, STOPS, 2, seeded())
+    generated = generate(Sampler(10, temperature=0.7), model, prompts, 3, STOPS, 2, 0)
     index = torch.arange(3).repeat_interleave(3)
     rows = Rows(
         torch.cat([tokens[index], generated.tokens], 1), prompt_mask[index], generated.mask, index, index.bool()
@@ -76,7 +88,7 @@ def test_log_probabilities_agree_three_ways(model: Any, prompts: Any) -> None:
 
 
 def test_responses_end_at_the_first_stop_token(model: Any, prompts: Any) -> None:
-    generated = Sampler(12).generate(model, *prompts, 8, STOPS, 0, seeded())
+    generated = generate(Sampler(12), model, prompts, 8, STOPS, 0, 0)
     stops = torch.isin(generated.tokens, torch.tensor(STOPS)) & generated.mask
     assert stops.any()
     assert bool((stops.sum(-1) <= 1).all())
@@ -89,20 +101,20 @@ def test_a_seed_repeats_and_a_row_does_not_depend_on_the_others(
     prompts: Any, tiny_model_folder: Callable[[str], str]
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("llama")))
-    first, again, other = (Sampler(8).generate(model, *prompts, 2, [2], 0, seeded(seed)) for seed in (4, 4, 5))
+    first, again, other = (generate(Sampler(8), model, prompts, 2, [2], 0, seed) for seed in (4, 4, 5))
     assert torch.equal(first.tokens, again.tokens)
     assert not torch.equal(first.tokens, other.tokens)
 
 
 def test_a_row_that_ends_changes_no_other(prompts: Any, tiny_model_folder: Callable[[str], str]) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("gpt2")))
-    long = Sampler(12).generate(model, *prompts, 4, [], 0, seeded())
-    short = Sampler(12).generate(model, *prompts, 4, list(range(60)), 0, seeded())
-    assert 0 < int(short.mask[:, 5].sum()) < 12  # some go on without others
+    long = generate(Sampler(12), model, prompts, 4, [], 0, 0)
+    short = generate(Sampler(12), model, prompts, 4, list(range(60)), 0, 0)
+    assert 0 < int(short.mask[:, 5].sum()) < 12  # some rows continue after others ended
     assert long.mask.all()
     assert torch.equal(short.tokens[short.mask], long.tokens[short.mask])
     torch.testing.assert_close(short.logprobs[short.mask], long.logprobs[short.mask], atol=1e-5, rtol=0)  # type: ignore[index]
-    assert len({tuple(row) for row in long.tokens[:4].tolist()}) == 4  # and each has luck of its own
+    assert len({tuple(row) for row in long.tokens[:4].tolist()}) == 4  # and each has its own random numbers
 
 
 @pytest.mark.parametrize("kind", [Sampler, TransformersGenerate])
@@ -110,8 +122,8 @@ def test_a_stop_token_that_is_the_pad_token_belongs_to_the_response(
     kind: Any, prompts: Any, tiny_model_folder: Callable[[str], str]
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder("gpt2")))
-    first = Sampler(1).generate(model, *prompts, 1, [], 0, seeded(), 0.0).tokens[0, 0]
-    generated = kind(4).generate(model, *prompts, 1, [int(first)], int(first), seeded(), 0.0)
+    first = generate(Sampler(1), model, prompts, 1, [], 0, 0, 0.0).tokens[0, 0]
+    generated = generate(kind(4), model, prompts, 1, [int(first)], int(first), 0, 0.0)
     assert generated.mask[0].tolist() == [True, False, False, False]
     assert (generated.tokens[0] == first).all()
 
@@ -126,7 +138,7 @@ def test_the_distribution_is_that_of_transformers() -> None:
     prompt, mask, count = torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool), 4000
     seen = []
     for sampler in (Sampler(2), TransformersGenerate(2)):
-        generated = sampler.generate(model, prompt, mask, count, [4], 0, seeded())
+        generated = generate(sampler, model, (prompt, mask), count, [4], 0, 0)
         seen.append(torch.bincount(generated.tokens[:, 0] * 5 + generated.tokens[:, 1], minlength=25).double() / count)
     first = (model(prompt).logits[0, -1].double()).softmax(-1)
     drawn = [part.view(5, 5).sum(1) for part in seen]

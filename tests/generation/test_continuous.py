@@ -1,4 +1,4 @@
-"""Rows that take each other's place: the responses of all rows at once, and no more tokens through the model than are written."""
+"""Continuous batching: the same responses as one batch of all rows, with one pass per generated token."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation import local
-from rlhf_lightning.generation.base import Generated
+from rlhf_lightning.generation.base import Generated, Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.generation.sampling import sample
 from rlhf_lightning.generation.transformers import TransformersGenerate
+from rlhf_lightning.models.backbone import capabilities_of
 from rlhf_lightning.models.kv_cache import SlotCache, rows_are_independent
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.logprobs import response_logprobs
@@ -49,7 +50,7 @@ def tiny(kind: str, **options: Any) -> Any:
 
 
 class Passes:
-    """Notes rows and columns of everything that goes through a model's trunk."""
+    """Records the rows and columns of every pass through a model's backbone."""
 
     def __init__(self, model: Any) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -59,10 +60,21 @@ class Passes:
         self.shapes.append(tuple((args[0] if args else kwargs["input_ids"]).shape))
 
 
-def write(model: Any, prompts: Any, copies: int = 3, stops: list[int] = STOPS, **options: Any) -> Generated:
-    return Sampler(**{"max_new_tokens": 12, "temperature": 0.8, **options}).generate(
-        model, *prompts, copies, stops, 2, torch.Generator().manual_seed(3)
-    )
+def sampled(
+    sampler: Generator,
+    model: Any,
+    prompts: Any,
+    copies: int = 1,
+    stops: list[int] = STOPS,
+    pad: int = 0,
+    temperature: float | None = None,
+) -> Generated:
+    params = sampler.sampling_params(stops, pad, copies, temperature)
+    return sampler.generate(model, *prompts, params, torch.Generator().manual_seed(3))
+
+
+def generate(model: Any, prompts: Any, copies: int = 3, stops: list[int] = STOPS, **options: Any) -> Generated:
+    return sampled(Sampler(**{"max_new_tokens": 12, "temperature": 0.8, **options}), model, prompts, copies, stops, 2)
 
 
 def assert_same(one: Generated, other: Generated) -> None:
@@ -72,22 +84,23 @@ def assert_same(one: Generated, other: Generated) -> None:
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "gpt_neox"])
-def test_any_number_of_slots_writes_what_all_rows_at_once_write(
+def test_any_number_of_slots_writes_what_all_rows_at_once_generate(
     arch: str, prompts: Any, tiny_model_folder: Callable[[str], str]
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder(arch)))
-    raise_on_all_ranks = write(model, prompts, continuous_batching=False)
-    assert len(set(raise_on_all_ranks.mask.sum(-1).tolist())) > 3  # uneven lengths
+    expected = generate(model, prompts, continuous_batching=False)
+    assert len(set(expected.mask.sum(-1).tolist())) > 3  # uneven lengths
     for slots in (1, 2, 4, 7, 15, 100):
-        assert_same(write(model, prompts, max_batch_size=slots), raise_on_all_ranks)
+        assert_same(generate(model, prompts, max_batch_size=slots), expected)
 
 
 def test_prompts_are_read_in_passes_of_as_many_tokens_as_any_other_pass(llama: Any, prompts: Any) -> None:
-    llama.base_model.max_tokens_per_batch = None
-    at_once = write(llama, prompts)
-    llama.base_model.max_tokens_per_batch = 12
+    capabilities = capabilities_of(llama.base_model)
+    capabilities.max_tokens_per_batch = None
+    at_once = generate(llama, prompts)
+    capabilities.max_tokens_per_batch = 12
     passes = Passes(llama)
-    assert_same(write(llama, prompts), at_once)
+    assert_same(generate(llama, prompts), at_once)
     assert [shape for shape in passes.shapes if shape[1] > 1] == [(2, 6), (2, 5), (1, 6)]
 
 
@@ -97,26 +110,26 @@ def test_mixed_precision_writes_what_a_pass_over_the_rows_says(
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder(arch)))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        generated = write(model, prompts, max_batch_size=4)
+        generated = generate(model, prompts, max_batch_size=4)
         tokens, mask = (x.repeat_interleave(3, 0) for x in prompts)
         whole = torch.cat([tokens, generated.tokens], 1)
-        found = response_logprobs(model, whole, mask, generated.mask, temperature=0.8)
+        recomputed = response_logprobs(model, whole, mask, generated.mask, temperature=0.8)
     assert generated.mask.sum() > 30
-    torch.testing.assert_close(found, generated.logprobs * generated.mask, atol=0.05, rtol=0)
+    torch.testing.assert_close(recomputed, generated.logprobs * generated.mask, atol=0.05, rtol=0)
 
 
 def test_prompts_go_through_the_trunk_once_and_every_written_token_but_the_last_once(llama: Any, prompts: Any) -> None:
     prompts = (prompts[0][[0, 4, 0]], prompts[1][[0, 4, 0]])  # without padding
     for slots in (1, 3, 5, 30):
         passes = Passes(llama)
-        generated = write(llama, prompts, 4, max_batch_size=slots)
+        generated = generate(llama, prompts, 4, max_batch_size=slots)
         expected = prompts[0].numel() + int((generated.mask.sum(-1) - 1).sum())
         assert sum(rows * columns for rows, columns in passes.shapes) == expected
 
 
 def test_a_row_that_waits_takes_the_slot_of_one_that_ended(llama: Any, prompts: Any) -> None:
     passes = Passes(llama)
-    generated = write(llama, (prompts[0][:3], prompts[1][:3]), 6, max_batch_size=4)
+    generated = generate(llama, (prompts[0][:3], prompts[1][:3]), 6, max_batch_size=4)
     lengths = generated.mask.sum(-1)
     assert int((lengths > 1).sum()) > 8  # rows that do not end with their first token
     prefills = [index for index, (_, columns) in enumerate(passes.shapes) if columns > 1]
@@ -124,7 +137,7 @@ def test_a_row_that_waits_takes_the_slot_of_one_that_ended(llama: Any, prompts: 
     full = decoded.count(4)
     assert decoded[:full] == [4] * full  # no slot is empty while a row waits
     assert decoded[full:] == sorted(decoded[full:], reverse=True)  # and then the batch only shrinks
-    assert len(prefills) == 3  # each prompt when nobody waits any more
+    assert len(prefills) == 3  # a prompt is computed when no row waits
     assert 1 < prefills[1] < prefills[2] < full
 
 
@@ -133,23 +146,24 @@ def test_without_the_switch_rows_wait_until_all_that_decode_have_ended(
     rows: int, prompts_at_a_time: list[int], llama: Any, prompts: Any
 ) -> None:
     passes = Passes(llama)
-    found = write(llama, prompts, stops=[], max_batch_size=rows, continuous_batching=False)
+    static = generate(llama, prompts, stops=[], max_batch_size=rows, continuous_batching=False)
     assert passes.shapes == [shape for n in prompts_at_a_time for shape in [(n, 6)] + [(3 * n, 1)] * 11]
-    assert_same(found, write(llama, prompts, stops=[]))
+    assert_same(static, generate(llama, prompts, stops=[]))
 
 
 def test_long_responses_outgrow_the_room_that_slots_have_at_first(llama: Any, prompts: Any) -> None:
     options: dict[str, Any] = {"stops": [2, 3], "max_new_tokens": 90}
-    raise_on_all_ranks = write(llama, prompts, 1, continuous_batching=False, **options)
-    assert int(raise_on_all_ranks.mask.sum(-1).max()) == 90
-    assert_same(write(llama, prompts, 1, max_batch_size=3, **options), raise_on_all_ranks)
+    expected = generate(llama, prompts, 1, continuous_batching=False, **options)
+    assert int(expected.mask.sum(-1).max()) == 90
+    assert_same(generate(llama, prompts, 1, max_batch_size=3, **options), expected)
 
 
 def test_generators_end_in_the_same_state_whatever_the_slots(llama: Any, prompts: Any) -> None:
     states = []
     for options in ({"max_batch_size": 2}, {"max_batch_size": 50}, {"continuous_batching": False}):
         generator = torch.Generator().manual_seed(3)
-        Sampler(5, **options).generate(llama, *prompts, 2, STOPS, 0, generator)  # type: ignore[arg-type]
+        sampler = Sampler(5, **options)  # type: ignore[arg-type]
+        sampler.generate(llama, *prompts, sampler.sampling_params(STOPS, 0, 2), generator)
         states.append(generator.get_state())
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])
@@ -188,7 +202,7 @@ def test_room_grows_for_the_rows_that_are_left() -> None:
 
 def test_prompts_without_a_token_are_continued_too(llama: Any) -> None:
     nothing = torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 1, dtype=torch.bool)
-    generated = write(llama, nothing, max_batch_size=3)
+    generated = generate(llama, nothing, max_batch_size=3)
     assert bool(generated.mask[:, 0].all())
     assert bool(generated.logprobs.isfinite().all())  # type: ignore[union-attr]
 
@@ -219,17 +233,19 @@ def test_what_is_more_than_keys_and_values_decodes_together(
     kind, options = OTHERS[name]
     model = tiny(kind, **options)
     assert not rows_are_independent(model, 16)
-    ours = Sampler(10).generate(model, *prompts, 2, STOPS, 0, torch.Generator(), 0.0)
-    theirs = TransformersGenerate(10).generate(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
+    ours = sampled(Sampler(10), model, prompts, 2, temperature=0.0)
+    theirs = sampled(TransformersGenerate(10), model, prompts, temperature=0.0)
     assert torch.equal(ours.tokens, theirs.tokens.repeat_interleave(2, 0))
     assert len(set(ours.mask.sum(-1).tolist())) > 1  # rows leave at different times
 
 
 def test_a_model_that_keeps_neither_keys_nor_values_is_named(prompts: Any) -> None:
     model = tiny("mamba", state_size=4)
-    with pytest.raises(UserError, match=r"MambaForCausalLM keeps what it has read .* generation: TransformersGenerate"):
-        write(model, prompts)
-    generated = TransformersGenerate(4).generate(model, *prompts, 1, STOPS, 0, torch.Generator())
+    with pytest.raises(
+        UserError, match=r"MambaForCausalLM returns no past_key_values.* set generation: TransformersGenerate"
+    ):
+        generate(model, prompts)
+    generated = sampled(TransformersGenerate(4), model, prompts)
     assert bool(generated.mask[:, 0].all())
 
 
@@ -247,8 +263,8 @@ def test_windows_and_scaled_positions_that_no_row_reaches_do_not_matter(
     model = tiny(kind, **options)
     assert rows_are_independent(model, 16)
     assert not rows_are_independent(model, 17)
-    ours = Sampler(10, max_batch_size=2).generate(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
-    theirs = TransformersGenerate(10).generate(model, *prompts, 1, STOPS, 0, torch.Generator(), 0.0)
+    ours = sampled(Sampler(10, max_batch_size=2), model, prompts, temperature=0.0)
+    theirs = sampled(TransformersGenerate(10), model, prompts, temperature=0.0)
     assert torch.equal(ours.tokens, theirs.tokens)
 
 
@@ -259,11 +275,11 @@ def test_a_model_with_a_cache_of_its_own_decodes_together(llama: Any, prompts: A
     def swap(module: Any, args: Any, output: Any) -> None:
         output.past_key_values.__class__ = OwnCache
 
-    expected = write(llama, prompts)
+    expected = generate(llama, prompts)
     llama.base_model.register_forward_hook(swap)
     passes = Passes(llama)
-    assert_same(write(llama, prompts, max_batch_size=6), expected)
-    assert passes.shapes[:2] == [(2, 6), (2, 6)]  # begun again
+    assert_same(generate(llama, prompts, max_batch_size=6), expected)
+    assert passes.shapes[:2] == [(2, 6), (2, 6)]  # the static decoder starts over
 
 
 def test_draws_are_those_of_a_sum_over_the_whole_vocabulary() -> None:
@@ -290,5 +306,5 @@ def test_a_token_that_cannot_be_is_never_drawn() -> None:
 
 
 def test_no_slots_are_refused() -> None:
-    with pytest.raises(UserError, match="max_batch_size is 0; it must be at least 1"):
+    with pytest.raises(UserError, match=r"max_batch_size is 0; .* set it to at least 1"):
         Sampler(max_batch_size=0)

@@ -1,4 +1,4 @@
-"""Pieces of a pass: as few as hold so many tokens, units whole, prompts once, as many on every rank."""
+"""Micro-batches: as few as the limit allows, loss groups whole, prompts counted once, as many on every rank."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def numbers(micro_batch: Rows) -> list[int]:
 
 
 def tokens_of(micro_batch: Rows, shares: bool = True) -> int:
-    """What a pass over a piece computes."""
+    """Tokens that a pass over a micro-batch computes."""
     lengths = micro_batch.mask.sum(-1)
     if not shares:
         return len(micro_batch) * int((lengths + micro_batch.prompt_mask.sum(-1)).max())
@@ -55,19 +55,19 @@ def test_a_prompt_and_its_responses_stay_in_one_of_as_few_pieces_as_can_be(limit
 
 
 @pytest.mark.parametrize("shares", [True, False])
-@pytest.mark.parametrize("per_unit", [1, 3])
+@pytest.mark.parametrize("group_size", [1, 3])
 @pytest.mark.parametrize("limit", [1, 12, 16, 20, 27])
-def test_a_unit_is_never_cut_and_stands_alone_where_it_is_too_long(limit: int, per_unit: int, shares: bool) -> None:
-    found = micro_batches(ROWS, NUMBERED // per_unit, limit, shares)
+def test_a_unit_is_never_cut_and_stands_alone_where_it_is_too_long(limit: int, group_size: int, shares: bool) -> None:
+    found = micro_batches(ROWS, NUMBERED // group_size, limit, shares)
     assert sorted(row for micro_batch in found for row in numbers(micro_batch)) == list(range(12))
     for micro_batch in found:
-        loss_groups, counts = (torch.tensor(numbers(micro_batch)) // per_unit).unique(return_counts=True)
-        assert counts.tolist() == [per_unit] * len(loss_groups)
-    longest = max(tokens_of(ROWS.rows(NUMBERED // per_unit == unit), True) for unit in range(12 // per_unit))
+        loss_groups, counts = (torch.tensor(numbers(micro_batch)) // group_size).unique(return_counts=True)
+        assert counts.tolist() == [group_size] * len(loss_groups)
+    longest = max(tokens_of(ROWS.rows(NUMBERED // group_size == group), True) for group in range(12 // group_size))
     if shares:
         assert all(tokens_of(micro_batch) <= max(limit, longest) for micro_batch in found)
     else:
-        assert all(tokens_of(micro_batch, False) <= max(limit, 17 * per_unit) for micro_batch in found)
+        assert all(tokens_of(micro_batch, False) <= max(limit, 17 * group_size) for micro_batch in found)
 
 
 def test_every_tensor_is_trimmed_and_keeps_its_rows() -> None:
@@ -81,12 +81,18 @@ def test_every_tensor_is_trimmed_and_keeps_its_rows() -> None:
 
 
 def test_a_rank_that_needs_fewer_pieces_takes_as_many_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def another_rank_needs_five(value: Tensor) -> Tensor:
-        return value * 100 if int(value) > 20 else value.clamp(min=5)  # first asked for tokens, then for pieces
-
-    monkeypatch.setattr(module, "all_max", another_rank_needs_five)
     few: Any = ROWS.rows(NUMBERED < 4)
-    found = micro_batches(few, NUMBERED[:4], 1000, shares=True)
+    alone = micro_batches(few, NUMBERED[:4], 24, shares=True)
+    assert len(alone) == 2
+    maxima: list[int] = []
+
+    def maximum_with_a_longer_rank(value: Tensor) -> Tensor:
+        maxima.append(int(value))
+        return value + 3  # the other rank has 3 tokens more, and needs 3 micro-batches more
+
+    monkeypatch.setattr(module, "all_max", maximum_with_a_longer_rank)
+    found = micro_batches(few, NUMBERED[:4], 24, shares=True)
+    assert set(maxima) == {few.tokens.numel(), len(alone)}  # the ranks agree on nothing else
     assert len(found) == 5
     assert sorted(row for micro_batch in found if micro_batch.mask.any() for row in numbers(micro_batch)) == [
         0,

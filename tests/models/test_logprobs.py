@@ -93,14 +93,14 @@ def test_an_architecture_that_makes_its_logits_otherwise_is_refused(kind: str, d
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.get_input_embeddings().weight.data.normal_()  # which is the head too
-    with pytest.raises(UserError, match="ForCausalLM makes its logits in a way of its own"):
+    with pytest.raises(UserError, match="ForCausalLM computes its logits in an unsupported way"):
         Policy(model).probe_capabilities()
 
 
 def test_a_head_that_takes_no_state_of_the_trunk_is_refused() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = AutoConfig.for_model("electra", **sizes, vocab_size=50, is_decoder=True)  # whose embeddings are of 128
-    with pytest.raises(UserError, match="ElectraForCausalLM makes its logits in a way of its own"):
+    with pytest.raises(UserError, match="ElectraForCausalLM computes its logits in an unsupported way"):
         Policy(AutoModelForCausalLM.from_config(config)).probe_capabilities()
 
 
@@ -115,9 +115,7 @@ BOTH_WAYS: dict[str, dict[str, Any]] = {
 def test_an_architecture_that_reads_what_comes_later_is_refused(kind: str) -> None:
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=50, **BOTH_WAYS[kind]))
-    with pytest.raises(
-        UserError, match=f"{type(model).__name__} as its config has it lets a token read those after it"
-    ):
+    with pytest.raises(UserError, match=f"{type(model).__name__} with this config attends to later tokens"):
         Policy(model).probe_capabilities()
     if kind == "xlm":
         config = AutoConfig.for_model(kind, vocab_size=50, causal=True, **BOTH_WAYS[kind])
