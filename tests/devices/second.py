@@ -31,6 +31,7 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.console import print_first_time
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models import backbone as backbones
 from rlhf_lightning.models.backbone import backbone_of
@@ -38,8 +39,8 @@ from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.rewards import retry
 from rlhf_lightning.rollouts import reference_cache, rollout_loader
 from rlhf_lightning.run import checkpoints, out_of_memory
-from rlhf_lightning.stages import reward, stage
-from rlhf_lightning.training import random_states
+from rlhf_lightning.stages import reward
+from rlhf_lightning.training import memory, random_states, resume, validation
 
 NAME = "second"
 aten = torch.ops.aten
@@ -294,9 +295,9 @@ def register() -> None:
     torch.set_num_threads(1)
     torch.Generator = Generator
     _Generators().__enter__()
-    for module in (stage, out_of_memory, retry, random_states):
+    for module in (memory, out_of_memory, retry, random_states):
         module.torch = _AsCuda()
-    for module in (stage, checkpoints, rollout_loader, reference_cache, reward):
+    for module in (resume, validation, checkpoints, rollout_loader, reference_cache, reward):
         module.all_gather = _all_gather
 
 
@@ -320,7 +321,7 @@ def _all_gather(value: Any) -> list[Any]:
 def fit(folder: Path, *words: str, there: bool = True) -> Counter[str]:
     """Run `fit` with these words on the device, or on the CPU of this process; how often the host waited."""
     waits.clear()
-    backbones._print_once.cache_clear()
+    print_first_time.cache_clear()
     where = ["--trainer.accelerator", NAME, "--trainer.strategy", NAME] if there else []
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(folder)]
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):

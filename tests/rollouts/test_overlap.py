@@ -111,7 +111,7 @@ def test_what_a_reward_raises_beside_the_writing_stops_the_run(collector: Collec
 def test_a_reward_with_weights_of_its_own_is_not_asked_beside_the_writing() -> None:
     given: dict[str, Any] = {"policy": ModelConfig("none"), "algorithm": REINFORCE(responses_per_prompt=2)}
     function = FunctionReward("math.sqrt")
-    assert PolicyStage(**given, reward=WeightedSum({"f": function}), overlap=2).overlap == 2
+    assert PolicyStage(**given, reward=WeightedSum({"f": function}), overlap=2).roles.overlap == 2
     for reward in (ModelReward("none"), WeightedSum({"f": function, "m": ModelReward("none")})):
         with pytest.raises(UserError, match=r"overlap is 2: .* FunctionReward and ServerReward"):
             PolicyStage(**given, reward=reward, overlap=2)
