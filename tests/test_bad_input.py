@@ -43,7 +43,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("rlhf_lightning.stages.policy.load_causal_lm", refuse)
+    monkeypatch.setattr("rlhf_lightning.training.roles.load_causal_lm", refuse)
     monkeypatch.setattr("rlhf_lightning.stages.supervised.load_causal_lm", refuse)
     monkeypatch.setattr("rlhf_lightning.stages.reward.load_reward_model", refuse)
     assert loading.load_causal_lm is not refuse
@@ -144,7 +144,7 @@ def test_a_metric_that_is_never_measured_is_named_before_the_first_step(
     def refuse(*_: Any) -> None:
         raise AssertionError("a rollout was collected")
 
-    monkeypatch.setattr("rlhf_lightning.stages.policy.PolicyStage.collect", refuse)
+    monkeypatch.setattr("rlhf_lightning.training.rollout_session.RolloutSession.collect", refuse)
     callback, monitor = words
     given = [f"--trainer.callbacks={callback}", f"--trainer.callbacks.monitor={monitor}"]
     assert expected in fails("fit", "--config", "ppo.yaml", *SMALL, *given)

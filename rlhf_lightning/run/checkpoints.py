@@ -22,6 +22,12 @@ from rlhf_lightning.distributed import all_gather, any_rank
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.checkpoint_files import newest_first, plain_only
 from rlhf_lightning.run.signals import StoppedBySignal, requeue
+from rlhf_lightning.training.lightning_compat import (
+    cluster_environment,
+    is_within_step,
+    stops_early,
+    validation_follows,
+)
 
 EARLIER = "earlier"
 """Where the checkpoints of an earlier run are until the one that began anew in its folder has one of its own."""
@@ -129,12 +135,11 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Between two optimiser steps: write if it is time, or if the run is to stop. A validation that is due comes first."""
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate() or trainer.global_step == self.saved_step:
+        if is_within_step(trainer) or trainer.global_step == self.saved_step:
             return
         stops = self._told_to_stop(pl_module)
         due = stops or self._ends(trainer) or self._due(trainer.global_step, pl_module)
-        if self._validation_is_due(trainer) or not due:
+        if validation_follows(trainer) or not due:
             return
         self.save(trainer)
         self._stop_if(stops)
@@ -153,8 +158,8 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write if the run stopped between two steps, while a rollout was collected; all ranks fail there together."""
-        loader = getattr(pl_module, "loader", None)
-        if isinstance(exception, UserError) and loader is not None and loader.collecting and trainer.global_step:
+        loader = getattr(getattr(pl_module, "loaders", None), "train", None)
+        if isinstance(exception, UserError) and getattr(loader, "collecting", False) and trainer.global_step:
             self.save(trainer)
 
     def _due(self, step: int, module: LightningModule) -> bool:
@@ -165,14 +170,7 @@ class Checkpoints(Checkpoint):
     @staticmethod
     def _ends(trainer: Trainer) -> bool:
         """This step is the last one, perhaps within an epoch, which Lightning counts as over as soon as it has left it."""
-        stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
-        return stopped or 0 <= trainer.max_steps <= trainer.global_step
-
-    @staticmethod
-    def _validation_is_due(trainer: Trainer) -> bool:
-        loop = trainer.fit_loop.epoch_loop
-        fetcher = trainer.fit_loop._data_fetcher
-        return fetcher is not None and loop._should_check_val_fx(fetcher)
+        return stops_early(trainer) or 0 <= trainer.max_steps <= trainer.global_step
 
     # -- signals -------------------------------------------------------------------------------------------------------
 
@@ -197,7 +195,7 @@ class Checkpoints(Checkpoint):
                 launcher.kill(number)  # type: ignore[union-attr]
             self.received = number
 
-        environment = trainer._accelerator_connector.cluster_environment
+        environment = cluster_environment(trainer)
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self.requeue_signal = environment.requeue_signal or signal.SIGUSR1
         numbers = {signal.SIGTERM, self.requeue_signal} - {None}

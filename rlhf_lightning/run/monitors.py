@@ -96,7 +96,7 @@ def _batches(trainer: Trainer, module: LightningModule) -> int | None:
         return None
     try:
         loader = data.train_dataloader()
-        wrap = getattr(module, "rollout_loader", None)
+        wrap = getattr(module, "train_loader", None)
         length = len(wrap(loader) if wrap else loader)
     except Exception:  # said by what needs the loader, in its own words
         return None

@@ -36,7 +36,7 @@ class OutOfMemory(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what to change."""
         if is_out_of_memory(exception):
-            limit = getattr(getattr(pl_module, "config", None), "max_tokens_per_batch", None)
+            limit = getattr(getattr(pl_module, "loss_step", None), "max_tokens_per_batch", None)
             found = ASKED.search(str(exception))
             asked = f" (asked for {found.group(1)})" if found else ""
             exception.args = (

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
 from rlhf_lightning.run.checkpoint_files import plain_only
+from rlhf_lightning.training.lightning_compat import use_data_parallel_alone
 
 
 class FSDP2(ModelParallelStrategy):
@@ -20,7 +21,7 @@ class FSDP2(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """All processes share the weights; none of them cuts a tensor in a second direction."""
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        use_data_parallel_alone(self)
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

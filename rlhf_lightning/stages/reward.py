@@ -1,4 +1,4 @@
-"""Reward modelling: pairs, rankings and ratings; Bradley-Terry, or regression on ratings."""
+"""Reward modelling on pairs, rankings and ratings: Bradley-Terry, or regression on ratings."""
 
 from __future__ import annotations
 
@@ -16,31 +16,39 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.masked import masked_moments
 from rlhf_lightning.functional.preference_losses import bradley_terry_loss
 from rlhf_lightning.models.encoding import recorded_rows
-from rlhf_lightning.models.export import export_model, sub_state
 from rlhf_lightning.models.loading import ModelConfig, load_reward_config, load_reward_model
 from rlhf_lightning.models.reward_model import RewardModel, normalize_scores, set_normalization
-from rlhf_lightning.rollouts.row_source import RowSource
 from rlhf_lightning.rollouts.step_loader import StepLoader
-from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_minimum
+from rlhf_lightning.stages.stage import Stage
+from rlhf_lightning.training.checks import check_minimum
+from rlhf_lightning.training.network import sharded_by_strategy
+from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.optimizers import adamw
+from rlhf_lightning.training.rows import visible_rows
+from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.types import LossOutput, PreferenceBatch, RawRows
 
 
 class RewardStage(Stage):
     """Teach a model with one output to score responses as people judged them.
 
+    Override `encode`, `loss`, `measure`, `predict` and `export`; see `rlhf_lightning.stages`.
+
     Args:
-        model: a language model to put a head on, or a reward model to go on with.
+        model: a language model, which gets a head, or a reward model to train further.
         objective: `pairs` compares the responses of a prompt (Bradley-Terry; a ranking of K counts as its K(K-1)/2 pairs,
             each with weight 2/(K(K-1))); `regression` learns the ratings themselves by squared error.
-        margin: take the margin that a row records off the difference of its scores.
+        margin: subtract the margin that a row records from the difference of its scores.
         centering: λ of the term that keeps scores around 0; 0.01 is usual.
         calibrate: after training shift and scale scores so that those of the training data have mean 0 and variance 1.
         max_length: tokens of prompt and response together; longer rows lose the beginning of the prompt, then the end.
         optimizer: of the weights that train.
         lr_scheduler: steps with the optimizer.
-        on_nonfinite: what a step with a NaN or an infinity does: stop the run, or be skipped and counted.
+        on_nonfinite: stop the run at a step with a NaN or an infinity, or skip the step and count it.
     """
+
+    shown_metrics = ("loss/policy", "preference/accuracy")
+    text: TextEncoding
 
     def __init__(
         self,
@@ -54,7 +62,7 @@ class RewardStage(Stage):
         lr_scheduler: LRSchedulerCallable | None = None,
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(model, optimizer, lr_scheduler, on_nonfinite)
+        super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(model), model.max_tokens_per_batch)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.objective, self.margin, self.centering = objective, margin, centering
         self.calibrate, self.max_length = calibrate, max_length
@@ -62,34 +70,33 @@ class RewardStage(Stage):
         self.differences: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
-        """Tokenizer, checks, loaders."""
+        """Check rows, load the tokenizer, and bind the loaders, before any weight is loaded."""
         self.check_rows(
             responses_of, "pairs, rankings or ratings, as PreferenceData, RankingData and RatingData give them"
         )
         self._check_comparisons()
-        load_reward_config(self.config)
-        self.encoder = self.load_encoder()
-        self.wrap_loaders(self._train_loader)
+        load_reward_config(self.text.config)
+        self.text.load()
+        self.bind_loaders()
 
     def _check_comparisons(self) -> None:
-        rows = dict(self.rows_to_check()).get("train data", ())
+        rows = dict(visible_rows(self.trainer)).get("train data", ())
         ratings = ({rating for _, rating in responses_of(row)} for row in rows)
-        if self.objective == "pairs" and len(rows) and not any(len(found) > 1 for found in ratings):
+        if self.objective == "pairs" and len(rows) and not any(len(distinct) > 1 for distinct in ratings):
             raise UserError(
-                "RewardStage.objective pairs compares the responses to a prompt, and no row of the train data has two with "
-                "different ratings; use objective: regression"
+                "RewardStage.objective is pairs, which compares the responses to a prompt, and no row of the train data has two "
+                "with different ratings; set it to regression"
             )
 
     def configure_model(self) -> None:
         """Load the model and its head."""
         if self.scorer is None:
-            self.scorer = self.placed(RewardModel(load_reward_model(self.config)))
+            self.scorer = sharded_by_strategy(self, RewardModel(load_reward_model(self.text.config)))
 
     @property
     def model(self) -> nn.Module:
-        """The sequence classifier; there from `configure_model` on."""
-        assert self.scorer is not None
-        return self.scorer.model
+        """The sequence classifier; available from `configure_model` on."""
+        return self.network.model
 
     @property
     def network(self) -> RewardModel:
@@ -97,58 +104,70 @@ class RewardStage(Stage):
         assert self.scorer is not None
         return self.scorer
 
-    def _train_loader(self, loader: Iterable[Any]) -> StepLoader:
-        source = RowSource(loader, int(torch.initial_seed() % 2**31))
-        return StepLoader(source, self._compared, self._weight, self.accumulate, **self.epoch_of(len(source)))
+    # -- training ------------------------------------------------------------------------------------------------------
 
-    def _compared(self, rows: RawRows) -> PreferenceBatch:
-        """`encode`, of rows that a data module did not show before weights were loaded.
+    def train_loader(self, loader: Iterable[Any]) -> StepLoader:
+        """Make the train loader; see `Stage.train_loader`."""
+        return self.loaders.step_loader(loader, self._encode_compared, self.weigh)
+
+    def _encode_compared(self, rows: RawRows) -> PreferenceBatch:
+        """Encode rows that the data module did not show before weights were loaded.
 
         Raises:
-            UserError: each holds one rated response, and responses are compared within a row.
+            UserError: each holds one rated response, and the objective compares responses within a row.
         """
         if self.objective == "pairs" and all("rated" not in row and len(responses_of(row)) == 1 for row in rows):
             raise UserError(
-                "RewardStage.objective pairs compares the responses of a row, and the rows have one each (columns "
-                f"{', '.join(rows[0])}); give all responses to a prompt in one, as rated: [(response, rating), …], take "
-                "RatingData, which does, or use objective: regression"
+                "RewardStage.objective is pairs, which compares the responses of a row, and the rows have one each (columns "
+                f"{', '.join(rows[0])}); give all responses to a prompt in one row, as rated: [(response, rating), …], use "
+                "RatingData, which does, or set it to regression"
             )
         return self.encode(rows)
 
     def encode(self, rows: RawRows) -> PreferenceBatch:
-        """Rows → token ids, ratings and margins; the responses of one row are compared."""
+        """Encode rows with their ratings and margins; the responses of one row are compared."""
         prompts, responses, groups, ratings, margins = [], [], [], [], []
+        encoder = self.text.encoder
         for index, row in enumerate(rows):
-            start = self.encoder_of_run.prompt(row["prompt"])
+            start = encoder.prompt(row["prompt"])
             for text, rating in responses_of(row):
-                prompt, response = self.encoder_of_run.pair(
-                    start, self.encoder_of_run.response(row["prompt"], text), self.max_length
-                )
+                prompt, response = encoder.pair(start, encoder.response(row["prompt"], text), self.max_length)
                 prompts.append(prompt)
                 responses.append(response)
                 groups.append(index)
                 ratings.append(rating)
                 margins.append(float(row.get("margin") or 0.0) * self.margin)
-        found = recorded_rows(prompts, responses, groups, self.encoder_of_run.stop_tokens, self.tokenizer.pad_token_id)
-        return PreferenceBatch(**found.tensors(), ratings=torch.tensor(ratings), margins=torch.tensor(margins))
+        encoded = recorded_rows(prompts, responses, groups, encoder.stop_tokens, self.text.tokenizer.pad_token_id)
+        return PreferenceBatch(**encoded.tensors(), ratings=torch.tensor(ratings), margins=torch.tensor(margins))
 
-    def forward(self, batch: PreferenceBatch) -> Tensor:
-        """float32 [B]: the score of each response."""
-        assert self.scorer is not None
-        return self.scorer(batch)
-
-    def training_step(self, batch: PreferenceBatch, index: int) -> Tensor:
-        """Score every response once, compare, divide by the whole step."""
-        return self.backward_loss(batch, lambda micro_batch: self.loss(self(micro_batch), micro_batch))
+    def weigh(self, batch: PreferenceBatch) -> Tensor:
+        """Return the number of groups with a comparison; for a regression that of responses."""
+        if self.objective == "regression":
+            return batch.mask.any(-1).sum()
+        return comparisons(batch)[2].sum()
 
     def loss_groups(self, batch: PreferenceBatch) -> Tensor:
-        """Responses that are compared; each for itself where none is."""
+        """Return int64 [B]: responses with the same number are compared."""
         return super().loss_groups(batch) if self.objective == "regression" else batch.groups
 
-    def loss(self, scores: Tensor, batch: PreferenceBatch) -> LossOutput:
-        """A sum over groups of the mean over their pairs, or over responses of the squared error."""
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """Return float32 [B]: the score of each response."""
+        scores: Tensor = self.network(batch)
+        return scores
+
+    def loss(self, batch: PreferenceBatch) -> LossOutput:
+        """Score every response once and compare."""
+        return self.loss_of_scores(self(batch), batch)
+
+    def loss_of_scores(self, scores: Tensor, batch: PreferenceBatch) -> LossOutput:
+        """Return the sum over groups of the mean over their pairs; for a regression the sum of squared errors.
+
+        Args:
+            scores: float32 [B].
+            batch: of B responses.
+        """
         loss = self.losses(scores, batch).double().sum() + 0 * scores.sum()
-        means = {"loss/policy": (loss.detach(), self._weight(batch))}
+        means = {"loss/policy": (loss.detach(), self.weigh(batch))}
         if self.objective == "pairs":
             better, worse, _ = comparisons(batch)
             difference = (scores[better] - scores[worse]).detach()
@@ -160,81 +179,77 @@ class RewardStage(Stage):
         return LossOutput(loss, means)
 
     def losses(self, scores: Tensor, batch: PreferenceBatch) -> Tensor:
-        """One loss a group that has something to compare; for a regression one a response."""
+        """Return one loss per group with a comparison; for a regression one per response."""
         if self.objective == "regression":
             return (scores - batch.ratings).square()[batch.mask.any(-1)]
-        better, worse, portion = comparisons(batch)
-        losses = bradley_terry_loss(scores[better], scores[worse], batch.margins[better], self.centering) * portion
+        better, worse, weights = comparisons(batch)
+        losses = bradley_terry_loss(scores[better], scores[worse], batch.margins[better], self.centering) * weights
         groups, place = torch.unique(batch.groups[better], return_inverse=True)
         return losses.new_zeros(len(groups)).index_add(0, place, losses)
 
-    def _weight(self, batch: PreferenceBatch) -> Tensor:
-        if self.objective == "regression":
-            return batch.mask.any(-1).sum()
-        return comparisons(batch)[2].sum()
+    # -- held-out rows -------------------------------------------------------------------------------------------------
 
-    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Log what the optimiser step measured, over all ranks."""
-        self.report_step(shown=("loss/policy", "preference/accuracy"))
-
-    def measure_rows(self, rows: RawRows) -> None:
-        """Loss, and accuracy and calibration of the probability that the better response is better."""
-        batch = self._compared(rows).to(self.device)
+    def measure(self, rows: RawRows) -> None:
+        """Measure the loss, and the comparisons for accuracy and calibration."""
+        batch, held_out = self._encode_compared(rows).to(self.device), self.validation.held_out
         scores = self(batch)
-        self.held_out.add("loss/policy", self.losses(scores, batch).tolist())
-        self.held_out.add("reward/mean", scores.tolist())
+        held_out.add("loss/policy", self.losses(scores, batch).tolist())
+        held_out.add("reward/mean", scores.tolist())
         better, worse, _ = comparisons(batch)
         if not len(better):
             return
-        self.held_out.add("preference/margin", (scores[better] - scores[worse]).tolist())
+        held_out.add("preference/margin", (scores[better] - scores[worse]).tolist())
         self.differences.append((scores[better] - scores[worse]).cpu())
 
-    def held_out_metrics(self) -> dict[str, float]:
-        """Accuracy and calibration of the comparisons of all ranks."""
-        parts = [part for parts in all_gather(self.differences) for part in parts]
+    def further_metrics(self) -> dict[str, float]:
+        """Return accuracy and calibration error of the comparisons of all ranks."""
+        differences = [each for of_rank in all_gather(self.differences) for each in of_rank]
         self.differences = []
-        if not parts:
+        if not differences:
             return {}
-        # every comparison is asked both ways round, or the answer would always be yes and there no curve to calibrate
-        difference = torch.cat(parts)
+        # every comparison enters in both orders: else the label would always be 1, which no calibration error can use
+        difference = torch.cat(differences)
         probability = torch.sigmoid(torch.cat([difference, -difference]))
-        yes = torch.cat([torch.ones_like(difference), torch.zeros_like(difference)]).long()
+        label = torch.cat([torch.ones_like(difference), torch.zeros_like(difference)]).long()
         return {
-            "preference/accuracy": float(binary_accuracy(probability, yes)),
-            "preference/calibration_error": float(binary_calibration_error(probability, yes, n_bins=10)),
+            "preference/accuracy": float(binary_accuracy(probability, label)),
+            "preference/calibration_error": float(binary_calibration_error(probability, label, n_bins=10)),
         }
 
-    def predict_rows(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
-        """The rows with the score of each of their responses, normalised as the model says, as `ModelReward` gives it."""
+    def predict(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
+        """Return the rows with the score of each of their responses, normalised as by `ModelReward`."""
         scores = iter(normalize_scores(self.model, self(self.encode(rows).to(self.device))).tolist())
         return [{**row, "scores": [next(scores) for _ in responses_of(row)]} for row in rows]
 
     def on_train_end(self) -> None:
-        """Measure mean and deviation of the scores of the training data, if they are to be normalised."""
+        """Log the last metrics, and calibrate the scores if the run wants that."""
         super().on_train_end()
-        if not self.calibrate:
-            return
+        if self.calibrate:
+            self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Measure mean and deviation of the scores of the first 1,024 training rows, and store them with the model."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         rows = getattr(data, "train_rows", None)
         if rows is None:
             raise UserError(f"calibrate needs the training rows, and {type(data).__name__} has no attribute train_rows")
-        with self.evaluation_mode():
-            parts = [
+        with self.evaluating():
+            scored = [
                 self(self.encode(own).to(self.device))
                 for i in range(0, min(len(rows), 1024), 16)
                 if (own := shard([rows[j] for j in range(i, min(i + 16, len(rows), 1024))]))
             ]
-        scores = torch.cat(parts) if parts else torch.empty(0, device=self.device)
+        scores = torch.cat(scored) if scored else torch.empty(0, device=self.device)
         mean, variance = masked_moments(scores, torch.ones_like(scores, dtype=torch.bool))
         set_normalization(self.model, float(mean), float(variance.sqrt()))
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
-        """The model with its head and score normalisation, and the tokenizer."""
-        export_model(self.model, self.tokenizer, folder, self.encoder_of_run.stop_tokens, sub_state(state, "model."))
+        """Save the model with its head and score normalisation, and the tokenizer."""
+        self.text.export(self.model, folder, state)
 
 
 def responses_of(row: dict[str, Any]) -> list[tuple[Any, float]]:
-    """(response, rating) of a pair, a ranking, or what was rated.
+    """Return (response, rating) of every response of a pair, a ranking or a rated row.
 
     >>> responses_of({"prompt": "p", "chosen": "a", "rejected": "b"})
     [('a', 1.0), ('b', 0.0)]
@@ -252,7 +267,11 @@ def responses_of(row: dict[str, Any]) -> list[tuple[Any, float]]:
 
 
 def comparisons(batch: PreferenceBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows better and worse of every pair with different ratings in a group, and each pair's share of its group's weight of 1."""
+    """Find all pairs with different ratings within a group.
+
+    Returns:
+        Indices of the better and of the worse rows, and the weight of each pair: those of a group add up to 1.
+    """
     real = batch.mask.any(-1)
     same = (batch.groups[:, None] == batch.groups[None]) & real[:, None] & real[None]
     better, worse = torch.nonzero(same & (batch.ratings[:, None] > batch.ratings[None]), as_tuple=True)

@@ -1,30 +1,127 @@
-"""A checkpoint that was written within an optimiser step, whose gradients it does not hold, goes on at the beginning of it."""
+"""Resuming: the state of a stage in a checkpoint besides weights and optimizer."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from rlhf_lightning.rollouts.step_loader import REPLAY_STEP
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from rlhf_lightning.distributed import all_gather
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.adapters import is_adapted
+from rlhf_lightning.training.lightning_compat import (
+    has_trainer,
+    rewind_to_step_start,
+    set_global_step,
+    train_loader_state,
+)
+from rlhf_lightning.training.loaders import LoaderBinding
+from rlhf_lightning.training.random_states import random_states, set_random_states
+
+SHARED, RANKS = "stage", "ranks"
+"""Keys of a checkpoint: state that all ranks have in common, and a list of the states of each."""
 
 
-def rewind_to_step_start(fit_loop: dict[str, Any], accumulate: int) -> None:
-    """Change the state of Lightning's loops, where a step was not taken, to that before its first part; the loader's with it.
+class Resumable(Protocol):
+    """An object whose state belongs into checkpoints: plain numbers and CPU tensors."""
 
-    Such are checkpoints of an exception, and those written between two parts: after so many minutes, or at a validation.
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Restore what `state_dict` returned."""
+
+
+class ResumeState:
+    """Saves and restores the parts of a stage, the random states of every rank, and the place in the train loader.
+
+    Args:
+        module: the stage.
+        loaders: gets the state of the train loader.
     """
-    progress = fit_loop["epoch_loop.batch_progress"]
-    current, total = progress["current"], progress["total"]
-    interrupted = current["ready"] > current["processed"]
-    if not interrupted and (current["processed"] % accumulate == 0 or progress["is_last_batch"]):
-        return
-    start = current["processed"] // accumulate * accumulate
-    earlier = total["ready"] - current["ready"]
-    for counts, done in ((current, start), (total, earlier + start)):
-        counts.update(ready=done, started=done, processed=done, completed=done)
-    progress["is_last_batch"] = False
-    if start:  # as if written when the step before had just been taken, whose validation Lightning then takes as done
-        current["completed"] -= 1
-        total["completed"] -= 1
-        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
-    for loader in fit_loop["state_dict"].get("combined_loader") or []:
-        loader[REPLAY_STEP] = True
+
+    def __init__(self, module: LightningModule, loaders: LoaderBinding) -> None:
+        self.module, self.loaders = module, loaders
+        self.shared: dict[str, Resumable] = {}
+        """Objects whose state is the same on all ranks, by name."""
+        self.per_rank: dict[str, Resumable] = {}
+        """Objects whose state differs from rank to rank, by name."""
+        self.weights_changed = False
+        """The weights are no longer those that the model config names."""
+        self._random_states: dict[str, Any] | None = None
+        self._steps_before: int | None = None
+
+    @property
+    def holds_adapter_alone(self) -> bool:
+        """A checkpoint of this stage holds an adapter without its frozen base."""
+        return any(is_adapted(part) for child in self.module.children() for part in child.modules())
+
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the stage to a checkpoint; every rank must call it."""
+        own = {name: part.state_dict() for name, part in self.per_rank.items()}
+        checkpoint[RANKS] = all_gather({**own, "random": random_states()})
+        checkpoint[SHARED] = {name: part.state_dict() for name, part in self.shared.items()}
+        if self.holds_adapter_alone and "averaging_state" not in checkpoint:  # WeightAveraging reads all weights
+            trained = self._trained()
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the state of the stage from a checkpoint, which is rewound where it lies within an optimiser step.
+
+        Without a trainer (`load_from_checkpoint`) restore the shared state alone.
+
+        Raises:
+            UserError: the checkpoint is of a run that trained other weights.
+        """
+        self._check_weights(checkpoint.get("state_dict"))
+        self.weights_changed = True
+        for name, part in self.shared.items():
+            part.load_state_dict(checkpoint[SHARED][name])
+        if not has_trainer(self.module):
+            return
+        trainer = self.module.trainer
+        if len(checkpoint[RANKS]) == trainer.world_size:
+            self._load_rank(checkpoint[RANKS][self.module.global_rank])
+        rewind_to_step_start(checkpoint, int(trainer.accumulate_grad_batches))
+        self.loaders.train, self.loaders.restored = None, train_loader_state(checkpoint)
+        if trainer.state.fn != "fit":  # else a validation would be logged at step 0
+            self._steps_before = set_global_step(trainer, checkpoint["global_step"])
+
+    def _load_rank(self, state: dict[str, Any]) -> None:
+        for name, part in self.per_rank.items():
+            part.load_state_dict(state[name])
+        self._random_states = state["random"]
+
+    def start_training(self) -> None:
+        """Restore the random states: Lightning samples random numbers between `load` and the first step."""
+        self.weights_changed = True
+        if self._random_states is not None:
+            set_random_states(self._random_states)
+            self._random_states = None
+
+    def reset(self) -> None:
+        """Drop the random states of a checkpoint that an earlier run loaded."""
+        self._random_states = None
+
+    def release(self) -> None:
+        """Give the trainer its own step count back after it measured a checkpoint."""
+        if self._steps_before is not None:
+            set_global_step(self.module.trainer, self._steps_before)
+            self._steps_before = None
+
+    def _trained(self) -> set[str]:
+        return {name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+
+    def _check_weights(self, saved: dict[str, Tensor] | None) -> None:
+        """Refuse weights of another run; into an adapter run Lightning would load those whose names match."""
+        if saved is None:
+            return
+        known, trained = self.module.state_dict(), self._trained()
+        own = {name: x.shape for name, x in known.items() if not self.holds_adapter_alone or name in trained}
+        theirs = {name: x.shape for name, x in saved.items() if name in own or name not in known}
+        if other := sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)):
+            raise UserError(
+                f"the checkpoint is of a run that trains other weights than this run ({len(other)} differ, {other[0]} for "
+                "one); resume with the model, algorithm, lora, critic and share_base of that run"
+            )

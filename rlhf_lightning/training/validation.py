@@ -1,37 +1,46 @@
-"""What a validation or a test measures on held-out rows, over all ranks."""
+"""Validation: metrics and samples of held-out rows, over all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 
-from rlhf_lightning.distributed import all_gather, interleave_shards
+from rlhf_lightning.distributed import all_gather, interleave_shards, raise_on_all_ranks
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.collector import mean_score
-from rlhf_lightning.types import Completions
+from rlhf_lightning.training.metrics import MetricLog
+from rlhf_lightning.types import Completions, RawRows
 
 Sample = dict[str, Any]
+SHOWN = ("reward/mean", "reward/true", "preference/accuracy")
+"""Held-out metrics on the progress bar."""
 
 
 class ValidationMetrics:
-    """Numbers and texts of this rank's share of the held-out rows, batch after batch; read once, by all ranks together."""
+    """Numbers and texts of this rank's shard of the held-out rows; read once, by all ranks together."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, list[float]] = {}
         self.samples_of_batches: list[list[Sample]] = []
 
     def begin_batch(self) -> None:
-        """All ranks begin each batch, also one that they have no rows of."""
+        """Start a batch; every rank must call it, also one without rows."""
         self.samples_of_batches.append([])
 
     def add(self, name: str, values: Iterable[float | None]) -> None:
-        """Keep one number for each row or token (None: not known)."""
+        """Add one number per row or token; None is unknown and does not enter the mean."""
         self.numbers.setdefault(name, []).extend(float("nan") if x is None else float(x) for x in values)
 
-    def add_completions(self, completions: Completions, rewards: dict[str, Reward]) -> None:
-        """Keep scores, their components, lengths and the texts themselves; a reward called `mean` is the one that trains."""
+    def add_completions(self, completions: Completions, rewards: Mapping[str, Reward]) -> None:
+        """Add scores, their components, lengths and the texts themselves.
+
+        Args:
+            completions: responses of the model.
+            rewards: name to reward; the one that trains is called `mean`.
+        """
         texts = zip(completions.prompts, completions.responses, strict=True)
         samples: list[Sample] = [{"prompt": prompt, "response": response} for prompt, response in texts]
         for name, reward in rewards.items():
@@ -46,11 +55,58 @@ class ValidationMetrics:
         self.samples_of_batches[-1] += samples
 
     def means(self, device: torch.device) -> dict[str, float]:
-        """The mean over all ranks of what is known, under every name that any rank has."""
+        """Return the mean over all ranks of the known numbers, under every name that any rank has."""
         names = dict.fromkeys(name for known in all_gather(list(self.numbers)) for name in known)
         return {name: float(mean_score(self.numbers.get(name, []), device)) for name in names}
 
     def samples(self) -> list[Sample]:
-        """What was written on all ranks, in the order of the rows."""
+        """Return the texts of all ranks in the order of the rows."""
         batches = zip(*all_gather(self.samples_of_batches), strict=True)
-        return [sample for parts in batches for sample in interleave_shards(list(parts))]
+        return [sample for shards in batches for sample in interleave_shards(list(shards))]
+
+
+class Validation:
+    """Measures held-out rows batch by batch and logs the means at the end."""
+
+    def __init__(self, module: LightningModule, metric_log: MetricLog) -> None:
+        self.module, self.metric_log = module, metric_log
+        self.held_out = ValidationMetrics()
+        self.samples: list[Sample] = []
+        """Texts of the last validation or test, of all ranks."""
+        self.best: dict[str, float] = {}
+        """The highest mean score there can be, by metric, where a reward knows it."""
+        self.generator: torch.Generator | None = None
+
+    @property
+    def random_numbers(self) -> torch.Generator:
+        """Random numbers of generation; the same in every validation."""
+        assert self.generator is not None
+        return self.generator
+
+    def start(self) -> None:
+        """Forget an earlier validation."""
+        self.held_out, self.samples = ValidationMetrics(), []
+        self.generator = torch.Generator(self.module.device).manual_seed(self.module.global_rank)
+
+    def measure(self, rows: RawRows, measure: Callable[[RawRows], None]) -> None:
+        """Measure this rank's shard of a batch, which may be empty; an error on one rank is raised on all."""
+        self.held_out.begin_batch()
+        raise_on_all_ranks(lambda: measure(rows) if rows else None)
+
+    def finish(self, further: Mapping[str, float]) -> None:
+        """Log the mean of every held-out number over all ranks; every rank must call it.
+
+        Lightning logs after checkpoints are written, and nothing of the validation before the first step. During `fit` the
+        loggers are therefore called here.
+
+        Args:
+            further: metrics that are no means, of all ranks already.
+        """
+        trainer = self.module.trainer
+        self.samples = self.held_out.samples()
+        values = self.held_out.means(self.module.device) | dict(further)
+        prefix, fitting = "test" if trainer.testing else "val", trainer.state.fn == "fit"
+        if fitting:
+            self.metric_log.tell_loggers({f"{prefix}/{name}": value for name, value in values.items()})
+        for name, value in values.items():
+            self.module.log(f"{prefix}/{name}", value, prog_bar=name in SHOWN, logger=not fitting, batch_size=1)

@@ -38,8 +38,8 @@ from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.rewards import retry
 from rlhf_lightning.rollouts import reference_cache, rollout_loader
 from rlhf_lightning.run import checkpoints, out_of_memory
-from rlhf_lightning.stages import reward, stage
-from rlhf_lightning.training import random_states
+from rlhf_lightning.stages import reward
+from rlhf_lightning.training import memory, random_states, resume, validation
 
 NAME = "second"
 aten = torch.ops.aten
@@ -294,9 +294,9 @@ def register() -> None:
     torch.set_num_threads(1)
     torch.Generator = Generator
     _Generators().__enter__()
-    for module in (stage, out_of_memory, retry, random_states):
+    for module in (memory, out_of_memory, retry, random_states):
         module.torch = _AsCuda()
-    for module in (stage, checkpoints, rollout_loader, reference_cache, reward):
+    for module in (resume, validation, checkpoints, rollout_loader, reference_cache, reward):
         module.all_gather = _all_gather
 
 

@@ -13,7 +13,7 @@ from leavings import ROLLOUTS, SMALL, column
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.stages.stage import peak_memory
+from rlhf_lightning.training.memory import peak_memory
 
 
 @pytest.fixture(autouse=True)

@@ -93,11 +93,11 @@ def test_a_number_that_is_not_finite_stops_the_run_before_the_step(
     assert main(words) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert (
-        f"step 10: loss/value is {factor} in part 1 of 1; the step was not taken, its batch is in out/nan_batch.pt"
+        f"step 10: loss/value is {factor} in micro-batch 1 of 1; the step was not taken, its batch is in out/nan_batch.pt"
         in said
     )
     kept = torch.load("out/nan_batch.pt", weights_only=True)
-    assert (kept["step"], kept["metric"], kept["part"]) == (10, "loss/value", 0)
+    assert (kept["step"], kept["metric"], kept["micro_batch"]) == (10, "loss/value", 0)
     assert {"tokens", "mask", "logprobs", "advantages", "returns"} <= kept["batches"][0].keys()
     checkpoint = torch.load("out/checkpoints/last.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())

@@ -145,7 +145,7 @@ def test_a_run_that_began_anew_does_not_go_on_with_an_earlier_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rlhf_lightning.stages.policy.PolicyStage.collect", interrupted)
+        patch.setattr("rlhf_lightning.training.rollout_session.RolloutSession.collect", interrupted)
         assert main(["fit", *words, "--trainer.default_root_dir", "out"]) == 130
     assert newest_complete(checkpoints) == (None, [])
     assert {path.name for path in (checkpoints / "earlier").iterdir()} == kept  # nothing is lost until there is another

@@ -53,10 +53,10 @@ class Gradient(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             move(pl_module)
-            pl_module.config = replace(pl_module.config, max_tokens_per_batch=self.limit)
+            pl_module.loss_step.max_tokens_per_batch = self.limit
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.found, self.micro_batches = gradient(pl_module), len(pl_module.parts)
+        self.found, self.micro_batches = gradient(pl_module), len(pl_module.loss_step.micro_batches)
 
 
 def move(stage: Stage) -> None:

@@ -97,7 +97,7 @@ def parts_of(stage: PolicyStage, rollout: Rollout, parts: int, seed: int) -> Ite
     batch = deepcopy(stage.algorithm).prepare(rollout)
     assert stage.trainer is not None
     stage.trainer.accumulate_grad_batches = parts
-    yield from stage._buffer(batch, seed)
+    yield from stage.rollouts.buffer(batch, seed)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -83,7 +83,7 @@ def test_neither_parts_nor_padding_nor_order_change_the_gradient(name: str, mode
     by_length = sorted(rows, key=lambda row: len(str(row)))
     for other, parts in ((rows, 1), (rows[::-1], 2), (by_length, 4), (by_length[::-1], 8)):
         stage.trainer.accumulate_grad_batches = parts
-        loader = stage._train_loader(Listed(other, ROWS // parts).train_dataloader())
+        loader = stage.train_loader(Listed(other, ROWS // parts).train_dataloader())
         given = (padded(part, 3, 2) for part in loader)
         assert apart(whole, gradient_of_parts(stage, given, parts)) < 1e-6
 

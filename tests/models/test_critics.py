@@ -75,6 +75,6 @@ def test_a_critic_is_as_wide_as_what_the_head_reads(kind: str, tokenizer_folder:
     config = ModelConfig(config={"model_type": "opt", **sizes}, tokenizer=tokenizer_folder)  # as OPT 350m
     stage = PolicyStage(config, PPO(), RandomReward(), critic=kind)  # type: ignore[arg-type]
     model = load_causal_lm(config)
-    values = Policy(model, stage._critic(model))(rows).values
+    values = Policy(model, stage.roles.build_critic(model))(rows).values
     assert values is not None
     assert values.shape == rows.mask.shape

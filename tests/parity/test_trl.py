@@ -101,7 +101,7 @@ def test_reward_model(name: str) -> None:
     stage.scorer = RewardModel(model)
     scores = stage(batch)
     same(scores, torch.tensor(case["scores"]).view(2, 2).T.flatten())  # TRL has all chosen before all rejected
-    loss = stage.loss(scores, batch).loss / stage._weight(batch)
+    loss = stage.loss_of_scores(scores, batch).loss / stage.weigh(batch)
     same(loss, case["loss"])
     loss.backward()
     same_gradient(model, case["gradient"])
@@ -117,7 +117,7 @@ def test_supervised(name: str) -> None:
     for prompt, ids in zip(PROMPTS, case["tokens"], strict=True):
         start = len(prompt) if name == "sft/completion" else 1
         rows = recorded_rows([ids[:start]], [ids[start:]], [0], [STOP], PAD)
-        total = total + stage._loss(InstructionBatch(**rows.tensors())).loss
+        total = total + stage.loss(InstructionBatch(**rows.tensors())).loss
         weight += int(rows.mask.sum())
     assert weight == case["counted"]
     same(total / weight, case["loss"])

@@ -111,7 +111,7 @@ def test_an_error_of_the_scoring_thread_stops_the_run(collector: Collector) -> N
 def test_overlap_refuses_rewards_that_are_models() -> None:
     options: dict[str, Any] = {"policy": ModelConfig("none"), "algorithm": REINFORCE(responses_per_prompt=2)}
     function = FunctionReward("math.sqrt")
-    assert PolicyStage(**options, reward=WeightedSum({"f": function}), overlap=2).overlap == 2
+    assert PolicyStage(**options, reward=WeightedSum({"f": function}), overlap=2).roles.overlap == 2
     for reward in (ModelReward("none"), WeightedSum({"f": function, "m": ModelReward("none")})):
         with pytest.raises(UserError, match=r"overlap is 2: .* FunctionReward and ServerReward"):
             PolicyStage(**options, reward=reward, overlap=2)

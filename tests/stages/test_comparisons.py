@@ -46,7 +46,7 @@ def test_every_comparison_counts_and_every_group_weighs_one(centering: float) ->
         ]
         expected += sum(losses) / len(losses) if losses else 0.0
         count += bool(losses)
-    found = stage(centering).loss(torch.tensor(SCORES), batch())
+    found = stage(centering).loss_of_scores(torch.tensor(SCORES), batch())
     assert count == 3
     assert float(found.loss) == pytest.approx(expected, rel=1e-6)
     assert float(found.means["loss/policy"][1]) == count
@@ -74,7 +74,7 @@ def test_scores_end_at_the_reward_that_judged() -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        losses = torch.stack([reward_stage.loss(found[pair], one).loss for pair in pairs])
+        losses = torch.stack([reward_stage.loss_of_scores(found[pair], one).loss for pair in pairs])
         loss = (torch.sigmoid(true[pairs[:, 0]] - true[pairs[:, 1]]) * losses).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss

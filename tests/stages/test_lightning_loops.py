@@ -60,7 +60,7 @@ class Watch(Callback):
         self.epochs.append([])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.epochs[-1] += pl_module.encoder_of_run.decode(
+        self.epochs[-1] += pl_module.text.encoder.decode(
             batch.tokens[:, : batch.prompt_mask.shape[1]], batch.prompt_mask
         )
 
@@ -181,13 +181,13 @@ def test_a_stage_whose_run_failed_is_trained_anew(
     stage = made(kind, folder)
     with pytest.raises(RuntimeError, match="a fault"):
         fitted(stage, tmp_path, fault(), log_every_n_steps=50)
-    assert stage.parts or stage.accumulator.sums
+    assert stage.loss_step.micro_batches or not stage.metric_log.is_empty
     told: list[dict[str, float]] = []
-    stage.tell_loggers = told.append  # type: ignore[method-assign,assignment]
+    stage.metric_log.tell_loggers = told.append  # type: ignore[method-assign,assignment]
     fitted(stage, tmp_path, max_steps=1, log_every_n_steps=50)
     assert sum("optimizer/grad_norm" in values for values in told) == 1
-    assert not stage.parts
-    assert not stage.accumulator.sums
+    assert not stage.loss_step.micro_batches
+    assert stage.metric_log.is_empty
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 
 
 NESTED = [{"prompt": [{"role": "user", "content": word}]} for word in ("dog", "cat")]
-SEVERAL = "takes one loader to learn from and one to measure with, and the data module gives several"
+SEVERAL = "the data module returns several loaders"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_supervised_fine_tuning_cuts_the_prompts_that_it_writes_to(
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path, num_sanity_val_steps=0)
     trainer.fit(stage, datamodule=data)
     assert stage.validation_samples[0]["prompt"].count("say") < 60
-    assert "cut to fit: 1 prompts, counted each time they were read" in capsys.readouterr().out
+    assert "truncated to fit: 1 prompts, counted each time they were read" in capsys.readouterr().out
 
 
 def test_ratings_one_to_a_row_have_nothing_to_be_compared_with(

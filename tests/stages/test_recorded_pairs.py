@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,8 +41,9 @@ class Watched(PolicyStage):
 
     passes = 0
 
-    def report(self, values: dict[str, float], shown: Iterable[str] = ()) -> None:
-        self.__dict__.setdefault("logged", []).append(values)
+    def metrics_after_batch(self) -> dict[str, float]:
+        self.__dict__.setdefault("logged", []).append(super().metrics_after_batch())
+        return {}
 
     def on_train_start(self) -> None:
         super().on_train_start()

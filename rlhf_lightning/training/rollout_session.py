@@ -1,0 +1,217 @@
+"""Rollouts of a run: the loader that Lightning iterates, the collection of each rollout, and its buffer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from rlhf_lightning.console import print_once
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.advantages import explained_variance
+from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
+from rlhf_lightning.rollouts.collector import Collector
+from rlhf_lightning.rollouts.reference_cache import ReferenceCache
+from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
+from rlhf_lightning.rollouts.row_source import RowSource
+from rlhf_lightning.training.loaders import LoaderBinding, run_seed
+from rlhf_lightning.training.network import evaluation
+from rlhf_lightning.training.roles import Roles
+from rlhf_lightning.training.update_stopper import UpdateStopper
+from rlhf_lightning.types import Batch, RawRows, Rollout
+
+
+class RolloutSession:
+    """Collects rollouts and serves them as minibatches.
+
+    Args:
+        module: the stage.
+        roles: models that generate and score.
+        loaders: holds the rollout loader of the run.
+        stopper: skips the rest of a rollout.
+        iterations: rollouts per Lightning epoch; None for one pass over the prompts.
+    """
+
+    def __init__(
+        self,
+        module: LightningModule,
+        roles: Roles,
+        loaders: LoaderBinding,
+        stopper: UpdateStopper,
+        iterations: int | None,
+    ) -> None:
+        self.module, self.roles, self.loaders, self.stopper = module, roles, loaders, stopper
+        self.algorithm, self.iterations = roles.algorithm, iterations
+        self.collector: Collector | None = None
+        self._reference_filled = False
+        self._restored_metrics: dict[str, float] = {}
+        self._reported_empty = False
+        self._update_started = time.perf_counter()
+
+    # -- before training -----------------------------------------------------------------------------------------------
+
+    def check_minibatches(self) -> None:
+        """Refuse optimiser steps that no rollout could fill, on any rank.
+
+        Raises:
+            UserError: the algorithm wants more minibatches than a rollout has loss groups.
+        """
+        trainer, algorithm = self.module.trainer, self.algorithm
+        rows, size = (getattr(trainer.datamodule, name, None) for name in ("train_rows", "batch_size"))  # type: ignore[attr-defined]
+        if rows is None or size is None:
+            return
+        prompts, responses = min(size, len(rows)), 2 if self.roles.reward is None else algorithm.responses_per_prompt
+        loss_groups = -(-prompts // trainer.world_size) * responses // algorithm.rows_per_loss_group
+        if 0 < loss_groups < algorithm.minibatches:
+            raise UserError(
+                f"{type(algorithm).__name__}.minibatches is {algorithm.minibatches}, and a rollout of {prompts} rows "
+                f"(data.batch_size {size}, processes {trainer.world_size}) can fill {loss_groups} optimiser steps; set it to "
+                f"{loss_groups} or less, or raise data.batch_size"
+            )
+
+    def start_setup(self) -> None:
+        """Compute reference log-probabilities again where the rows of this `fit`, `validate` or `test` need it."""
+        self._reference_filled = False
+
+    def prepare(self, weights_changed: bool) -> None:
+        """Load the frozen models, unless an earlier call did, and fill the reference cache.
+
+        Args:
+            weights_changed: the policy has learned since it was loaded.
+        """
+        if self.collector is None:
+            self.collector = self.roles.build_collector()
+        if not self._reference_filled and isinstance(self.collector.reference, ReferenceCache):
+            self.roles.fill_reference(self.collector.reference, weights_changed)
+        self._reference_filled = True
+
+    # -- rollouts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _accumulate(self) -> int:
+        return int(self.module.trainer.accumulate_grad_batches)
+
+    def loader(self, prompts: Iterable[Any]) -> RolloutLoader:
+        """Make a loader of rollouts from a loader of prompts or of preference pairs.
+
+        Raises:
+            UserError: an epoch would end within an optimiser step.
+        """
+        seed, accumulate = run_seed(), self._accumulate
+        batches = self.algorithm.epochs * self.algorithm.minibatches * accumulate
+        source = RowSource(prompts, seed)
+        iterations = len(source) if self.iterations is None else self.iterations
+        epoch = self.loaders.epoch(iterations * batches)
+        if epoch["limit"] % accumulate:
+            raise UserError(
+                f"an epoch of {epoch['limit']} batches ends within an optimiser step of {accumulate}: set "
+                "trainer.limit_train_batches to a multiple of trainer.accumulate_grad_batches"
+            )
+        device = self.module.device
+        return RolloutLoader(source, self.collect, self.buffer, batches, iterations, seed, device, **epoch)
+
+    def collect(self, rows: RawRows, count: bool, generator: torch.Generator, seed: int) -> RolloutBuffer:
+        """Collect a rollout, let the algorithm prepare it, and fill a buffer.
+
+        Args:
+            rows: prompts or pairs of this rank.
+            count: False for dummy rows of weight 0, with which a rank without rows matches the collectives of the others.
+            generator: random numbers of generation.
+            seed: of the order of minibatches.
+        """
+        with evaluation(self.module, self.roles.policy):
+            batch = self.algorithm.prepare(self._rollout(rows, count, generator))
+            if batch.values is not None and batch.returns is not None:
+                explained = explained_variance(batch.values, batch.returns, batch.mask)
+                self._collector.metrics["value/explained_variance"] = float(explained)
+        self._report_empty(len(rows), len(batch))
+        self.stopper.start_rollout()
+        self._update_started = time.perf_counter()
+        return self.buffer(batch, seed)
+
+    def _rollout(self, rows: RawRows, count: bool, generator: torch.Generator) -> Rollout:
+        if self.roles.reward is None:
+            length, device = self.roles.max_length, self.module.device
+            return self._collector.recorded(rows, length, device, count, not self.single_pass)
+        responses, values = self.algorithm.responses_per_prompt, self.algorithm.needs_values
+        return self._collector.online(rows, responses, values, generator, count)
+
+    def _report_empty(self, rows: int, responses: int) -> None:
+        empty = self.algorithm.minibatches - responses // self.algorithm.rows_per_loss_group
+        if empty > 0 and not self._reported_empty:
+            print_once(f"a rollout of {rows} rows leaves {empty} of {self.algorithm.minibatches} minibatches empty")
+            self._reported_empty = True
+
+    def buffer(self, batch: Batch | None = None, seed: int = 0) -> RolloutBuffer:
+        """Make a buffer of a prepared rollout; without one an empty buffer, to restore a state into."""
+        return RolloutBuffer(
+            batch or batch_of({"tokens": torch.zeros(1, 1)}),
+            self.algorithm.weight,
+            rows_per_loss_group=self.algorithm.rows_per_loss_group,
+            epochs=self.algorithm.epochs,
+            minibatches=self.algorithm.minibatches,
+            accumulate=self._accumulate,
+            seed=seed,
+        )
+
+    @property
+    def single_pass(self) -> bool:
+        """Each recorded pair is learned from in one step, whose own forward pass gives the log-probabilities before it."""
+        steps = self.algorithm.epochs * self.algorithm.minibatches
+        return self.roles.reward is None and steps == 1 and not self.algorithm.prepare_reads_logprobs
+
+    # -- during training -----------------------------------------------------------------------------------------------
+
+    @property
+    def _collector(self) -> Collector:
+        assert self.collector is not None
+        return self.collector
+
+    def end_batch(self) -> bool:
+        """Ask the algorithm whether to stop, if an optimiser step has ended.
+
+        Returns:
+            Whether the rollout is used up.
+        """
+        loader = self.loaders.train
+        assert loader is not None
+        assert loader.buffer is not None
+        cursor, accumulate = loader.buffer.cursor, self._accumulate
+        if cursor % accumulate == 0 and self.stopper.has_step:
+            metrics = self.stopper.decide()
+            if cursor == accumulate and "policy/ratio_max" in metrics:
+                # the weights have not moved yet: a ratio other than 1 is the gap between the numerics of sampling and training
+                self._collector.metrics["policy/ratio_first"] = metrics["policy/ratio_max"]
+        return bool(loader.at_last_micro_batch)
+
+    @property
+    def step_is_pending(self) -> bool:
+        """A checkpoint was written after an optimiser step and before `end_batch`."""
+        loader = self.loaders.train
+        return self.stopper.has_step or (loader is not None and loader.at_last_micro_batch)
+
+    def metrics(self) -> dict[str, float]:
+        """Return metrics of the rollout and of the algorithm, and the seconds since the rollout was collected."""
+        seconds = time.perf_counter() - self._update_started
+        return {**self._collector.metrics, **self.algorithm.metrics(), "time/update": seconds}
+
+    def restore_metrics(self) -> None:
+        """Give the collector the metrics of a checkpoint; a sharded strategy reads it after `on_fit_start`."""
+        if self._restored_metrics:
+            self._collector.metrics, self._restored_metrics = self._restored_metrics, {}
+
+    def reset(self) -> None:
+        """Forget an earlier run, which may have ended within a rollout."""
+        self.stopper.reset()
+        self._restored_metrics = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the metrics of the present rollout."""
+        return {"metrics": self.collector.metrics if self.collector else {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep the metrics of the rollout until there is a collector."""
+        self._restored_metrics = state["metrics"]
