@@ -155,7 +155,7 @@ def test_configs_that_cannot_be_read(fails: Callable[..., str]) -> None:
     Path("broken.yaml").write_text("model:\n  a: [1\n")
     assert "broken.yaml:3" in fails("fit", "--config", "broken.yaml")
     Path("twice.yaml").write_text("trainer: {max_steps: 1}\ndata:\n  class_path: A\ntrainer: {devices: 1}\n")
-    assert "twice.yaml:4 is no YAML: the key 'trainer' stands twice" in fails("fit", "--config", "twice.yaml")
+    assert "twice.yaml:4 is not valid YAML: the key 'trainer' is duplicate" in fails("fit", "--config", "twice.yaml")
     Path("part.yaml").write_text("data:\n  class_path: PlaygroundPrompts\n")
     assert "error: model is required and not given" in fails("fit", "--config", "part.yaml")
     Path("list.yaml").write_text("- 1\n")
@@ -367,7 +367,7 @@ def test_what_is_written_stays(fails: Callable[..., str]) -> None:
     assert (folder / "metrics.csv").read_text() == "step,loss\n1,2\n"
     Path("configs").mkdir()
     Path("configs/ppo.yaml").write_text("mine")
-    assert "there already" in fails("init", ".")
+    assert "exists already" in fails("init", ".")
     assert Path("configs/ppo.yaml").read_text() == "mine"
 
 

@@ -1,63 +1,33 @@
-"""What is wrong with a config at a glance, before torch is imported: keys and classes, against the package's own source.
+"""The check of a config before torch is imported: keys and classes, against the JSON schema.
 
-Nothing is said of what the source does not tell: classes of other packages, arguments passed through, values. The command line
-checks those, and all of this again, a few seconds later.
+The check is silent about what the schema does not describe: values, and classes of other packages. jsonargparse checks those,
+and all of this again, a few seconds later.
 """
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
 from typing import Any
 
-from rlhf_lightning.cli.functions import is_plain_function
-from rlhf_lightning.cli.plugin_files import PACKAGE, shipped_folder, third_party_classes
+from rlhf_lightning.cli.known_schema import KnownSchema, Node, is_family, load_schema
 from rlhf_lightning.errors import UserError, nearest
 
-READ = ("stages", "algorithms", "rewards", "data", "playground", "generation", "models", "run")
-CALLABLES = ("OptimizerCallable", "LRSchedulerCallable")
-"""What the annotation of a key says whose class is called later."""
-LIGHTNING = ("LightningModule", "LightningDataModule", "Callback", "Logger", *CALLABLES)
-"""Bases whose classes are ours, Lightning's or torch's, or are named by their import path."""
-PLUGINS = ("Algorithm", "Reward", "Generator")
-"""Bases whose classes are ours, or are named by their import path."""
-INNER = {
-    "Resume",
-    "Samples",
-    "Summary",
-    "Curves",
-    "Export",
-    "Predictions",
-    "OutOfMemory",
-    "PlainProgress",
-    "MetricsFile",
-}
-INNER |= {"RunConfig", "Stage", "RowData", "FileData"}
-"""What every run has or what others derive from: never meant by a name that is a little wrong."""
-PLACES = {
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+IMPORTED_LATER = ("function",)
+"""Keys whose import path is imported after parsing, so that it brings no class."""
+DATA_FILES = (".jsonl", ".csv", ".parquet", ".gz", ".ckpt")
+WITHOUT_PLUGINS = ("rlhf_lightning", "torch", "lightning", "bitsandbytes")
+"""Packages whose import adds no class to those of the schema."""
+UNIQUE_PLACES = {
     "LightningModule": "model",
     "LightningDataModule": "data",
     "Algorithm": "model.algorithm",
     "Generator": "model.generation",
 }
-"""Where there is one of a kind in a config."""
-OF_OPTIMIZERS = ("lr", "weight_decay", "betas", "momentum", "fused")
-FAMILIES = {*PLUGINS, *LIGHTNING}
-IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-LATER = ("function",)
-"""Keys whose import path is imported when all of the config is read."""
-FILES = (".jsonl", ".csv", ".parquet", ".gz", ".ckpt")
-OTHERS = ("rlhf_lightning", "torch", "lightning", "bitsandbytes")
-"""Packages that bring no plug-in of these kinds along."""
-KINDS = {
-    "model": {"LightningModule"},
-    "data": {"LightningDataModule"},
-    "trainer.callbacks": {"Callback"},
-    "trainer.logger": {"Logger"},
-}
+"""Families of which a config holds one, and its key."""
+USUAL_OPTIMIZERS = ("SGD", "AdamW")
 
 
 def check_keys(config: dict[str, Any], read: Iterable[Any] | None = None, typed: bool = False) -> None:
@@ -65,166 +35,128 @@ def check_keys(config: dict[str, Any], read: Iterable[Any] | None = None, typed:
 
     Args:
         config: of files, or of files and the command line.
-        read: all that became this config, for what is replaced may have been imported; by default the config alone.
-        typed: a fault is in what was typed, where keys are written without `init_args`.
+        read: everything that was merged into `config`, also what was replaced, since its classes may be imported.
+        typed: whether the fault is on the command line, where keys are spelled without `init_args`.
 
     Raises:
-        UserError: naming the key and the nearest that there is.
+        UserError: naming the key and the nearest valid one.
     """
+    schema = load_schema()
+    known = {*WITHOUT_PLUGINS, *schema.own_modules}
     paths = _import_paths(list([config] if read is None else read), typed)
-    index = SourceIndex(closed=all(path.split(".")[0] in OTHERS for path in paths), typed=typed)
-    trainer = config.get("trainer")
-    given = {**config, **{f"trainer.{key}": x for key, x in (trainer if isinstance(trainer, dict) else {}).items()}}
-    for name, kinds in KINDS.items():
-        index.check(given.get(name), name, kinds)
-
-
-def merged(earlier: Any, later: Any) -> Any:
-    """One config over another, by key; another class drops the arguments of the one before.
-
-    >>> merged({"class_path": "PPO", "init_args": {"epochs": 2}}, {"init_args": {"minibatches": 4}})
-    {'class_path': 'PPO', 'init_args': {'epochs': 2, 'minibatches': 4}}
-    >>> merged({"class_path": "PPO", "init_args": {"epochs": 2}}, {"class_path": "DPO"})
-    {'class_path': 'DPO'}
-    """
-    if not isinstance(earlier, dict) or not isinstance(later, dict):
-        return later
-    if later.get("class_path", earlier.get("class_path")) != earlier.get("class_path"):
-        earlier = {}
-    return {**earlier, **{key: merged(earlier.get(key), value) for key, value in later.items()}}
+    closed = all(path.split(".")[0] in known or path.rpartition(".")[0] in known for path in paths)
+    EarlyCheck(schema, closed, typed).check_top(config)
 
 
 def _import_paths(node: Any, typed: bool, key: object = "class_path") -> Iterator[str]:
-    """What may be imported while a config is read: class paths, words of a command line that may be one, configs of a part."""
+    """Yield what jsonargparse may import or read: class paths, words that may be one, config files inside a config."""
     if isinstance(node, dict | list):
         for name, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from _import_paths(value, typed, name)
-    elif isinstance(node, str) and key not in LATER and not node.endswith(FILES):
+    elif isinstance(node, str) and key not in IMPORTED_LATER and not node.endswith(DATA_FILES):
         imported = (typed or key == "class_path") and IMPORT_PATH.fullmatch(node)
         if imported or node.endswith((".yaml", ".yml", ".json")) or (node.isidentifier() and os.path.isfile(node)):
             yield node
 
 
-@cache
-def _classes() -> dict[str, ast.ClassDef]:
-    """By name."""
-    folders = [*(PACKAGE / name for name in READ), shipped_folder("callbacks")]
-    files = [*(path for folder in folders for path in sorted(folder.glob("*.py"))), PACKAGE / "cli" / "lightning.py"]
-    found = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
-    return {node.name: node for node in found if isinstance(node, ast.ClassDef)}
-
-
-class SourceIndex:
-    """The classes of the package as their source has them.
+class EarlyCheck:
+    """Walks a config along a schema.
 
     Args:
-        closed: no class can come from elsewhere under a name without its module.
+        schema: of all plug-ins that are known.
+        closed: whether no other module can bring a class with a short name.
+        typed: whether messages spell keys without `init_args`.
     """
 
-    def __init__(self, closed: bool, typed: bool = False) -> None:
-        self.closed, self.typed, self.classes = closed, typed, _classes()
+    def __init__(self, schema: KnownSchema, closed: bool, typed: bool = False) -> None:
+        self.schema, self.closed, self.typed = schema, closed, typed
 
-    def check(self, value: Any, path: str, kinds: set[str]) -> None:
-        """A value, where the annotation of its key names `kinds`."""
-        if isinstance(value, dict) and isinstance(value.get("class_path"), str):
-            name = value["class_path"]
-            self._check_class(name, path, kinds)
-            if "." not in name or name.startswith("rlhf_lightning."):
-                inner = path if self.typed else f"{path}.init_args"
-                self._check_arguments(name.split(".")[-1], value.get("init_args"), inner)
-        elif isinstance(value, str) and "dict" not in kinds:
-            self._check_class(value, path, kinds)
-        elif isinstance(value, list):
-            for part in value:
-                self.check(part, path, kinds)
-        elif isinstance(value, dict) and "dict" in kinds:
-            for key, part in value.items():
-                self.check(part, f"{path}.{key}", kinds - {"dict"})
-        elif isinstance(value, dict) and len(own := kinds & set(self.classes) - FAMILIES) == 1:
-            self._check_arguments(own.pop(), value, path)
+    def check_top(self, config: dict[str, Any]) -> None:
+        """Check a whole config."""
+        self._check_object(self.schema.top, config, "")
 
-    def _check_class(self, name: str, path: str, kinds: set[str]) -> None:
-        if "Reward" in kinds and is_plain_function(name):
-            raise UserError(f"{path} wants a class, and {name} is a function; {self._as_class(name, path)}")
-        if name == "ReduceLROnPlateau" and "LRSchedulerCallable" in kinds:  # torch's is called so too
-            raise UserError(f"{path}: write lightning.pytorch.cli.{name}, which is told what to monitor")
-        families = kinds & FAMILIES
-        if not self.closed or not families or not name.isidentifier() or name in self.classes or os.path.exists(name):
+    def check(self, node: Node, value: Any, path: str) -> None:
+        """Check a value against the alternatives of its schema, where exactly one can be meant."""
+        if isinstance(value, list):
+            items = [each["items"] for each in self.schema.alternatives(node) if "items" in each]
+            for each in value if len(items) == 1 else ():
+                self.check(items[0], each, path)
             return
-        if families & set(LIGHTNING) and name in third_party_classes(""):
-            return
-        known = {found for found in self.classes if families & set(self._ancestors(found))} - INNER
-        for family in families & set(LIGHTNING):
-            known |= third_party_classes(family)
-        raise UserError(
-            f"there is no class {name!r} for {path}; {nearest(name, (each for each in known if each[0] != '_'))}"
-        )
+        kinds = [each for each in self.schema.alternatives(node) if is_family(each)]
+        kinds = kinds[:1] if kinds and all(kind is kinds[0] for kind in kinds) else kinds
+        if isinstance(value, str) and len(kinds) == 1:
+            self._check_class(kinds[0], value, path)
+        elif isinstance(value, dict):
+            self._check_mapping(node, kinds, value, path)
 
-    def _as_class(self, function: str, path: str) -> str:
-        if self.typed and path == "model.reward":
-            return f"write --model.reward FunctionReward --model.reward.function {function}"
-        return f"write {{class_path: FunctionReward, init_args: {{function: {function}}}}}"
-
-    def _check_arguments(self, name: str, given: Any, path: str) -> None:
-        known = self._parameters(name)
-        if known is None or not isinstance(given, dict):
+    def _check_mapping(self, node: Node, kinds: list[Node], value: dict[str, Any], path: str) -> None:
+        name = value.get("class_path")
+        if isinstance(name, str) and len(kinds) == 1:
+            self._check_class(kinds[0], name, path)
+            described = self.schema.members(kinds[0]).get(name)
+            given = value.get("init_args")
+            if described and isinstance(given, dict):
+                self._check_object(described, given, path if self.typed else f"{path}.init_args", kinds[0])
             return
+        objects = [each for each in self.schema.alternatives(node) if each.get("type") == "object"]
+        if len(objects) != 1 or kinds or "class_path" in value:
+            return
+        values = objects[0].get("additionalProperties")
+        if "properties" in objects[0]:
+            self._check_object(objects[0], value, path)
+        elif isinstance(values, dict):
+            for key, each in value.items():
+                self.check(values, each, f"{path}.{key}")
+
+    # -- faults --------------------------------------------------------------------------------------------------------
+
+    def _check_class(self, family: Node, name: str, path: str) -> None:
+        if spelled := self.schema.ambiguous(family, name):
+            raise UserError(f"{path} is {name}, which several packages have; set {path} to {' or '.join(spelled)}")
+        unknown = self.closed and name.isidentifier() and name not in self.schema.members(family)
+        if unknown and not os.path.exists(name) and not self.schema.may_have_class(family, name):
+            hint = nearest(name, self.schema.proposed(family))
+            raise UserError(f"there is no class {name!r} for {path}; {hint}")
+
+    def _check_object(self, described: Node, given: dict[str, Any], path: str, family: Node | None = None) -> None:
+        known = described.get("properties", {})
         for key, value in given.items():
-            if key not in known:
-                raise UserError(f"unknown key '{path}.{key}'; {self._hint(name, str(key), known)}")
-            self.check(value, f"{path}.{key}", known[key])
+            inner = f"{path}.{key}" if path else str(key)
+            if key in known:
+                self.check(known[key], value, inner)
+            elif not self.schema.may_have_key(described, str(key)):
+                raise UserError(f"unknown key {inner!r}; {self._hint(described, str(key), family)}")
 
-    def _hint(self, name: str, key: str, known: dict[str, set[str]]) -> str:
-        """Where an option belongs that a class does not have, and the nearest that it has."""
-        groups = ((group, words & set(self.classes) - FAMILIES) for group, words in known.items())
-        inner = [group for group, kinds in groups if any(key in (self._parameters(kind) or {}) for kind in kinds)]
-        inner += [group for group, words in known.items() if "OptimizerCallable" in words and key in OF_OPTIMIZERS]
-        if inner:
-            return f"did you mean '{inner[0]}.{key}'?"
-        family = FAMILIES & set(self._ancestors(name))
-        for base in (*family, *(base for base in PLACES if base not in family)) if family else ():
-            owners = sorted(self._owners(base, key))
-            if owners and base in family:
-                near = nearest(key, known)
-                who = f"{', '.join(owners[:-1])} and {owners[-1]} have" if owners[1:] else f"{owners[0]} has"
-                more = f"; {near}" if near.startswith("did") else ""
-                return f"{who} it, {name} has not{more}"
-            if owners and base in PLACES:
-                return f"did you mean '{PLACES[base]}.{key}'?"
-        return nearest(key, known)
+    def _hint(self, described: Node, key: str, family: Node | None) -> str:
+        """Name the place of a key that belongs elsewhere, else the nearest key."""
+        known = described.get("properties", {})
+        if group := next((name for name, node in known.items() if self._belongs_to(node, key)), None):
+            return f"did you mean '{group}.{key}'?"
+        near = nearest(key, known)
+        if family is not None and (owners := self._owners(family, key)):
+            who = f"{', '.join(owners[:-1])} and {owners[-1]} have" if owners[1:] else f"{owners[0]} has"
+            return f"{who} it, {described['title']} has not{f'; {near}' if near.startswith('did') else ''}"
+        if near.startswith("did") and family is None:
+            return near
+        for name, place in UNIQUE_PLACES.items():
+            other = self.schema.definitions.get(name)
+            if other and other is not family and family is not None and self._owners(other, key):
+                return f"did you mean '{place}.{key}'?"
+        return near
 
-    def _owners(self, base: str, key: str) -> set[str]:
-        of_base = (found for found in self.classes if base in self._ancestors(found) and found[0] != "_")
-        return {found for found in of_base if key in (self._parameters(found) or {})} - INNER
+    def _belongs_to(self, node: Node, key: str) -> bool:
+        """Say whether a group of options, or the usual optimizers, have a key."""
+        for each in self.schema.alternatives(node):
+            if is_family(each):
+                members = self.schema.members(each) if each["title"] == "Optimizer" else {}
+                if any(key in members[name]["properties"] for name in USUAL_OPTIMIZERS if name in members):
+                    return True
+            elif key in each.get("properties", {}):
+                return True
+        return False
 
-    def _parameters(self, name: str) -> dict[str, set[str]] | None:
-        """The words in the annotation of each parameter; None where the source does not tell."""
-        if name not in self.classes:
-            return None
-        node = self.classes[name]
-        for part in node.body:
-            if isinstance(part, ast.FunctionDef) and part.name == "__init__":
-                given = [*part.args.args[1:], *part.args.kwonlyargs]
-                return None if part.args.kwarg else {each.arg: _words(each.annotation) for each in given}
-        found: dict[str, set[str]] = {}
-        for base in self._bases(node):
-            found |= self._parameters(base) or {}
-        if any("dataclass" in _words(decorator) for decorator in node.decorator_list):
-            fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
-            named = {
-                field.target.id: _words(field.annotation) for field in fields if isinstance(field.target, ast.Name)
-            }
-            found |= {field: words for field, words in named.items() if "ClassVar" not in words}
-        return found or None
-
-    def _bases(self, node: ast.ClassDef) -> list[str]:
-        return [base.id for base in node.bases if isinstance(base, ast.Name)]
-
-    def _ancestors(self, name: str) -> Iterable[str]:
-        for base in self._bases(self.classes[name]) if name in self.classes else ():
-            yield base
-            yield from self._ancestors(base)
-
-
-def _words(node: ast.AST | None) -> set[str]:
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} if node else set()
+    def _owners(self, family: Node, key: str) -> list[str]:
+        members = self.schema.members(family)
+        return sorted(
+            name for name in self.schema.proposed(family) if key in members.get(name, {}).get("properties", {})
+        )

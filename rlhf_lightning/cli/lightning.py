@@ -31,21 +31,20 @@ import rlhf_lightning.playground
 import rlhf_lightning.rewards
 import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
-from rlhf_lightning.cli.arguments import Arguments
 from rlhf_lightning.cli.messages import one_line_error
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
 from rlhf_lightning.run.curves import Curves
 from rlhf_lightning.run.export import Export
 from rlhf_lightning.run.metrics_csv import MetricsFile
-from rlhf_lightning.run.monitors import MonitorCheck, readable_late_error
+from rlhf_lightning.run.monitors import MonitorCheck
 from rlhf_lightning.run.out_of_memory import OutOfMemory
 from rlhf_lightning.run.predictions import Predictions
 from rlhf_lightning.run.progress import Progress
 from rlhf_lightning.run.samples import Samples
 from rlhf_lightning.run.summary import Resume, Summary
 
-for _module in pkgutil.iter_modules(rlhf_lightning.callbacks.__path__):  # so that their short names are known
+for _module in pkgutil.iter_modules(rlhf_lightning.callbacks.__path__):  # registers their short names
     importlib.import_module(f"rlhf_lightning.callbacks.{_module.name}")
 
 NOISE = (
@@ -63,12 +62,28 @@ NOISE = (
     ".*lr_scheduler.step.*",
     ".*model that are in eval mode.*",
     ".*in eval mode at the start of training.*",
-    ".*sync_dist=True.*",  # what is logged is of all ranks already
+    ".*sync_dist=True.*",  # metrics are reduced over all ranks before they are logged
 )
+"""Warnings of Lightning and torch that tell a user of this library nothing."""
+
+NOISY_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.accelerators.cuda",
+    "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.distributed",
+)
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 1,
+    "num_sanity_val_steps": -1,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+    "devices": 1,
+}
 
 
 class Parser(LightningArgumentParser):
-    """Errors are raised, not printed; a key is written out, for what looks like an abbreviation is a typing error."""
+    """Raises errors instead of printing them, and refuses abbreviated keys, which are mostly typing errors."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -83,7 +98,7 @@ class Parser(LightningArgumentParser):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes `config.yaml`, which repeats the run in a folder of its own."""
+    """Write `config.yaml`, which repeats the run in another folder."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
         config = config.clone()
@@ -93,16 +108,16 @@ class RunConfig(SaveConfigCallback):
         super().__init__(parser, config, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
-        """Training waits until its set-up has found no fault, for the folder may hold an earlier run."""
+        """Write, except for training: its set-up may fail, and the folder may hold an earlier run."""
         if stage != "fit":
             super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        """Write it now."""
+        """Write the config once the set-up of training has succeeded."""
         super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
-        """Write it, unless this run goes on from one that has it."""
+        """Write the config, unless this run only measures and the folder has one."""
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         if stage == "fit" or not path.exists():
@@ -110,89 +125,118 @@ class RunConfig(SaveConfigCallback):
 
 
 class CLI(LightningCLI):
-    """LightningCLI with the project's defaults, and with what a run leaves in its folder."""
+    """LightningCLI with the project's defaults, and with the loggers and callbacks of every run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Optimizer and scheduler belong to the stage; nothing is added."""
+        """Add nothing: optimizer and scheduler are arguments of the stage."""
 
     def _parse_ckpt_path(self) -> None:
-        """A run is what its config says: Lightning would read the whole checkpoint here for hyper-parameters kept in it."""
+        """Skip reading hyper-parameters from the checkpoint: the config alone defines a run."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """A trainer with our logger beside the user's, and with our callbacks unless the user has one of the kind.
+        """Make a trainer with the run's logger and callbacks beside the user's.
 
         Raises:
-            UserError: Lightning does not take its options.
+            UserError: Lightning refuses an option.
         """
         given = self._get(self.config_init, "trainer", default={})
-        folder = Path(given["default_root_dir"] or ".")  # of a command line that is not ours
-        loggers = given.get("logger")
-        theirs = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]
-        kwargs["logger"] = [MetricsFile(folder, keep=self.subcommand != "fit"), *theirs]
-        callbacks = given.get("callbacks") or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        plugins = given.get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        ours = [] if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [AtomicCheckpoints()]
-        kwargs["plugins"] = [*ours, *plugins]
+        _check_strategy(given.get("strategy"))
+        folder = Path(given["default_root_dir"] or ".")  # of a subclass with a command line of its own
+        loggers = [] if isinstance(given.get("logger"), bool) else _as_list(given.get("logger"))
+        callbacks, plugins = _as_list(given.get("callbacks")), _as_list(given.get("plugins"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [AtomicCheckpoints(), *plugins]
         if given.get("accelerator") == "auto" and MPSAccelerator.is_available():
-            kwargs["accelerator"] = "cpu"  # the stages refuse Apple's MPS, which Lightning would choose
-        kwargs["callbacks"] = [MonitorCheck(), *callbacks, *self._ours(folder, callbacks, given)]
-        strategy, known = given.get("strategy"), ("auto", *StrategyRegistry.available_strategies())
-        if isinstance(strategy, str) and strategy.lower() not in known:
-            raise UserError(f"trainer.strategy {strategy!r} is unknown; {nearest(strategy, known)}")
+            kwargs["accelerator"] = "cpu"  # the stages do not support Apple's MPS, which Lightning would choose
+        kwargs["logger"] = [MetricsFile(folder, keep=self.subcommand != "fit"), *loggers]
+        kwargs["plugins"] = plugins
+        kwargs["callbacks"] = [MonitorCheck(), *callbacks, *_callbacks_of_a_run(callbacks, given)]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
-    def _ours(self, folder: Path, theirs: list[Callback], given: Any) -> list[Callback]:
-        ours: list[Callback] = [Resume(), Samples(), Summary(), Curves(), Export(), Predictions(), OutOfMemory()]
-        if given.get("enable_progress_bar") is not False:
-            ours.append(Progress())
-        if given.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoints) for c in theirs):
-            ours.append(Checkpoints())
-        return ours
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
 
 
-def run(arguments: Arguments) -> None:
-    """Parse and run a command line.
+def _check_strategy(strategy: Any) -> None:
+    known = ("auto", *StrategyRegistry.available_strategies())
+    if isinstance(strategy, str) and strategy.lower() not in known:
+        raise UserError(f"trainer.strategy is {strategy!r}, which is unknown; {nearest(strategy, known)}")
+
+
+def _callbacks_of_a_run(users: list[Callback], given: Any) -> list[Callback]:
+    """List the callbacks that every run has, without progress or checkpoints where the config turns them off."""
+    callbacks: list[Callback] = [Resume(), Samples(), Summary(), Curves(), Export(), Predictions(), OutOfMemory()]
+    if given.get("enable_progress_bar") is not False:
+        callbacks.append(Progress())
+    if given.get("enable_checkpointing") is not False and not any(isinstance(each, Checkpoints) for each in users):
+        callbacks.append(Checkpoints())
+    return callbacks
+
+
+class ParsedCLI(CLI):
+    """Only parses when it is constructed; classes are made by `build`, and the subcommand is run by `run`."""
+
+    is_building = False
+
+    def _set_seed(self) -> None:
+        if self.is_building:
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Make the stage, the data module and the trainer, but not while parsing."""
+        if self.is_building:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.is_building:
+            super()._run_subcommand(subcommand)
+
+    def build(self) -> None:
+        """Seed all random numbers, then make the stage, the data module and the trainer."""
+        self.is_building = True
+        self._set_seed()
+        self.instantiate_classes()
+
+    def run(self) -> None:
+        """Run the subcommand."""
+        self._run_subcommand(str(self.subcommand))
+
+
+def parse(words: list[str]) -> ParsedCLI:
+    """Parse the words of a command line to typed values; classes of the current folder are found.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: a key, a class or a value is wrong.
     """
-    for noise in NOISE:
-        warnings.filterwarnings("ignore", message=noise)
-    for name in (
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.pytorch.accelerators.cuda",
-        "lightning.fabric.utilities.seed",
-        "lightning.fabric.utilities.distributed",
-    ):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _silence()
+    add_current_folder()
+    return ParsedCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=RunConfig,
+        parser_class=Parser,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        trainer_defaults=TRAINER_DEFAULTS,
+        args=words,
+    )
+
+
+def add_current_folder() -> None:
+    """Make the modules of the current folder importable, as `python script.py` would."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
-        CLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=RunConfig,
-            parser_class=Parser,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults={
-                "max_epochs": 1,
-                "num_sanity_val_steps": -1,
-                "log_every_n_steps": 1,
-                "enable_model_summary": False,
-                "devices": 1,
-            },
-            args=arguments.words,
-        )
-    except (RuntimeError, ValueError, MisconfigurationException) as error:
-        if (line := readable_late_error(error)) is None:
-            raise
-        raise UserError(line) from error
+
+
+def _silence() -> None:
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", message=noise)
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,13 +1,23 @@
-"""jsonargparse's reports, which can run to pages, as one line with the nearest valid name."""
+"""jsonargparse's reports, often of several pages, reduced to one line with the nearest valid name."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
 from typing import Any
 
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from rlhf_lightning.algorithms import Algorithm, KLPenalty
+from rlhf_lightning.cli.plugin_families import subclasses
 from rlhf_lightning.errors import nearest
+from rlhf_lightning.generation.base import Generator
+from rlhf_lightning.models.loading import LoraOptions, ModelConfig
+from rlhf_lightning.rewards import Reward
+from rlhf_lightning.stages.stage import Stage
 
 UNKNOWN_KEY = (
     r"[Uu]nrecognized arguments?: -*(\S+?)(?:[=\s]|$)",
@@ -29,17 +39,17 @@ WRONG_VALUE = r"Expected (?:a |an )?(.+?)\.? Got value: (.+?)(?: - |$)"
 TRANSLATED = (
     r"(?:unknown key|there is no class) .+?; (?:did you mean '[^']+'\?|expected one of: [\w.]+(?:, [\w.]+)*)",
     r"class_path '[^']+' of \S+ cannot be imported: (?:No module named '[^']+'|cannot import name '\w+' from '[\w.]+')",
-    r"\S+ wants a class of \w+, and \S+ is none(?:; a function is given as .+?\}\})?",
+    r"(?:this key|\S+) is \S+, which is no \w+ class(?:; set it to .+?\}\} for a function)?",
     r"\S+ must be .+?, found ('[^']*'|\"[^\"]*\")",
     r"\S+ is required and not given",
 )
-"""What this module said of a nested parser, inside the report of the one around it."""
+"""Messages of this module about a nested parser, inside the report of the parser around it."""
 SUBCOMMAND = r"^(fit|validate|test|predict)\."
 REQUIRED = r"[Kk]ey \"([\w.]+)\" is required|option '?\"?([\w.]+)\"?'? is required|the following arguments are required: ([\w.]+)"
 
 
 def one_line_error(parser: Any, message: str) -> str:
-    """The innermost fault of a report; a name that is not known comes with the nearest one that is."""
+    """Reduce a report to its innermost fault; an unknown name comes with the nearest valid one."""
     text = " ".join(line.strip() for line in message.splitlines() if line.strip())
     where = ".".join(dict.fromkeys(re.findall(r"Parser key \"([^\"]+)\"", text)))
     for pattern in TRANSLATED:
@@ -58,7 +68,7 @@ def one_line_error(parser: Any, message: str) -> str:
 
 
 def _no_class(where: str, text: str) -> str | None:
-    """The fault of a value for which a class was tried, where that is what the key wants."""
+    """Describe a value that is no class, if the key takes a class."""
     if found := re.search(IMPORT_FAULT, text):
         path, fault, module = found.groups()
         of_another = module and not f"{path}.".startswith(f"{module}.")
@@ -68,10 +78,9 @@ def _no_class(where: str, text: str) -> str | None:
         return _unknown_class(where, path)
     if found := re.search(NO_SUBCLASS, text):
         base, path = found.groups()
-        function = f"; a function is given as {{class_path: FunctionReward, init_args: {{function: {path}}}}}"
-        return (
-            f"{where or 'this key'} wants a class of {base}, and {path} is none{function if base == 'Reward' else ''}"
-        )
+        key = where or "this key"
+        function = f"; set it to {{class_path: FunctionReward, init_args: {{function: {path}}}}} for a function"
+        return f"{key} is {path}, which is no {base} class{function if base == 'Reward' else ''}"
     if _base_of(where) is None and (found := re.search(WRONG_UNION, text)):
         kinds = " or ".join(map(_type, re.split(r", (?![^\[]*\])", found.group(1)))).replace("NoneType", "null")
         return f"{where or 'an option'} must be {kinds}, found {found.group(2)!r}"
@@ -97,7 +106,7 @@ def _unknown_key(parser: Any, where: str, name: str) -> str:
 
 
 def _options(parser: Any) -> set[str]:
-    """Every option of a parser and of its subcommands."""
+    """Collect the options of a parser and of its subcommands."""
     known = set()
     for action in parser._actions:
         choices = getattr(action, "choices", None)
@@ -116,16 +125,10 @@ def _type(text: str) -> str:
 
 
 def _bases() -> dict[str, type]:
-    import torch
-    from lightning.pytorch import Callback, LightningDataModule
-    from lightning.pytorch.loggers import Logger
-
-    from rlhf_lightning.algorithms import Algorithm
-    from rlhf_lightning.generation.base import Generator
-    from rlhf_lightning.rewards import Reward
-    from rlhf_lightning.stages.stage import Stage
-
+    """Map the key under which a plug-in is found to its family."""
     return {
+        "model": Stage,
+        "data": LightningDataModule,
         "algorithm": Algorithm,
         "reward": Reward,
         "rewards": Reward,
@@ -133,22 +136,13 @@ def _bases() -> dict[str, type]:
         "generation": Generator,
         "callbacks": Callback,
         "logger": Logger,
-        "optimizer": torch.optim.Optimizer,
-        "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
-        "data": LightningDataModule,
-        "model": Stage,
+        "optimizer": Optimizer,
+        "lr_scheduler": LRScheduler,
     }
 
 
-def _subclasses(base: type) -> Iterator[type]:
-    found: list[type] = type.__subclasses__(base)
-    for subclass in found:
-        yield subclass
-        yield from _subclasses(subclass)
-
-
 def _base_of(where: str) -> type | None:
-    """The plug-in class that the innermost key of a path holds."""
+    """Return the family of the innermost key of a path that takes a plug-in."""
     bases = _bases()
     return next((bases[key] for key in reversed(where.split(".")) if key in bases), None)
 
@@ -156,24 +150,17 @@ def _base_of(where: str) -> type | None:
 def _classes(where: str) -> set[str]:
     base = _base_of(where)
     families = [base] if base else list(_bases().values())
-    return {
-        found.__name__ for family in families for found in _subclasses(family) if not found.__name__.startswith("_")
-    }
+    return {found.__name__ for family in families for found in subclasses(family) if not found.__name__.startswith("_")}
 
 
 def _parameters(full: str) -> set[str]:
-    """Constructor parameters of the plug-ins and option groups that a path can lead to."""
-    from rlhf_lightning.algorithms import KLPenalty
-    from rlhf_lightning.models.loading import LoraOptions, ModelConfig
-
+    """Collect the constructor parameters of the plug-ins and option groups that a path can lead to."""
+    bases = _bases()
     groups = {"kl": KLPenalty, "lora": LoraOptions, "policy": ModelConfig}
-    keys = full.split(".")[:-1]
-    for key in reversed(keys):
+    for key in reversed(full.split(".")[:-1]):
         if key in groups:
             return set(inspect.signature(groups[key]).parameters)
-        if key in _bases():
-            return {name for found in _subclasses(_bases()[key]) for name in inspect.signature(found).parameters} - {
-                "args",
-                "kwargs",
-            }
+        if key in bases:
+            names = {name for each in subclasses(bases[key]) for name in inspect.signature(each).parameters}
+            return names - {"args", "kwargs"}
     return set(inspect.signature(ModelConfig).parameters)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from rlhf_lightning.feedback.status import status_lines
 from rlhf_lightning.feedback.store import Store
 
 HELP = "collect human judgements: ask, serve, status, export, backup, invite, forget"
-
-
-def main(words: Sequence[str]) -> int:
-    """Parse the words behind `feedback` and run them."""
-    parser = argparse.ArgumentParser(prog="rlhf_lightning feedback", description=HELP)
-    arguments(parser)
-    return run(parser.parse_args(words))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -41,7 +41,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--trainer.max_epoch", "3"], "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        (["--trainer.max_epoch", "3"], "unknown key 'trainer.max_epoch'; did you mean 'max_epochs'?"),
         (["--seed_everythin", "1"], "unknown key 'seed_everythin'; did you mean 'seed_everything'?"),
         (["--model.policy.nam", "x"], "unknown key 'model.policy.nam'; did you mean 'name_or_path'?"),
         (["--trainer.max_epochs", "x"], "trainer.max_epochs must be int or null, found 'x'"),
@@ -59,8 +59,8 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
         ),
         (
             ["--model.reward", "json.dumps"],
-            "reward wants a class of Reward, and json.dumps is none; a function is given as {class_path: FunctionReward, "
-            "init_args: {function: json.dumps}} (in model)",
+            "reward is json.dumps, which is no Reward class; set it to {class_path: FunctionReward, "
+            "init_args: {function: json.dumps}} for a function (in model)",
         ),
         (
             ["--model.algorithm", "lame.Thing"],
@@ -70,9 +70,9 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
             ["--model.algorithm", "lamee.Imitation"],
             "class_path 'lamee.Imitation' of algorithm cannot be imported: No module named 'lamee' (in model)",
         ),
-        (["--trainer.strategy", "dpp"], "trainer.strategy 'dpp' is unknown; did you mean 'ddp'?"),
+        (["--trainer.strategy", "dpp"], "trainer.strategy is 'dpp', which is unknown; did you mean 'ddp'?"),
         (["--trainer.accelerator", "gpuu"], "trainer: You selected an invalid accelerator name"),
-        (["--ckpt_path", "absent.ckpt"], "checkpoint absent.ckpt is not there; give the path of a .ckpt file"),
+        (["--ckpt_path", "absent.ckpt"], "checkpoint absent.ckpt does not exist; pass the path of a .ckpt file"),
         (["--ckpt_path", "last"], "--ckpt_path last: no run under runs/ppo has a checkpoint"),
     ],
 )
@@ -84,15 +84,15 @@ def test_a_word_that_cannot_be_meant(fails: Fails, words: list[str], expected: s
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"trainer:\n  max_epoch: 3\n", "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        (b"trainer:\n  max_epoch: 3\n", "unknown key 'trainer.max_epoch'; did you mean 'max_epochs'?"),
         (b"modle:\n  class_path: PolicyStage\n", "did you mean 'model'?"),
         (b"trainer: 3\n", "config it.yaml: trainer must hold keys such as max_epochs:, found 3"),
-        (b"ckpt_path: absent.ckpt\n", "checkpoint absent.ckpt is not there"),
+        (b"ckpt_path: absent.ckpt\n", "checkpoint absent.ckpt does not exist"),
         (
             b"trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    init_args: {monitr: x}\n",
             "did you mean 'monitor'?",
         ),
-        (b"a: [1\nb: 2\n", "config it.yaml:2 is no YAML"),
+        (b"a: [1\nb: 2\n", "config it.yaml:2 is not valid YAML"),
         (b"a: \xe9\n", "config it.yaml is not UTF-8 text (byte 3)"),
         (b"", "config it.yaml must hold keys such as model: and data:"),
     ],
@@ -108,10 +108,10 @@ def test_a_config_that_cannot_be_meant(fails: Fails, content: bytes, expected: s
         ([], "the subcommand comes first"),
         (["--config", "ppo.yaml", "fit"], "the subcommand comes first"),
         (["predikt"], "there is no subcommand 'predikt'; did you mean 'predict'?"),
-        (["fit", "--config"], "--config wants the name of a file after it"),
-        (["init"], "init: the following arguments are required: folder"),
-        (["init", "--forc", "x"], "init: unrecognized arguments: --forc"),
-        (["init", "own.py"], "own.py is a file; init wants a folder"),
+        (["fit", "--config"], "--config has no value; pass the name of a file"),
+        (["init"], "init: DIR is missing; usage: rlhf_lightning init"),
+        (["init", "--forc", "x"], "init: unexpected argument '--forc'; did you mean '--force'?"),
+        (["init", "own.py"], "own.py is a file; pass a folder"),
     ],
 )
 def test_a_command_that_is_none(fails: Fails, words: list[str], expected: str) -> None:

@@ -1,8 +1,9 @@
-"""Configs and folders are found before anything heavy is imported."""
+"""Configs, checkpoint and folder of a command line, found before torch is imported."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import yaml
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.cli.arguments import FOLDER_OF_RUN, Arguments, find_config
-from rlhf_lightning.cli.initialize import initialize
-from rlhf_lightning.cli.plugin_files import shipped_folder
+from rlhf_lightning.cli.arguments import Arguments
+from rlhf_lightning.cli.config_files import find_config
+from rlhf_lightning.cli.shipped import shipped_folder
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.run.folder import FOLDER_OF_RUN
 
 
 def _folder_of(config: Path) -> Path:
@@ -60,7 +62,7 @@ def test_null_two_classes_deep_is_null(words: list[str], capsys: pytest.CaptureF
     assert found == ((2048, None) if "kl" in words[0] else (None, 0.1))
 
 
-def test_null_for_a_whole_part_stays_as_it_is() -> None:
+def test_null_for_a_whole_section_stays_as_it_is() -> None:
     words = ["--model.reward", "null", "--seed_everything", "null"]
     assert Arguments.of(["fit", "--config", "ppo", *words]).words[3:7] == words
 
@@ -104,7 +106,7 @@ def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {f"--trainer.default_root_dir={home / 'run'}", f"--ckpt_path={checkpoint}"} <= set(found.words)
 
 
-def test_a_run_that_goes_on_stays_in_its_folder() -> None:
+def test_a_resumed_run_stays_in_its_folder() -> None:
     for number, name in enumerate(("old", "new")):
         checkpoint = Path("runs/ppo", name, "checkpoints/last.ckpt")
         checkpoint.parent.mkdir(parents=True)
@@ -115,7 +117,7 @@ def test_a_run_that_goes_on_stays_in_its_folder() -> None:
     assert Arguments.of(["fit", "--config", "ppo", "--ckpt_path", given]).folder == Path("runs/ppo/old")
     measured = Arguments.of(["validate", "--config", "ppo", "--ckpt_path", given]).folder
     assert measured not in (None, Path("runs/ppo/old"))
-    with pytest.raises(UserError, match=r"checkpoint .*lost.ckpt is not there; did you mean 'last.ckpt'\?"):
+    with pytest.raises(UserError, match=r"checkpoint .*lost.ckpt does not exist; did you mean 'last.ckpt'\?"):
         Arguments.of(["fit", "--config", "ppo", "--ckpt_path", "runs/ppo/old/checkpoints/lost.ckpt"])
 
 
@@ -126,8 +128,8 @@ def test_every_process_of_a_run_writes_to_one_folder(monkeypatch: pytest.MonkeyP
     assert Arguments.of(["fit", "--config", "ppo"]).folder == Path("runs/ppo/before")
 
 
-def test_init_lays_down_configs_and_callbacks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert initialize(["mine"]) == 0
+def test_init_copies_configs_and_callbacks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "mine"]) == 0
     generated = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert set(generated) == {path for path in Path("mine").rglob("*") if path.is_file()}
     assert {"mine/configs/ppo.yaml", "mine/callbacks/win_rate.py"} <= {str(path) for path in generated}
@@ -135,28 +137,28 @@ def test_init_lays_down_configs_and_callbacks(capsys: pytest.CaptureFixture[str]
     assert Path("mine/configs/ppo.yaml").read_bytes() == (shipped_folder("configs") / "ppo.yaml").read_bytes()
 
 
-def test_init_overwrites_only_when_told_to() -> None:
+def test_init_overwrites_only_when_told_to(capsys: pytest.CaptureFixture[str]) -> None:
     Path("configs").mkdir()
     Path("configs/ppo.yaml").write_text("mine")
-    with pytest.raises(UserError, match=r"configs/ppo.yaml is there already .*--force"):
-        initialize(["."])
+    assert main(["init", "."]) == 2
+    assert re.search(r"configs/ppo.yaml exists already .*--force", capsys.readouterr().err)
     assert Path("configs/ppo.yaml").read_text() == "mine"
     assert not Path("callbacks").exists()
-    assert initialize([".", "--force"]) == 0
+    assert main(["init", ".", "--force"]) == 0
     assert Path("configs/ppo.yaml").read_text() != "mine"
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["fit"], "fit wants a config: fit --config ppo.yaml, for instance"),
-        (["fit", "ppo.yaml"], "ppo.yaml stands alone; did you mean 'fit --config ppo.yaml'?"),
+        (["fit"], "pass one, for example: fit --config ppo.yaml"),
+        (["fit", "ppo.yaml"], "unexpected argument 'ppo.yaml'; did you mean '--config ppo.yaml'?"),
     ],
 )
 def test_a_command_without_a_flag(words: list[str], expected: str) -> None:
     with pytest.raises(UserError) as raised:
         Arguments.of(words)
-    assert str(raised.value) == expected
+    assert expected in str(raised.value)
 
 
 def test_a_folder_that_cannot_be_written_to_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,11 +173,11 @@ def test_a_folder_that_cannot_be_written_to_is_known_at_once(monkeypatch: pytest
     assert Arguments.of([*words, "free/a/b"]).folder == Path("free/a/b")
 
 
-def test_measuring_wants_the_checkpoint_that_it_is_told_of() -> None:
+def test_measuring_needs_the_checkpoint_that_is_passed() -> None:
     for subcommand in ("validate", "test", "predict"):
         with pytest.raises(UserError, match="--ckpt_path last: no run under runs/ppo has a checkpoint"):
             Arguments.of([subcommand, "--config", "ppo", "--ckpt_path", "last"])
-        with pytest.raises(UserError, match="--ckpt_path last: no whole checkpoint in out"):
+        with pytest.raises(UserError, match="--ckpt_path last: no complete checkpoint in out"):
             Arguments.of([subcommand, "--config", "ppo", "--ckpt_path", "last", "--trainer.default_root_dir", "out"])
     whole = Path("runs/ppo/first/checkpoints/step-1.ckpt")
     whole.parent.mkdir(parents=True)
@@ -190,6 +192,6 @@ def test_a_run_over_an_earlier_one_says_so(capsys: pytest.CaptureFixture[str]) -
     Path("out").mkdir()
     Path("out/metrics.csv").touch()
     Arguments.of(words)
-    assert "beginning anew in out: what an earlier run left there is replaced" in capsys.readouterr().out
+    assert "starting over in out" in capsys.readouterr().out
     Arguments.of([*words, "--ckpt_path", "last"])
-    assert "anew" not in capsys.readouterr().out
+    assert "over" not in capsys.readouterr().out

@@ -1,0 +1,125 @@
+"""The command line: a registry of subcommands, and the status that a command ends with."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+from rlhf_lightning import __version__
+from rlhf_lightning.cli.parser import CommandParser
+from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.run.signals import StoppedBySignal
+
+COMMANDS = {
+    "init": "rlhf_lightning.cli.init",
+    "schema": "rlhf_lightning.cli.schema",
+    "feedback": "rlhf_lightning.feedback.command",
+}
+"""Subcommand: its module, which has `HELP`, `arguments(parser)` and `run(options) -> int` and imports nothing heavy."""
+
+LIGHTNING = {
+    "fit": "train: supervised, a reward model, or a policy, as the config says",
+    "validate": "measure on the validation data",
+    "test": "measure on the test data",
+    "predict": "generate responses as JSON lines",
+}
+"""Subcommands of Lightning's command line."""
+
+USAGE = f"""usage: rlhf_lightning {{{",".join(LIGHTNING)}}} --config NAME [--config NAME ...] [--KEY VALUE ...]
+       rlhf_lightning {{{",".join(COMMANDS)}}} ...
+       rlhf_lightning --version"""
+
+CONFIGS = """A config is searched for as given, then in ./configs, then in the package; later configs overlay earlier ones.
+`rlhf_lightning fit --help` lists every key, `rlhf_lightning fit --config ppo.yaml --print_config` prints a whole config.
+`rlhf_lightning COMMAND --help` lists the arguments of a command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 for success, 2 for something that the user can fix, 1 for any other error, 130 after an interruption,
+        and 128 plus the number of the signal that stopped the run, 143 for SIGTERM.
+    """
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except StoppedBySignal as stop:
+        return _report(str(stop), stop.status) if os.environ.get("LOCAL_RANK", "0") == "0" else stop.status
+    except KeyboardInterrupt:
+        return _report("interrupted", 130)
+    except SystemExit as end:
+        return _status_of(end)
+    except Exception as error:
+        return _report_error(error)
+
+
+def help_text() -> str:
+    """Make the page of `--help` from the registry."""
+    rows = {**LIGHTNING, **{name: command(name).HELP for name in COMMANDS}}
+    width = max(map(len, rows)) + 2
+    return "\n\n".join([USAGE, "\n".join(f"{name:{width}}{text}" for name, text in rows.items()), CONFIGS])
+
+
+def command(name: str) -> ModuleType:
+    """Import the module of a subcommand."""
+    return import_module(COMMANDS[name])
+
+
+def _run(words: list[str]) -> int:
+    first = words[0] if words else ""
+    if first in COMMANDS:
+        module = command(first)
+        parser = CommandParser(prog=f"rlhf_lightning {first}", description=module.HELP)
+        module.arguments(parser)
+        return int(module.run(parser.parse_args(words[1:])))
+    if first in LIGHTNING:
+        from rlhf_lightning.cli.reading import run
+
+        run(words)
+    elif first in ("-h", "--help"):
+        print(help_text())
+    elif first == "--version":
+        print(__version__)
+    else:
+        fault = f"there is no subcommand {first!r}" if first[:1] not in ("", "-") else "the subcommand comes first"
+        raise UserError(f"{fault}; {nearest(first, (*LIGHTNING, *COMMANDS))}")
+    return 0
+
+
+def _status_of(end: SystemExit) -> int:
+    """Return the status of a run that Lightning ended: 1 after an interruption, none after SIGTERM."""
+    if isinstance(end.__context__, KeyboardInterrupt):
+        return _report("interrupted", 130)
+    if type(end).__name__ == "SIGTERMException":
+        return _report("terminated", 143)
+    return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+
+
+def _report_error(error: Exception) -> int:
+    cause = _user_error(error)
+    if cause is not None:
+        return _report(f"error: {' '.join(str(cause).split())}", 2)
+    text = " ".join(str(error).split())
+    if found := re.search(r"Problem with given class_path '([^']+)': (.+?)(?: Requirement '| - |$)", text):
+        return _report(f"error: {found[1]} cannot be made: {found[2]}", 2)
+    return _report(f"error: {type(error).__name__}: {text[:500]} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Find the error that a user can fix, also inside what jsonargparse or Lightning raised from it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _report(line: str, status: int) -> int:
+    if os.environ.get("RLHF_LIGHTNING_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+    print(line, file=sys.stderr, flush=True)
+    return status
