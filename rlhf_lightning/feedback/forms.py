@@ -13,6 +13,8 @@ from typing import Any
 from starlette.datastructures import FormData
 
 from rlhf_lightning.feedback.answers import HIGHEST, LONGEST_COMMENT, LONGEST_EDIT, LOWEST, Answer
+from rlhf_lightning.feedback.items import Item
+from rlhf_lightning.feedback.settings import Settings
 
 STRENGTHS = ("slightly", "clearly", "much")
 SCALE = range(LOWEST, HIGHEST + 1)
@@ -22,7 +24,7 @@ class FormError(ValueError):
     """Say which field of a form lacks what."""
 
 
-def parse(item: Any, order: Sequence[int], settings: Any, form: FormData) -> Answer:
+def parse(item: Item, order: Sequence[int], settings: Settings, form: FormData) -> Answer:
     """Read an answer from a form.
 
     Args:
@@ -64,7 +66,7 @@ def _number(form: FormData, name: str, allowed: Sequence[int], missing: str) -> 
     return int(text)
 
 
-def _pair(item: Any, order: Sequence[int], settings: Any, form: FormData) -> Answer:
+def _pair(item: Item, order: Sequence[int], settings: Settings, form: FormData) -> Answer:
     choice = _text(form, "choice")
     if choice in ("tie", "bad"):
         return {"choice": choice}
@@ -76,7 +78,7 @@ def _pair(item: Any, order: Sequence[int], settings: Any, form: FormData) -> Ans
     return answer
 
 
-def _ranking(item: Any, order: Sequence[int], settings: Any, form: FormData) -> Answer:
+def _ranking(item: Item, order: Sequence[int], settings: Settings, form: FormData) -> Answer:
     places = range(1, len(order) + 1)
     ranks = [0] * len(order)
     for position, response in enumerate(order, 1):
@@ -84,7 +86,7 @@ def _ranking(item: Any, order: Sequence[int], settings: Any, form: FormData) -> 
     return {"ranks": ranks}
 
 
-def _rating(item: Any, order: Sequence[int], settings: Any, form: FormData) -> Answer:
+def _rating(item: Item, order: Sequence[int], settings: Settings, form: FormData) -> Answer:
     scores: list[dict[str, int]] = [{} for _ in order]
     for position, response in enumerate(order, 1):
         for number, criterion in enumerate(item.criteria):
@@ -93,11 +95,11 @@ def _rating(item: Any, order: Sequence[int], settings: Any, form: FormData) -> A
     return {"scores": scores}
 
 
-def _edit(item: Any, order: Sequence[int], settings: Any, form: FormData) -> Answer:
+def _edit(item: Item, order: Sequence[int], settings: Settings, form: FormData) -> Answer:
     return {}
 
 
-_PARSERS: dict[str, Callable[[Any, Sequence[int], Any, FormData], Answer]] = {
+_PARSERS: dict[str, Callable[[Item, Sequence[int], Settings, FormData], Answer]] = {
     "pair": _pair,
     "ranking": _ranking,
     "rating": _rating,
@@ -105,7 +107,7 @@ _PARSERS: dict[str, Callable[[Any, Sequence[int], Any, FormData], Answer]] = {
 }
 
 
-def _edits(item: Any, order: Sequence[int], form: FormData) -> list[dict[str, Any]]:
+def _edits(item: Item, order: Sequence[int], form: FormData) -> list[dict[str, Any]]:
     edits = []
     for position, response in enumerate(order, 1):
         text = _text(form, f"edit_{position}")
@@ -120,7 +122,7 @@ def _edits(item: Any, order: Sequence[int], form: FormData) -> list[dict[str, An
     return sorted(edits, key=lambda edit: int(edit["response"]))
 
 
-def fields(item: Any, order: Sequence[int], answer: Mapping[str, Any] | None) -> dict[str, Any]:
+def fields(item: Item, order: Sequence[int], answer: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the fields of a form that say the same as an answer; `parse` is the inverse.
 
     Returns:
@@ -152,10 +154,10 @@ def sent_fields(form: FormData) -> dict[str, Any]:
     return texts | {"reason": [value for value in form.getlist("reason") if isinstance(value, str)]}
 
 
-def describe(item: Any, order: Sequence[int], answer: Mapping[str, Any] | None) -> str:
+def describe(order: Sequence[int], answer: Mapping[str, Any] | None) -> str:
     """Say in words what an answer chose, by the positions on the page.
 
-    >>> describe(None, (1, 0), {"choice": 0, "strength": 2})
+    >>> describe((1, 0), {"choice": 0, "strength": 2})
     'Reply 2 is clearly better'
     """
     if answer is None:

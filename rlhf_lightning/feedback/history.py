@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from rlhf_lightning.feedback import forms
 from rlhf_lightning.feedback.answers import InvalidAnswerError
+from rlhf_lightning.feedback.judgements import Entry
 from rlhf_lightning.feedback.pages import LONGEST_SECONDS, identity, image, read_form, seconds_taken
+from rlhf_lightning.feedback.people import Annotator
 from rlhf_lightning.feedback.sessions import Refused, annotator_of, check_form
 from rlhf_lightning.feedback.views import first_words, from_script, go_to, media_paths, page, path_for
 
@@ -30,12 +32,12 @@ def history(request: Request) -> Response:
     return page(request, "history.html", annotator=annotator, entries=shown, older=older, here="history")
 
 
-def _shown(entry: Any) -> dict[str, Any]:
+def _shown(entry: Entry) -> dict[str, Any]:
     at = datetime.fromtimestamp(entry.at, UTC).astimezone()
     return {
         "judgement_id": entry.judgement_id,
         "prompt": first_words(entry.item),
-        "said": forms.describe(entry.item, entry.order, entry.answer),
+        "said": forms.describe(entry.order, entry.answer),
         "comment": entry.answer.get("comment", ""),
         "corrected": entry.corrected,
         "time": at.isoformat(timespec="seconds"),
@@ -50,7 +52,7 @@ def correct(request: Request) -> Response:
     return _correction(request, annotator, entry)
 
 
-def _entry(request: Request) -> tuple[Any, Any]:
+def _entry(request: Request) -> tuple[Annotator, Entry]:
     store = request.app.state.store
     annotator = annotator_of(request, store)
     entry = store.entry(annotator.id, request.path_params["judgement"])
@@ -62,7 +64,7 @@ def _entry(request: Request) -> tuple[Any, Any]:
 
 
 def _correction(
-    request: Request, annotator: Any, entry: Any, form: FormData | None = None, error: str | None = None
+    request: Request, annotator: Annotator, entry: Entry, form: FormData | None = None, error: str | None = None
 ) -> Response:
     store = request.app.state.store
     filled = forms.fields(entry.item, entry.order, entry.answer) if form is None else forms.sent_fields(form)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -13,7 +14,9 @@ from starlette.responses import RedirectResponse, Response
 from rlhf_lightning.feedback import forms
 from rlhf_lightning.feedback.answers import InvalidAnswerError
 from rlhf_lightning.feedback.answers import correct as judged_right
-from rlhf_lightning.feedback.judgements import TooFastError
+from rlhf_lightning.feedback.judgements import Entry, Saved, TooFastError
+from rlhf_lightning.feedback.leases import Lease
+from rlhf_lightning.feedback.people import Annotator
 from rlhf_lightning.feedback.sessions import Refused, annotator_of, check_form, check_origin, require_role, set_cookie
 from rlhf_lightning.feedback.views import from_script, go_to, media_paths, page, path_for
 
@@ -46,7 +49,7 @@ async def accept(request: Request) -> Response:
     check_origin(request)
     store = request.app.state.store
 
-    def open_session() -> tuple[Any, str]:
+    def open_session() -> tuple[Annotator | None, str]:
         invited = store.invited(request.path_params["invitation"])
         return invited, store.open_session(invited.id) if invited else ""
 
@@ -71,8 +74,8 @@ def task(request: Request) -> Response:
 
 def task_page(
     request: Request,
-    annotator: Any,
-    lease: Any,
+    annotator: Annotator,
+    lease: Lease,
     *,
     template: str = "task.html",
     form: FormData | None = None,
@@ -128,7 +131,7 @@ def _save(request: Request, form: FormData) -> Response:
         except (forms.FormError, InvalidAnswerError) as error:
             return _refused_form(request, annotator, lease, form, str(error))
         except TooFastError as error:
-            text = f"Please read a little longer: {error.wait:.0f} s. Your answer is kept on this page."
+            text = f"Please read a little longer: {math.ceil(error.wait)} s. Your answer is kept on this page."
             return _refused_form(request, annotator, lease, form, text)
         if saved.status in ("saved", "repeated"):
             return _after_saving(request, lease, saved)
@@ -138,7 +141,7 @@ def _save(request: Request, form: FormData) -> Response:
     return _repeated(request, lease, form)
 
 
-def _after_saving(request: Request, lease: Any, saved: Any) -> Response:
+def _after_saving(request: Request, lease: Lease, saved: Saved) -> Response:
     if lease.purpose == "training":
         return go_to(request, "trained", lease=lease.id)
     if lease.purpose == "adjudication":
@@ -146,7 +149,7 @@ def _after_saving(request: Request, lease: Any, saved: Any) -> Response:
     return go_to(request, "task", "repeated" if saved.status == "repeated" else None)
 
 
-def _repeated(request: Request, lease: Any, form: FormData) -> Response:
+def _repeated(request: Request, lease: Lease, form: FormData) -> Response:
     """Answer a form that was sent before: the first answer stands, and a different one is said to be different."""
     try:
         same = forms.parse(lease.item, lease.order, request.app.state.store.settings, form) == lease.answer
@@ -154,7 +157,7 @@ def _repeated(request: Request, lease: Any, form: FormData) -> Response:
         same = False
     if same or lease.purpose == "training":
         return go_to(request, "task", "repeated")
-    first = forms.describe(lease.item, lease.order, lease.answer)
+    first = forms.describe(lease.order, lease.answer)
     raise Refused(
         409,
         "You have judged this item already",
@@ -173,7 +176,7 @@ def _not_yours() -> Refused:
     )
 
 
-def _refused_form(request: Request, annotator: Any, lease: Any, form: FormData, error: str) -> Response:
+def _refused_form(request: Request, annotator: Annotator, lease: Lease, form: FormData, error: str) -> Response:
     if from_script(request):
         raise Refused(422, "Not saved", error)
     return task_page(request, annotator, lease, form=form, error=error, status=422)
@@ -215,8 +218,8 @@ def trained(request: Request) -> Response:
         item=lease.item,
         order=lease.order,
         correct=judged_right(lease.item.kind, lease.answer, lease.item.answer),
-        own=forms.describe(lease.item, lease.order, lease.answer),
-        known=forms.describe(lease.item, lease.order, lease.item.answer),
+        own=forms.describe(lease.order, lease.answer),
+        known=forms.describe(lease.order, lease.item.answer),
         media=media_paths(request, "media", lease.item, lease.order, lease=lease.id),
     )
 
@@ -228,7 +231,7 @@ def media(request: Request) -> Response:
     return image(request, store.lease(annotator.id, request.path_params["lease"]))
 
 
-def image(request: Request, shown: Any) -> Response:
+def image(request: Request, shown: Lease | Entry | None) -> Response:
     """Send the image at a position of a lease or of a past judgement."""
     place = request.path_params["place"]
     found = None

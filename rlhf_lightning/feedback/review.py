@@ -43,7 +43,7 @@ def dispute(request: Request) -> Response:
     said = [
         {
             "pseudonym": entry.pseudonym,
-            "said": forms.describe(lease.item, lease.order, entry.answer),
+            "said": forms.describe(lease.order, entry.answer),
             "reasons": entry.answer.get("reasons", []),
             "comment": entry.answer.get("comment", ""),
         }

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any
 
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rlhf_lightning.feedback.people import SESSION_SECONDS
+from rlhf_lightning.feedback.people import SESSION_SECONDS, Annotator
+from rlhf_lightning.feedback.store import Store
 
 COOKIE = "feedback_session"
 MAY = {"adjudicator": {"adjudicator", "owner"}}
@@ -59,7 +60,7 @@ def form_token(session: str) -> str:
     return hmac.new(session.encode(), b"feedback form", hashlib.sha256).hexdigest()
 
 
-def check_form(request: Request, form: Any) -> None:
+def check_form(request: Request, form: FormData) -> None:
     """Refuse a form without the token of its session.
 
     Raises:
@@ -86,7 +87,7 @@ def check_origin(request: Request) -> None:
         raise Refused(403, "Sent from another site", "A page of another site sent this form, so nothing was saved.")
 
 
-def annotator_of(request: Request, store: Any, role: str | None = "annotator") -> Any:
+def annotator_of(request: Request, store: Store, role: str | None = "annotator") -> Annotator:
     """Return the annotator whose session the cookie names.
 
     Raises:
@@ -106,7 +107,7 @@ def annotator_of(request: Request, store: Any, role: str | None = "annotator") -
     return annotator
 
 
-def require_role(annotator: Any, role: str) -> None:
+def require_role(annotator: Annotator, role: str) -> None:
     """Refuse a page that an annotator's invitation does not cover.
 
     Raises:

@@ -10,7 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from rlhf_lightning.feedback.items import Item
 from rlhf_lightning.feedback.markdown import render
+from rlhf_lightning.feedback.people import Annotator
 from rlhf_lightning.feedback.sessions import COOKIE, Refused, form_token
 
 HERE = Path(__file__).parent
@@ -46,7 +48,9 @@ def path_for(request: Request, name: str, **parameters: Any) -> str:
     return str(request.scope.get("root_path", "")) + str(request.app.url_path_for(name, **parameters))
 
 
-def page(request: Request, template: str, *, status: int = 200, annotator: Any = None, **values: Any) -> HTMLResponse:
+def page(
+    request: Request, template: str, *, status: int = 200, annotator: Annotator | None = None, **values: Any
+) -> HTMLResponse:
     """Render a template as a response.
 
     Args:
@@ -89,7 +93,7 @@ def refusal(request: Request, refused: Refused) -> Response:
     )
 
 
-def media_paths(request: Request, name: str, item: Any, order: Sequence[int], **parameters: Any) -> list[str | None]:
+def media_paths(request: Request, name: str, item: Item, order: Sequence[int], **parameters: Any) -> list[str | None]:
     """Return the address of the image at each position; the address names the position, not the file or the model."""
     return [
         path_for(request, name, place=place, **parameters) if item.responses[response].media else None
@@ -97,7 +101,7 @@ def media_paths(request: Request, name: str, item: Any, order: Sequence[int], **
     ]
 
 
-def first_words(item: Any, length: int = 240) -> str:
+def first_words(item: Item, length: int = 240) -> str:
     """Return the start of an item's last message as one line."""
     text = " ".join(item.prompt[-1].content[: 4 * length].split()) if item.prompt else ""
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -51,7 +51,7 @@ def test_the_choice_is_by_position() -> None:
     first = sent({"choice": "1"})
     assert parse(item("pair"), (0, 1), Settings(), first) == {"choice": 0}
     assert parse(item("pair"), (1, 0), Settings(), first) == {"choice": 1}
-    assert describe(item("pair"), (1, 0), {"choice": 0}) == "Reply 2 is better"
+    assert describe((1, 0), {"choice": 0}) == "Reply 2 is better"
 
 
 def test_strength_is_asked_where_the_settings_say_so() -> None:
