@@ -42,6 +42,7 @@ RUN_TESTS = (
     "devices",
     "integration",
     "invariance",
+    "playground",
     "run/test_checkpoints.py",
     "stages",
     "test_bad_input.py",
