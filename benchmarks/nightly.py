@@ -53,7 +53,8 @@ def steps(jobs: int) -> dict[str, Step]:
         "slow tests": Step((*pytest, SLOW, "-k", f"not {RANDOM_OPTIONS}", "-n", str(jobs))),
         "two processes": Step((*pytest, "distributed")),
         "random options": Step(
-            (*pytest, "slow", "-k", RANDOM_OPTIONS, "-n", str(jobs)), (("COMBINATIONS", str(COMBINATIONS)),)
+            (*pytest, "slow and not distributed", "-k", RANDOM_OPTIONS, "-n", str(jobs)),
+            (("COMBINATIONS", str(COMBINATIONS)),),
         ),
         "mutations": Step(("tests/mutations/run.py", "-j", str(jobs))),
         "kills": Step(("benchmarks/kill.py", "--kills", str(KILLS))),
