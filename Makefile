@@ -51,5 +51,5 @@ $(BIN)/rlhf-lightning: pyproject.toml setup.py constraints.txt
 test-environment: $(VENV)/.installed-for-tests
 
 $(VENV)/.installed-for-tests: $(BIN)/rlhf-lightning
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,feedback]'
 	@touch $@

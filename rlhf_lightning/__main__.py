@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli.arguments import FOLDER_OF_RUN, Arguments
@@ -15,6 +16,7 @@ from rlhf_lightning.run.signals import StoppedBySignal
 
 HELP = """usage: rlhf_lightning {fit,validate,test,predict} --config NAME [--config NAME ...] [--KEY VALUE ...]
        rlhf_lightning init DIR [--force]
+       rlhf_lightning feedback {ask,serve,status,export,backup,invite,forget} [--store FILE] ...
        rlhf_lightning --version
 
 fit        train: supervised, a reward model, or a policy, as the config says
@@ -22,6 +24,7 @@ validate   measure on the validation data
 test       measure on the test data
 predict    write completions as JSON lines
 init       lay down configs/ and callbacks/ for you to own
+feedback   collect human judgements and export them (docs/feedback.md)
 
 A config is looked for as given, then in ./configs, then in the package; later ones overlay earlier ones.
 `rlhf_lightning fit --help` lists every key, `rlhf_lightning fit --config ppo.yaml --print_config` shows a whole config."""
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif words[:1] == ["init"]:
             initialize(words[1:])
         else:
-            _run(Arguments.of(words))
+            return _command(words)
     except StoppedBySignal as stop:
         return _fault(str(stop), stop.status) if os.environ.get("LOCAL_RANK", "0") == "0" else stop.status
     except KeyboardInterrupt:
@@ -59,6 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fault(f"error: {found[1]} cannot be made: {found[2]}", 2)
         text = text[:500]
         return _fault(f"error: {type(error).__name__}: {text} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
+    return 0
+
+
+def _command(words: list[str]) -> int:
+    """Run what loads more than this module."""
+    if words[:1] == ["feedback"]:
+        return int(import_module("rlhf_lightning.feedback.command").main(words[1:]))
+    _run(Arguments.of(words))
     return 0
 
 

@@ -40,6 +40,10 @@ TESTS = Path(__file__).parent
 RUN_TESTS = (
     "cli",
     "devices",
+    "feedback/test_command.py",
+    "feedback/test_durability.py",
+    "feedback/test_load.py",
+    "feedback/test_security.py",
     "integration",
     "invariance",
     "playground",

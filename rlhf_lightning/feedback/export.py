@@ -1,0 +1,260 @@
+"""Judgements as rows that the data modules read: pairs, rankings, ratings, demonstrations."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.feedback.items import text_of
+from rlhf_lightning.feedback.records import Judged, Record, read_records
+from rlhf_lightning.feedback.store import Store
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Exported:
+    """Rows of one kind, and how many items gave none, by reason."""
+
+    rows: list[Row] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def skip(self, reason: str) -> None:
+        """Count an item that gives no row."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+
+def export(
+    store: Store, kind: str, ties: bool = False, decided: bool = False, criterion: str | None = None
+) -> Exported:
+    """Make the rows of one kind.
+
+    Args:
+        store: where the judgements are.
+        kind: `pairs` (PreferenceData), `rankings` (RankingData), `ratings` (RatingData) or `demonstrations` (InstructionData).
+        ties: give pairs of probability 0.5 too.
+        decided: only items that are settled or adjudicated.
+        criterion: of ratings; by default the mean of all.
+
+    Raises:
+        UserError: no rating has this criterion.
+    """
+    with store.database.snapshot() as connection:
+        records = read_records(connection)
+    if decided:
+        records = [record for record in records if record.state in ("settled", "adjudicated")]
+    found = Exported()
+    if kind == "pairs":
+        _pairs(records, ties, found)
+    elif kind == "rankings":
+        _rankings(records, found)
+    elif kind == "ratings":
+        _ratings(records, criterion, found)
+    else:
+        found.rows = [row for record in records for row in _demonstrations(record)]
+    return found
+
+
+def _pairs(records: Sequence[Record], ties: bool, found: Exported) -> None:
+    for record in _judged(records, "pair"):
+        row = pair_row(record)
+        if row["chosen"] is None or row["rejected"] is None:
+            found.skip("a response without text")
+        elif row["probability"] == 0.5 and not ties:
+            found.skip("a tie")
+        else:
+            found.rows.append(row)
+    found.rows += [row for record in records for row in _improvements(record)]
+
+
+def _judged(records: Sequence[Record], kind: str) -> Iterator[Record]:
+    return (record for record in records if record.kind == kind and record.judgements)
+
+
+def pair_row(record: Record) -> Row:
+    """Make the row of a judged pair; the better response is `chosen`.
+
+    `probability` is the share of the annotators who chose it, a tie or both bad counting half; an adjudicator's judgement alone
+    counts where there is one. `agreement` is the share of judgements two by two that are the same, null for a single one.
+    `recorded`, of a pair that a file brought, says which of the two that file preferred.
+    """
+    first = statistics.fmean(_first_better(judged) for judged in record.deciding)
+    better = 0 if first >= 0.5 else 1
+    choices = [judged.answer["choice"] for judged in record.votes]
+    return {
+        "prompt": record.prompt,
+        "chosen": record.responses[better],
+        "rejected": record.responses[1 - better],
+        "probability": max(first, 1 - first),
+        **_common(record, lambda judged: _relative(judged, better)),
+        "agreement": _same(choices),
+        "chosen_model": record.models[better],
+        "rejected_model": record.models[1 - better],
+    } | ({} if record.answer is None else {"recorded": _relative_choice(record.answer["choice"], better)})
+
+
+def _first_better(judged: Judged) -> float:
+    choice = judged.answer["choice"]
+    return 0.5 if choice in ("tie", "bad") else float(choice == 0)
+
+
+def _relative(judged: Judged, better: int) -> Row:
+    """Say a judgement of a pair in terms of its row's columns."""
+    strength = judged.answer.get("strength")
+    said = {
+        "choice": _relative_choice(judged.answer["choice"], better),
+        "left": _relative_choice(judged.order[0], better),
+    }
+    return said | ({} if strength is None else {"strength": strength})
+
+
+def _relative_choice(choice: int | str, better: int) -> str:
+    return {better: "chosen", 1 - better: "rejected", "tie": "tie", "bad": "both bad"}[choice]
+
+
+def _same(values: Sequence[Any]) -> float | None:
+    two = [a == b for i, a in enumerate(values) for b in values[i + 1 :]]
+    return statistics.fmean(two) if two else None
+
+
+def _common(record: Record, said: Callable[[Judged], Row]) -> Row:
+    """Make the columns that rows of every kind have: who said what, and where the item comes from."""
+    return {
+        "judgements": [
+            {
+                "annotator": judged.pseudonym,
+                **said(judged),
+                "reasons": judged.answer.get("reasons", []),
+                "comment": judged.answer.get("comment", ""),
+                "seconds": judged.seconds,
+                "guidelines": judged.guidelines,
+                "adjudication": judged.adjudication,
+            }
+            for judged in record.judgements
+        ],
+        "annotators": [judged.pseudonym for judged in record.votes],
+        "state": record.state,
+        "item": record.id,
+        "round": record.round,
+        "asked_with_probability": record.probability,
+    }
+
+
+def _improvements(record: Record) -> Iterator[Row]:
+    """Make a pair of every response that an annotator improved: the new text is better than the old one."""
+    for judged in record.judgements:
+        for edit in judged.answer.get("edits", []):
+            old = record.responses[edit["response"]]
+            if old is None or text_of(old).strip() == edit["text"].strip():
+                continue
+            yield {
+                "prompt": record.prompt,
+                "chosen": edit["text"] if isinstance(old, str) else _turn(edit["text"]),
+                "rejected": old,
+                "probability": 1.0,
+                **_common(record, lambda _: {}),
+                "judgements": [],
+                "annotators": [judged.pseudonym],
+                "agreement": None,
+                "chosen_model": None,
+                "rejected_model": record.models[edit["response"]],
+            }
+
+
+def _demonstrations(record: Record) -> Iterator[Row]:
+    for judged in record.judgements:
+        for edit in judged.answer.get("edits", []):
+            yield {
+                "prompt": record.prompt,
+                "completion": edit["text"] if isinstance(record.prompt, str) else _turn(edit["text"]),
+                "annotator": judged.pseudonym,
+                "model": record.models[edit["response"]],
+                "item": record.id,
+                "round": record.round,
+            }
+
+
+def _turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _rankings(records: Sequence[Record], found: Exported) -> None:
+    """Order responses by their mean rank; two of equal mean rank have no order, so the item gives no row."""
+    for record in _judged(records, "ranking"):
+        ranks = [statistics.fmean(j.answer["ranks"][i] for j in record.deciding) for i in range(len(record.responses))]
+        order = sorted(range(len(ranks)), key=lambda i: ranks[i])
+        if None in record.responses:
+            found.skip("a response without text")
+        elif len(set(ranks)) < len(ranks):
+            found.skip("responses of equal mean rank")
+        else:
+            found.rows.append(
+                {
+                    "prompt": record.prompt,
+                    "responses": [record.responses[i] for i in order],
+                    "mean_ranks": [ranks[i] for i in order],
+                    "models": [record.models[i] for i in order],
+                    **_common(record, _ranks_in(order)),
+                    "agreement": _same([tuple(judged.answer["ranks"]) for judged in record.votes]),
+                }
+            )
+
+
+def _ranks_in(order: Sequence[int]) -> Callable[[Judged], Row]:
+    return lambda judged: {"ranks": [judged.answer["ranks"][i] for i in order]}
+
+
+def _ratings(records: Sequence[Record], criterion: str | None, found: Exported) -> None:
+    """Make a row of each response: its mean rating over annotators, of one criterion or over all."""
+    rated = list(_judged(records, "rating"))
+    known = sorted({name for record in rated for name in record.criteria})
+    if criterion is not None and rated and criterion not in known:
+        raise UserError(f"no rating has the criterion {criterion!r}; set --criterion to one of: {', '.join(known)}")
+    for record in rated:
+        for index, content in enumerate(record.responses):
+            if content is None:
+                found.skip("a response without text")
+            elif criterion is not None and criterion not in record.criteria:
+                found.skip(f"no criterion {criterion}")
+            else:
+                found.rows.append(_rating_row(record, index, criterion))
+
+
+def _rating_row(record: Record, index: int, criterion: str | None) -> Row:
+    means = {
+        name: statistics.fmean(judged.answer["scores"][index][name] for judged in record.deciding)
+        for name in record.criteria
+    }
+    return {
+        "prompt": record.prompt,
+        "response": record.responses[index],
+        "rating": statistics.fmean(means.values()) if criterion is None else means[criterion],
+        "ratings": means,
+        "model": record.models[index],
+        **_common(record, lambda judged: {"scores": judged.answer["scores"][index]}),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise UserError(f"export {path} cannot be written: {error.strerror}") from error
