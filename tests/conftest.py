@@ -1,4 +1,4 @@
-"""Tiny real models and a real tokenizer, made once a session; nothing is downloaded."""
+"""Tiny real models and a real tokenizer, made once per session without a download; and which tests are unit tests."""
 
 from __future__ import annotations
 
@@ -34,6 +34,36 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+
+
+TESTS = Path(__file__).parent
+RUN_TESTS = (
+    "cli",
+    "devices",
+    "feedback/test_command.py",
+    "feedback/test_durability.py",
+    "feedback/test_load.py",
+    "feedback/test_security.py",
+    "integration",
+    "invariance",
+    "playground",
+    "run/test_checkpoints.py",
+    "stages",
+    "test_bad_input.py",
+)
+"""Folders and files of this folder whose tests train, start processes or go through Lightning's trainer."""
+OTHER_TIERS = ("slow", "gpu", "distributed", "benchmark", "browser")
+"""Markers of tests that the default run leaves to another command."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `unit` every test and doctest that is neither of `RUN_TESTS` nor of another tier."""
+    run_tests = tuple(TESTS / name for name in RUN_TESTS)
+    for item in items:
+        other = any(item.get_closest_marker(name) for name in OTHER_TIERS)
+        if not other and not any(item.path.is_relative_to(path) for path in run_tests):
+            item.add_marker("unit")
 
 
 @pytest.fixture(autouse=True, scope="session")

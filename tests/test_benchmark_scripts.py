@@ -1,10 +1,8 @@
-"""The scripts under benchmarks/ start: what they take from the package is there, and so is what they watch and replace in it."""
+"""The scripts under benchmarks/ start, and what they watch and replace in the package is there."""
 
 from __future__ import annotations
 
-import ast
 import importlib
-import importlib.util
 import os
 import re
 import subprocess
@@ -16,6 +14,7 @@ from typing import Any
 
 import kill
 import learning
+import nightly
 import packing
 import pytest
 import sampling
@@ -28,21 +27,8 @@ from rlhf_lightning.__main__ import main
 from rlhf_lightning.generation import local
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
+pytestmark = pytest.mark.benchmark
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
-
-
-def taken(file: Path) -> list[tuple[str, str]]:
-    """Module and name of everything that a file imports from the package, inside functions as well."""
-    found = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
-    ours = [node for node in found if (node.module or "").split(".")[0] == "rlhf_lightning"]
-    return [(str(node.module), name.name) for node in ours for name in node.names]
-
-
-def there(module: str, name: str) -> bool:
-    if hasattr(importlib.import_module(module), name):
-        return True
-    return importlib.util.find_spec(f"{module}.{name}") is not None
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -54,12 +40,6 @@ def test_a_script_says_how_it_is_used(
         importlib.import_module(script.stem).main()
     assert end.value.code == 0
     assert f"usage: {script.name}" in capsys.readouterr().out
-
-
-def test_what_they_import_from_the_package_is_there() -> None:
-    names = {found for file in FILES for found in taken(file)}
-    assert len(names) > 20
-    assert [found for found in sorted(names) if not there(*found)] == []
 
 
 def test_every_option_of_a_study_is_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,3 +112,22 @@ def test_a_run_that_is_killed_is_resumed_and_compared(tmp_path: Path) -> None:
     assert re.fullmatch(r"reinforce +whole +writing \d+, scoring \d+, updating \d+, saving \d+", whole)
     assert last.startswith("1 kills (1 while ")
     assert last.endswith("1 of 1 equal")
+
+
+def test_the_nightly_report_says_what_failed_and_at_which_commit() -> None:
+    chosen = {
+        "good": nightly.Step(("-c", "import os; print(os.environ['NUMBER'], 'passed')"), (("NUMBER", "3"),)),
+        "bad": nightly.Step(("-c", "print('1 | survived'); raise SystemExit(3)")),
+    }
+    outcomes = {name: nightly.run(step) for name, step in chosen.items()}
+    page = nightly.report("abc123", "2 cores", chosen, outcomes)
+    assert "Commit abc123, on 2 cores." in page
+    assert re.search(r"^\| good \| 3 passed \| 0 \| `NUMBER=3 python ", page, flags=re.MULTILINE)
+    assert "| bad | FAILED (status 3): 1 / survived | 0 |" in page
+
+
+def test_the_nightly_steps_name_scripts_and_tests_that_exist() -> None:
+    scripts = [word for step in nightly.steps(2).values() for word in step.words if word.endswith(".py")]
+    assert len(scripts) >= 2
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
+    assert any(nightly.RANDOM_OPTIONS in path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))

@@ -10,6 +10,7 @@ from peers.text import pairs_of, rows_of, texts_of
 from peers.work import EQUAL_WORK, SIDES, SIZES, Job, Size, Work, equal_jobs
 from torch.utils.flop_counter import FlopCounterMode
 
+pytestmark = pytest.mark.benchmark
 SMALL = Size(layers=2, hidden=128, vocabulary=512)
 
 
@@ -53,11 +54,9 @@ def test_rows_have_exactly_the_tokens_that_the_work_says(work: Work, pairs: list
     for row in rows_of(work, 8, pairs, tokenizer):
         assert len(tokenizer(row["prompt"])["input_ids"]) == work.prompt
         for response in (row[name] for name in ("chosen", "rejected") if name in row):
-            raise_on_all_ranks = tokenizer(row["prompt"] + response)["input_ids"]
-            assert raise_on_all_ranks == tokenizer(row["prompt"])["input_ids"] + tokenizer(response)["input_ids"]
-            assert (
-                len(raise_on_all_ranks) == work.prompt + work.length - 1
-            )  # and the end token, which both libraries append
+            tokens = tokenizer(row["prompt"] + response)["input_ids"]
+            assert tokens == tokenizer(row["prompt"])["input_ids"] + tokenizer(response)["input_ids"]
+            assert len(tokens) == work.prompt + work.length - 1  # both libraries append the end token
 
 
 def test_both_sides_get_the_same_responses_and_trl_none_twice() -> None:

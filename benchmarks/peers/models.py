@@ -18,7 +18,7 @@ LEARNED = 4096
 
 
 def build(folder: Path, name: str, texts: list[str]) -> Path:
-    """`folder/name` with a language model and `folder/name-reward` with a reward model on the same trunk, once."""
+    """`folder/name` with a language model and `folder/name-reward` with a reward model on the same backbone, once."""
     found = folder / name
     if not (found / "done").exists():
         size, tokenizer = SIZES[name], _tokenizer(SIZES[name], texts)

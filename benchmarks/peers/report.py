@@ -15,7 +15,7 @@ HERE = Path(__file__).parent.parent
 Result = dict[str, Any]
 Results = dict[str, Result]
 LABELS = {
-    "ppo": "PPO, critic on the policy's trunk",
+    "ppo": "PPO, critic on the policy's backbone",
     "ppo-separate": "PPO, separate critic",
     "rloo": "RLOO",
     "grpo": "GRPO",
