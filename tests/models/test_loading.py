@@ -327,7 +327,7 @@ def test_chat_template(tiny_model_folder: Folder, tmp_path: Path) -> None:
         load_tokenizer(dataclasses.replace(config, chat_template="chatm"))
 
 
-def test_remote_code_is_said(tiny_model_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remote_code_is_announced(tiny_model_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     load_tokenizer(ModelConfig(tiny_model_folder("gpt2")))
     assert "remote" not in capsys.readouterr().out
     load_tokenizer(ModelConfig(tiny_model_folder("gpt2"), trust_remote_code=True))
@@ -340,9 +340,7 @@ def test_an_architecture_without_the_head_that_is_wanted_is_named_alone(tokenize
         ModelConfig(config={"model_type": kind, **given}, tokenizer=tokenizer_folder)
         for kind, given in (("granite", {**sizes, "num_key_value_heads": 2}), ("t5", {"d_model": 32}))
     ]
-    with pytest.raises(
-        UserError, match=r"no sequence classifier.* of the architecture granite; set name_or_path"
-    ):
+    with pytest.raises(UserError, match=r"no sequence classifier.* of the architecture granite; set name_or_path"):
         load_reward_model(granite)
     with pytest.raises(UserError, match="no language model of the architecture t5; set name_or_path to another model"):
         load_causal_lm(t5)
