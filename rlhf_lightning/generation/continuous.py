@@ -59,7 +59,7 @@ class ContinuousBatch:
         self.state = torch.zeros(3, self.slots, dtype=torch.long, device=prompts.device)
         """Per slot: its row, the number of its tokens in the cache, and its next token."""
         self.steps, self.started_at = 0, [0] * self.slots
-        """Per slot: tokens in the cache minus steps taken, known to the host without waiting for the device."""
+        """Per slot: tokens in the cache minus steps taken, computed on the host without waiting for the device."""
         self.active = self.slots
         """Number of slots in use, which are the first ones."""
         self.cache: SlotCache | None = None
@@ -79,7 +79,7 @@ class ContinuousBatch:
             hidden = self._next_hidden_states()
             chosen, unfinished = self.decoding.extend(rows, hidden, self.head.logits(hidden))
             tokens.copy_(chosen)
-            # this line is the only wait for the device per step
+            # the only wait for the device per step
             finished = [slot for slot, continues in enumerate(unfinished.tolist()) if not continues]
 
     def _next_hidden_states(self) -> Tensor:

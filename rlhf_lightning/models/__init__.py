@@ -1,1 +1,1 @@
-"""Load transformers models, and add the parts that each role needs: policy, critic, reference, reward model."""
+"""Load transformers models, and add the modules that each role needs: policy, critic, reference, reward model."""

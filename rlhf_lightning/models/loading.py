@@ -78,7 +78,7 @@ def _config_from_options(options: dict[str, Any], tokenizer: Any) -> Any:
     if kind not in CONFIG_MAPPING:
         close = nearest(str(kind), CONFIG_MAPPING.keys())
         raise UserError(
-            f"model_type {kind!r} is unknown to transformers; {close if '?' in close else 'llama, for one, is known'}"
+            f"model_type {kind!r} is unknown to transformers; {close if '?' in close else 'set it to llama, for example'}"
         )
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     try:

@@ -1,4 +1,4 @@
-"""Split rows into micro-batches of about as many tokens each: parts of an optimiser step that one pass can hold."""
+"""Split rows into micro-batches of about as many tokens each, which one pass of an optimiser step can hold."""
 
 from __future__ import annotations
 

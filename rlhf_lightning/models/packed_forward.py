@@ -78,7 +78,7 @@ def _micro_batch_indices(backbone: Any, rows: Rows, limit: int) -> list[Tensor]:
     layout = _best_layout(backbone, row_sizes(rows, lengths, lengths >= 0))
     count = max(1, limit // sequence_length(layout))
     micro_batches = [layout[start : start + count] for start in range(0, len(layout), count)]
-    indices = [[row for line in batch for group in line for row in group.rows] for batch in micro_batches]
+    indices = [[row for sequence in batch for group in sequence for row in group.rows] for batch in micro_batches]
     return [torch.tensor(index, device=rows.tokens.device) for index in indices]
 
 

@@ -1,4 +1,4 @@
-"""Credit and losses against sums written out, numbers worked by hand, and an independent implementation's fixture."""
+"""Advantages and losses against explicit sums, numbers worked by hand, and an independent implementation's fixture."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_padding_pays_nothing() -> None:
     assert found.tolist() == [[-0.5, -0.5, 0.5, 0.0], [-0.5, -0.5, -0.5, -1.0]]
 
 
-def test_the_share_of_the_returns_that_a_critic_explains() -> None:
+def test_explained_variance_of_a_critic() -> None:
     mask = torch.tensor([[True, True, True, False]])
     returns, values = torch.tensor([[1.0, 2.0, 6.0, 9.0]]), torch.tensor([[1.0, 3.0, 5.0, -9.0]])
     # left over: 0, -1, 1 with variance 1; of the returns: variance 7

@@ -84,7 +84,7 @@ def assert_same(one: Generated, other: Generated) -> None:
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "gpt_neox"])
-def test_any_number_of_slots_writes_what_all_rows_at_once_generate(
+def test_any_number_of_slots_generates_the_responses_of_one_batch(
     arch: str, prompts: Any, tiny_model_folder: Callable[[str], str]
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder(arch)))
@@ -105,7 +105,7 @@ def test_prompts_are_read_in_passes_of_as_many_tokens_as_any_other_pass(llama: A
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2", "gpt_neox"])
-def test_mixed_precision_writes_what_a_pass_over_the_rows_says(
+def test_mixed_precision_records_the_logprobs_of_a_pass_over_the_rows(
     arch: str, prompts: Any, tiny_model_folder: Callable[[str], str]
 ) -> None:
     model = load_causal_lm(ModelConfig(name_or_path=tiny_model_folder(arch)))
@@ -118,7 +118,7 @@ def test_mixed_precision_writes_what_a_pass_over_the_rows_says(
     torch.testing.assert_close(recomputed, generated.logprobs * generated.mask, atol=0.05, rtol=0)
 
 
-def test_prompts_go_through_the_trunk_once_and_every_written_token_but_the_last_once(llama: Any, prompts: Any) -> None:
+def test_the_backbone_reads_prompts_once_and_every_generated_token_but_the_last_once(llama: Any, prompts: Any) -> None:
     prompts = (prompts[0][[0, 4, 0]], prompts[1][[0, 4, 0]])  # without padding
     for slots in (1, 3, 5, 30):
         passes = Passes(llama)
@@ -142,7 +142,7 @@ def test_a_row_that_waits_takes_the_slot_of_one_that_ended(llama: Any, prompts: 
 
 
 @pytest.mark.parametrize(("rows", "prompts_at_a_time"), [(256, [5]), (7, [2, 2, 1]), (2, [1] * 5)])
-def test_without_the_switch_rows_wait_until_all_that_decode_have_ended(
+def test_without_continuous_batching_rows_wait_until_all_decoding_rows_have_ended(
     rows: int, prompts_at_a_time: list[int], llama: Any, prompts: Any
 ) -> None:
     passes = Passes(llama)
@@ -169,7 +169,7 @@ def test_generators_end_in_the_same_state_whatever_the_slots(llama: Any, prompts
     assert torch.equal(states[0], states[2])
 
 
-def test_a_step_writes_into_the_cache_and_copies_nothing_of_it() -> None:
+def test_a_step_updates_the_cache_in_place() -> None:
     cache, prefilled = SlotCache(1, slots=3, columns=8, limit=8), DynamicCache()
     prompt = torch.arange(2 * 4, dtype=torch.float32).view(2, 1, 4, 1)
     prefilled.update(prompt, -prompt, 0)
@@ -282,7 +282,7 @@ def test_a_model_with_a_cache_of_its_own_decodes_together(llama: Any, prompts: A
     assert passes.shapes[:2] == [(2, 6), (2, 6)]  # the static decoder starts over
 
 
-def test_draws_are_those_of_a_sum_over_the_whole_vocabulary() -> None:
+def test_samples_equal_those_of_a_sum_over_the_whole_vocabulary() -> None:
     generator = torch.Generator().manual_seed(0)
     for vocabulary in (3, 64, 1000):
         logits = 4 * torch.randn(500, vocabulary, generator=generator)
@@ -295,7 +295,7 @@ def test_draws_are_those_of_a_sum_over_the_whole_vocabulary() -> None:
         torch.testing.assert_close(logprobs.double(), exact, atol=1e-5, rtol=0)
 
 
-def test_a_token_that_cannot_be_is_never_drawn() -> None:
+def test_a_token_of_probability_zero_is_never_sampled() -> None:
     for vocabulary in (70, 256):
         logits = torch.randn(100, vocabulary, generator=torch.Generator().manual_seed(1))
         logits[:, :2] = logits[:, 30:40] = logits[:, 60:] = -torch.inf

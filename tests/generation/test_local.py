@@ -51,7 +51,7 @@ def generate(
 
 
 @pytest.mark.parametrize("pad", [0, 2])  # 2 is a stop token too
-def test_greedy_is_what_transformers_writes(model: Any, prompts: Any, pad: int) -> None:
+def test_greedy_decoding_equals_that_of_transformers(model: Any, prompts: Any, pad: int) -> None:
     ours = generate(Sampler(10), model, prompts, 1, STOPS, pad, 0, 0.0)
     theirs = generate(TransformersGenerate(10), model, prompts, 1, STOPS, pad, 0, 0.0)
     assert torch.equal(ours.tokens, theirs.tokens)
@@ -141,13 +141,12 @@ def test_the_distribution_is_that_of_transformers() -> None:
         generated = generate(sampler, model, (prompt, mask), count, [4], 0, 0)
         seen.append(torch.bincount(generated.tokens[:, 0] * 5 + generated.tokens[:, 1], minlength=25).double() / count)
     first = (model(prompt).logits[0, -1].double()).softmax(-1)
-    drawn = [part.view(5, 5).sum(1) for part in seen]
-    for part in drawn:
-        assert float((part - first).detach().abs().max()) < 4 * (0.25 / count) ** 0.5
+    for frequencies in seen:
+        assert float((frequencies.view(5, 5).sum(1) - first).detach().abs().max()) < 4 * (0.25 / count) ** 0.5
     assert float((seen[0] - seen[1]).abs().max()) < 4 * (0.5 / count) ** 0.5
 
 
-def test_draw_inverts_the_cumulative_distribution() -> None:
+def test_sampling_inverts_the_cumulative_distribution() -> None:
     logits = torch.tensor([[0.2, 0.3, 0.5]]).log().repeat(4, 1)
     chosen, logprobs = sample(logits, 1.0, torch.tensor([0.0, 0.199, 0.21, 0.9999]))
     assert chosen.tolist() == [0, 0, 1, 2]
@@ -157,9 +156,7 @@ def test_draw_inverts_the_cumulative_distribution() -> None:
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
 @pytest.mark.parametrize("vocabulary", [3, 64, 70, 5000])
-def test_what_cannot_be_is_never_drawn_and_numbers_that_are_none_draw_some_token(
-    vocabulary: int, uniform: float
-) -> None:
+def test_probability_zero_is_never_sampled_and_nan_gives_a_valid_token(vocabulary: int, uniform: float) -> None:
     logits = torch.full((4, vocabulary), -torch.inf)
     logits[0, -1], logits[1, 0], logits[2, [0, -1]] = 0.0, 0.0, torch.tensor([0.0, -80.0])
     logits[3] = torch.nan
@@ -168,7 +165,7 @@ def test_what_cannot_be_is_never_drawn_and_numbers_that_are_none_draw_some_token
     assert 0 <= chosen[3] < vocabulary
 
 
-def test_what_is_very_unlikely_can_be_and_what_is_beside_it_cannot() -> None:
+def test_a_very_unlikely_token_can_be_sampled_and_its_impossible_neighbour_cannot() -> None:
     logits = torch.full((1, 128), -29.0)  # below 2^-40
     logits[0, 0], logits[0, 64] = -torch.inf, 0.0
     assert sample(logits, 1.0, torch.zeros(1))[0].tolist() == [1]

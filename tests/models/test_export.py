@@ -85,7 +85,7 @@ def test_an_adapter_on_a_base_from_a_config_takes_its_base_along(
     assert torch.allclose(response_logprobs(again, tokens, prompt_mask, mask), before, atol=1e-5)
 
 
-def test_what_lies_in_an_export(tiny_model_folder: Folder, tmp_path: Path) -> None:
+def test_files_of_an_export(tiny_model_folder: Folder, tmp_path: Path) -> None:
     config = ModelConfig(tiny_model_folder("llama"))
     model, tokenizer = load_causal_lm(config), load_tokenizer(config)
     model.generation_config.repetition_penalty = 1.3
@@ -142,7 +142,7 @@ def test_an_export_that_fails_leaves_the_old_one(
 
 
 @pytest.mark.parametrize("gathered", [False, True])
-def test_weights_that_are_tied_are_written_once(gathered: bool, tiny_model_folder: Folder, tmp_path: Path) -> None:
+def test_tied_weights_are_saved_once(gathered: bool, tiny_model_folder: Folder, tmp_path: Path) -> None:
     config = ModelConfig(tiny_model_folder("gpt2"))
     model = learned(config)
     state = {name: weight.clone() for name, weight in model.state_dict().items()}  # as those that were cut over ranks

@@ -327,7 +327,7 @@ def test_chat_template(tiny_model_folder: Folder, tmp_path: Path) -> None:
         load_tokenizer(dataclasses.replace(config, chat_template="chatm"))
 
 
-def test_remote_code_is_said(tiny_model_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remote_code_is_announced(tiny_model_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     load_tokenizer(ModelConfig(tiny_model_folder("gpt2")))
     assert "remote" not in capsys.readouterr().out
     load_tokenizer(ModelConfig(tiny_model_folder("gpt2"), trust_remote_code=True))

@@ -34,7 +34,7 @@ def distribution(model: Any, rows: Rows, temperature: float) -> torch.distributi
 
 
 @pytest.mark.parametrize("tokens_at_a_time", [1, 5, 100])
-def test_a_policy_gives_logprobs_and_entropy_at_its_temperature_however_the_head_is_cut(
+def test_logprobs_and_entropy_at_a_temperature_do_not_depend_on_the_chunks(
     tokens_at_a_time: int, tiny_model_folder: Folder, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logprobs_module, "CHUNK_ELEMENTS", tokens_at_a_time * 290)
@@ -85,7 +85,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", OTHERWISE)
-def test_an_architecture_that_makes_its_logits_otherwise_is_refused(kind: str, dtype: torch.dtype) -> None:
+def test_an_architecture_with_an_unsupported_head_is_refused(kind: str, dtype: torch.dtype) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = AutoConfig.for_model(
         kind, **sizes, vocab_size=50, bos_token_id=1, eos_token_id=2, pad_token_id=0, **OTHERWISE[kind]
@@ -97,7 +97,7 @@ def test_an_architecture_that_makes_its_logits_otherwise_is_refused(kind: str, d
         Policy(model).probe_capabilities()
 
 
-def test_a_head_that_takes_no_state_of_the_trunk_is_refused() -> None:
+def test_a_head_that_reads_states_of_another_width_is_refused() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = AutoConfig.for_model("electra", **sizes, vocab_size=50, is_decoder=True)  # whose embeddings are of 128
     with pytest.raises(UserError, match="ElectraForCausalLM computes its logits in an unsupported way"):
@@ -112,7 +112,7 @@ BOTH_WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", BOTH_WAYS)
-def test_an_architecture_that_reads_what_comes_later_is_refused(kind: str) -> None:
+def test_an_architecture_that_attends_to_later_tokens_is_refused(kind: str) -> None:
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=50, **BOTH_WAYS[kind]))
     with pytest.raises(UserError, match=f"{type(model).__name__} with this config attends to later tokens"):
@@ -124,7 +124,7 @@ def test_an_architecture_that_reads_what_comes_later_is_refused(kind: str) -> No
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_others_are_not(arch: str, dtype: Any, tiny_model_folder: Folder) -> None:
+def test_supported_architectures_are_accepted(arch: str, dtype: Any, tiny_model_folder: Folder) -> None:
     Policy(
         load_causal_lm(ModelConfig(tiny_model_folder(arch), dtype=dtype, lora=LoraOptions(r=2)))
     ).probe_capabilities()
@@ -132,7 +132,7 @@ def test_the_others_are_not(arch: str, dtype: Any, tiny_model_folder: Folder) ->
 
 UNUSUAL: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4, "hidden_size": 32, "num_hidden_layers": 2},  # whose states stay float32
-    "llama4_text": {  # whose trunk has another name than it says
+    "llama4_text": {  # its backbone has another name than base_model_prefix
         **{
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -148,7 +148,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", UNUSUAL)
 @torch.no_grad()
-def test_states_of_another_type_and_trunks_of_another_name_are_read(
+def test_states_of_another_dtype_and_backbones_of_another_name_are_supported(
     kind: str, dtype: Any, rows: Rows, tokenizer_folder: str
 ) -> None:
     config = ModelConfig(config={"model_type": kind, **UNUSUAL[kind]}, tokenizer=tokenizer_folder, dtype=dtype)

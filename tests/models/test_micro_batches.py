@@ -46,7 +46,9 @@ ROWS = rows_of(
 
 
 @pytest.mark.parametrize(("limit", "count"), [(None, 1), (86, 1), (85, 2), (45, 2), (44, 3), (28, 4)])
-def test_a_prompt_and_its_responses_stay_in_one_of_as_few_pieces_as_can_be(limit: int | None, count: int) -> None:
+def test_a_prompt_and_its_responses_stay_in_one_of_as_few_micro_batches_as_possible(
+    limit: int | None, count: int
+) -> None:
     found = micro_batches(ROWS, NUMBERED, limit, shares=True)
     assert len(found) == count
     assert sorted(row for micro_batch in found for row in numbers(micro_batch)) == list(range(12))
@@ -57,7 +59,9 @@ def test_a_prompt_and_its_responses_stay_in_one_of_as_few_pieces_as_can_be(limit
 @pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("group_size", [1, 3])
 @pytest.mark.parametrize("limit", [1, 12, 16, 20, 27])
-def test_a_unit_is_never_cut_and_stands_alone_where_it_is_too_long(limit: int, group_size: int, shares: bool) -> None:
+def test_a_loss_group_is_never_split_and_is_alone_where_it_exceeds_the_limit(
+    limit: int, group_size: int, shares: bool
+) -> None:
     found = micro_batches(ROWS, NUMBERED // group_size, limit, shares)
     assert sorted(row for micro_batch in found for row in numbers(micro_batch)) == list(range(12))
     for micro_batch in found:
@@ -80,7 +84,7 @@ def test_every_tensor_is_trimmed_and_keeps_its_rows() -> None:
         assert micro_batch.prompt_mask.any(0).all()
 
 
-def test_a_rank_that_needs_fewer_pieces_takes_as_many_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_needs_fewer_micro_batches_takes_as_many_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     few: Any = ROWS.rows(NUMBERED < 4)
     alone = micro_batches(few, NUMBERED[:4], 24, shares=True)
     assert len(alone) == 2

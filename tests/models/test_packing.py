@@ -121,7 +121,7 @@ def test_packed_rows_have_the_values_and_gradients_of_padded_ones(
     assert few < many
 
 
-def test_a_shared_prompt_reaches_the_trunk_once(tiny_model_folder: Folder, groups: Rows) -> None:
+def test_a_shared_prompt_reaches_the_backbone_once(tiny_model_folder: Folder, groups: Rows) -> None:
     model = loaded(tiny_model_folder("llama"))
     supports_packing(model.base_model)
     with fed(model.base_model) as seen:
@@ -161,7 +161,7 @@ def test_the_score_of_a_response_is_that_of_its_row_alone(tiny_model_folder: Fol
 
 
 @pytest.mark.parametrize("arch", INEXACT)
-def test_an_architecture_that_is_not_exact_says_so_once_and_is_padded(
+def test_an_unsupported_architecture_is_probed_once_and_padded(
     arch: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
@@ -181,7 +181,7 @@ def test_an_architecture_that_is_not_exact_says_so_once_and_is_padded(
     torch.testing.assert_close(whole, alone, atol=2e-5, rtol=0)
 
 
-def test_a_line_is_no_longer_than_a_layer_looks_back(groups: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packed_sequence_is_no_longer_than_a_window(groups: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     def lines(**options: Any) -> list[tuple[int, int]]:
         config = AutoConfig.for_model("mistral", **SIZES, **options)
         model: Any = AutoModelForCausalLM.from_config(config).eval()
@@ -221,7 +221,7 @@ def test_nothing_is_set_on_the_modules_of_transformers(tiny_model_folder: Folder
     assert vars(model).keys() == vars(plain).keys()
 
 
-def test_finding_out_changes_nothing(tiny_model_folder: Folder) -> None:
+def test_probing_changes_nothing(tiny_model_folder: Folder) -> None:
     backbone = loaded(tiny_model_folder("gpt2"), gradient_checkpointing=True).base_model
     backbone.h[1].eval()
     modes, state = [module.training for module in backbone.modules()], torch.get_rng_state()
@@ -234,7 +234,7 @@ def test_finding_out_changes_nothing(tiny_model_folder: Folder) -> None:
     assert not seen
 
 
-def test_the_switch_reaches_policy_critic_and_reference(tiny_model_folder: Folder, groups: Rows) -> None:
+def test_the_option_reaches_policy_and_critic(tiny_model_folder: Folder, groups: Rows) -> None:
     folder = tiny_model_folder("llama")
     for pack, shape in ((True, (4, 26)), (False, (16, 14))):
         policy = Policy(loaded(folder, pack=pack), critic_of("separate", folder, pack=pack))
@@ -247,7 +247,7 @@ def test_the_switch_reaches_policy_critic_and_reference(tiny_model_folder: Folde
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("limit", [1, 30, 60, 10_000])
-def test_passes_without_gradient_are_taken_in_pieces(
+def test_passes_without_gradient_are_split_into_micro_batches(
     tiny_model_folder: Folder, rows: Rows, pack: bool, limit: int
 ) -> None:
     folder = tiny_model_folder("llama")
@@ -266,7 +266,7 @@ def test_passes_without_gradient_are_taken_in_pieces(
     assert len(seen) == 1
 
 
-def test_no_row_counts_and_the_trunk_is_still_called_once(tiny_model_folder: Folder, rows: Rows) -> None:
+def test_rows_without_responses_still_call_the_backbone_once(tiny_model_folder: Folder, rows: Rows) -> None:
     policy = Policy(loaded(tiny_model_folder("llama")), SharedCritic(32))
     supports_packing(policy.backbones()[0])
     nothing = replace(rows, mask=torch.zeros_like(rows.mask))
@@ -279,7 +279,7 @@ def test_no_row_counts_and_the_trunk_is_still_called_once(tiny_model_folder: Fol
     assert not gradient.any()
 
 
-def test_the_cheapest_lines_are_short_where_attention_is_dear_and_long_where_it_is_cheap() -> None:
+def test_the_cheapest_sequences_are_short_for_narrow_models_and_long_for_wide_ones() -> None:
     one = rows_of([list(range(3, 103))] * 16, [50] * 16, padding=0)
     sizes = row_sizes(one, one.mask.sum(-1), one.mask.any(-1))
     lengths = [sequence_length(cheapest_layout(sizes, width, 2**62)) for width in (1, 64, 1024, 10**6)]
@@ -294,7 +294,7 @@ def test_a_pass_of_no_token_is_refused() -> None:
         ModelConfig("somewhere", max_tokens_per_batch=0)
 
 
-def test_a_reward_model_takes_the_switch_and_shares_prompts(
+def test_a_reward_model_has_the_option_and_shares_prompts(
     tiny_model_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_model_folder("llama")

@@ -193,7 +193,7 @@ def trained_adapter(tiny_model_folder: Folder, tmp_path: Path) -> Callable[[str]
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gpt2"])
-def test_a_trained_adapter_goes_on_and_is_the_reference(
+def test_a_trained_adapter_resumes_and_is_the_reference(
     trained_adapter: Callable[[str], tuple[str, nn.Module]], rows: Rows, arch: str
 ) -> None:
     folder, exported = trained_adapter(arch)
@@ -216,7 +216,7 @@ def test_a_trained_adapter_goes_on_and_is_the_reference(
 
 
 @pytest.mark.parametrize("continued", [False, True])
-def test_looking_past_the_adapter_changes_nothing(
+def test_disabling_the_adapter_changes_nothing(
     tiny_model_folder: Folder, trained_adapter: Callable[[str], tuple[str, nn.Module]], rows: Rows, continued: bool
 ) -> None:
     config = (
@@ -274,7 +274,7 @@ def test_nothing_is_printed(
         (peft.LoraConfig(task_type="SEQ_CLS", r=2), 2, r"size mismatch for .*score.*\[2, 32\]"),
     ],
 )
-def test_adapters_of_others_that_cannot_go_on_are_refused_in_a_line(
+def test_adapters_that_cannot_be_trained_further_are_refused_in_a_line(
     tiny_model_folder: Folder, tmp_path: Path, options: peft.PeftConfig, labels: int, expected: str
 ) -> None:
     base, auto = tiny_model_folder("llama"), AutoModelForSequenceClassification if labels else AutoModelForCausalLM

@@ -14,6 +14,7 @@ from completions import completions
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rlhf_lightning.models.backbone import capabilities_of
 from rlhf_lightning.models.critics import AdapterCritic, SeparateCritic, SharedCritic, save_critic
 from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
@@ -115,6 +116,14 @@ def test_both_adapters_and_the_head_train_and_nothing_else(config: ModelConfig, 
     assert {name for name, p in policy.named_parameters() if p.requires_grad} == before
 
 
+def test_a_view_of_a_backbone_has_the_capabilities_of_the_module(tiny_model_folder: Folder) -> None:
+    config = ModelConfig(tiny_model_folder("llama"), lora=LORA, max_tokens_per_batch=77, pack=False)
+    policy = on_one_base(config)
+    for backbone in policy.backbones():
+        assert capabilities_of(backbone).max_tokens_per_batch == 77
+        assert capabilities_of(backbone).packing is False
+
+
 def test_the_critics_adapter_costs_an_adapter(tiny_model_folder: Folder) -> None:
     config = ModelConfig(tiny_model_folder("llama"), lora=LORA)
 
@@ -212,7 +221,7 @@ def test_a_reward_model_on_the_policys_base_scores_as_on_its_own(
     assert own == 32  # the head; the rest is the policy's to move and to cut
 
 
-def test_two_reward_models_lie_side_by_side(tiny_model_folder: Folder, reward_folder: Callable[..., str]) -> None:
+def test_two_reward_models_share_one_base(tiny_model_folder: Folder, reward_folder: Callable[..., str]) -> None:
     base = tiny_model_folder("llama")
     config = ModelConfig(base, lora=LORA)
     shared = SharedBase(load_causal_lm(config), config)
