@@ -30,7 +30,8 @@ class LoaderBinding:
         """State from a checkpoint for the next train loader."""
 
     @property
-    def _trainer(self) -> Trainer:
+    def trainer(self) -> Trainer:
+        """The trainer that runs the stage."""
         return self.module.trainer
 
     def bind(self, wrap_train: Wrap) -> None:
@@ -42,7 +43,7 @@ class LoaderBinding:
         Raises:
             UserError: there is no data module.
         """
-        data: LightningDataModule | None = getattr(self._trainer, "datamodule", None)
+        data: LightningDataModule | None = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError(
                 f"{type(self.module).__name__} takes its rows from a data module, and there is none: set `data:` in the config, "
@@ -82,16 +83,16 @@ class LoaderBinding:
         """
         if not batches:
             raise UserError(NO_BATCH)
-        limit = self._trainer.limit_train_batches
+        limit = self.trainer.limit_train_batches
         taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return {"limit": max(1, taken), "repeat": bool(self._trainer.overfit_batches)}  # type: ignore[attr-defined]
+        return {"limit": max(1, taken), "repeat": bool(self.trainer.overfit_batches)}  # type: ignore[attr-defined]
 
     def step_loader(
         self, loader: Iterable[Any], encode: Callable[[RawRows], Any], weigh: Callable[[Any], Tensor]
     ) -> StepLoader:
         """Make a train loader of recorded rows; see `StepLoader`."""
         source = RowSource(loader, run_seed())
-        accumulate = int(self._trainer.accumulate_grad_batches)
+        accumulate = int(self.trainer.accumulate_grad_batches)
         return StepLoader(source, encode, weigh, accumulate, **self.epoch(len(source)))
 
     def reset(self) -> None:

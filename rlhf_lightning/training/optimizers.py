@@ -1,4 +1,4 @@
-"""The optimizer that a stage has by default, and what is said of one that cannot work."""
+"""Optimizers of a stage: the default, and checks that the configured one can step."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rlhf_lightning.errors import UserError
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 QUANTISED_FROM = 4096
-"""Elements from which bitsandbytes keeps the moments of a weight in 8 bits."""
+"""Smallest number of elements of a weight whose moments bitsandbytes keeps in 8 bits."""
 
 
 def adamw(params: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of a stage that is given none."""
+    """Build the default optimizer of a stage."""
     return torch.optim.AdamW(params, lr=1e-5)
 
 
 def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of the weights that train, which is known to work.
+    """Build the optimizer of the weights that train, and check that it can step on them.
 
     Raises:
         UserError: its arguments are wrong, or it cannot step on these weights.
@@ -44,10 +44,10 @@ def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.o
 
 
 def scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """How Lightning steps a scheduler: after every optimiser step, or at the end of an epoch by the metric that it waits for.
+    """Return how Lightning steps a scheduler: after every optimiser step, or by its metric at the end of an epoch.
 
     Raises:
-        UserError: it waits for one and does not say for which.
+        UserError: the scheduler needs a metric and names none.
     """
     if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         return {"scheduler": scheduler, "interval": "step"}
@@ -60,9 +60,9 @@ def scheduler_config(scheduler: Any) -> dict[str, Any]:
 
 
 def _use_fused_kernel(optimizer: torch.optim.Optimizer) -> None:
-    """Have Adam step in one kernel that makes no temporaries, unless `fused` or `foreach` says how it shall.
+    """Make Adam step in one kernel without temporaries, unless the config sets `fused` or `foreach`.
 
-    Set on the groups and not by the constructor, which would also take gradient scaling, and so clipping, from Lightning.
+    The groups are changed and not the constructor's argument, with which Lightning would no longer scale and clip gradients.
     """
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
         for group in optimizer.param_groups:
@@ -72,7 +72,7 @@ def _use_fused_kernel(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _check_sharded(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse what cannot step on weights that are cut over processes, or go on with them from a checkpoint."""
+    """Refuse optimizers that cannot step on sharded weights, or cannot resume with them from a checkpoint."""
     name, cut = type(optimizer).__name__, "weights that are cut over processes (fsdp2)"
     if type(optimizer).__module__.startswith("bitsandbytes"):
         raise UserError(
@@ -87,7 +87,7 @@ def _check_sharded(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _check_kernel(name: str, make: MakeOptimizer, trained: list[nn.Parameter]) -> None:
-    """A step on a weight of no consequence: bitsandbytes lacks some kernels for some devices, and says so in the first step."""
+    """Take a step on a weight made for this check: bitsandbytes lacks some kernels for some devices."""
     weight = nn.Parameter(torch.zeros(2, QUANTISED_FROM, dtype=trained[0].dtype, device=trained[0].device))
     weight.grad = torch.zeros_like(weight)
     try:

@@ -10,7 +10,7 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """Those of python, numpy, torch and every CUDA device."""
+    """Return the states of python, numpy, torch and every CUDA device."""
     name, keys, *rest = cast(tuple[Any, ...], numpy.random.get_state())
     states: dict[str, Any] = {
         "python": random.getstate(),
@@ -23,7 +23,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Restore what `random_states` gave."""
+    """Restore what `random_states` returned."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = states["numpy"]
