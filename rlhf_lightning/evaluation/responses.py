@@ -48,7 +48,7 @@ def generate_responses(
     """Generate with one model, a batch of prompts at a time.
 
     The random numbers of a batch depend on the seed, the model's name and the batch's prompts alone. A second call with the
-    same arguments therefore generates the same, and may leave out what is known.
+    same arguments therefore generates the same, and may skip what is known.
 
     Args:
         model: a folder or a hub name.

@@ -42,7 +42,7 @@ def is_argilla(row: Row) -> bool:
 
 
 def read_pair(row: Row) -> ArgillaPair:
-    """Read one record of either shape; drafts and discarded responses are left out."""
+    """Read one record of either shape; drafts and discarded responses are skipped."""
     fields = _fields(row)
     answers = {}
     for given in _given(row):

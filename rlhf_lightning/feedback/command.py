@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--role",
         choices=ROLES,
         default="annotator",
-        help="an adjudicator decides disputed items, an owner sees all (%(default)s)",
+        help="an adjudicator decides disputed items, an owner has the overview as well (%(default)s)",
     )
     invite_parser.add_argument(
         "--url", default="http://127.0.0.1:8080", help="address under which the page is reached (%(default)s)"

@@ -2,7 +2,7 @@
 
 A form's fields: `skip`, `choice` (1, 2, tie, bad), `strength`, `rank_P`, `score_P_C`, `edit_P`, `reason` (repeated),
 `comment`; P is the position on the page from 1, C the criterion's number from 0. The order of the lease says which
-response stood at which position.
+response is at which position.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def task_page(
 
 
 async def save(request: Request) -> Response:
-    """Save a judgement and go on to the next item."""
+    """Save a judgement and show the next item."""
     form = await read_form(request)
     return await run_in_threadpool(_save, request, form)
 
@@ -150,7 +150,7 @@ def _after_saving(request: Request, lease: Lease, saved: Saved) -> Response:
 
 
 def _repeated(request: Request, lease: Lease, form: FormData) -> Response:
-    """Answer a form that was sent before: the first answer stands, and a different one is said to be different."""
+    """Answer a form that was sent before: the first answer counts, and a different one is said to be different."""
     try:
         same = forms.parse(lease.item, lease.order, request.app.state.store.settings, form) == lease.answer
     except forms.FormError:
@@ -161,7 +161,7 @@ def _repeated(request: Request, lease: Lease, form: FormData) -> Response:
     raise Refused(
         409,
         "You have judged this item already",
-        f"Your first answer stands and counts once: {first}. Correct it in your history if it should be different.",
+        f"Your first answer counts, once: {first}. Correct it in your history if it should be different.",
         ("history", "To your history"),
         ("task", "To the current item"),
     )

@@ -127,8 +127,8 @@ def statements(script: str) -> list[str]:
     ['CREATE TABLE a (b);', 'CREATE INDEX c ON a (b);']
     """
     found, statement = [], ""
-    for piece in script.split(";")[:-1]:
-        statement += piece + ";"
+    for clause in script.split(";")[:-1]:
+        statement += clause + ";"
         if sqlite3.complete_statement(statement):
             found.append(statement.strip())
             statement = ""

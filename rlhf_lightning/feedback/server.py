@@ -60,7 +60,7 @@ HTTP_TEXTS = {
 
 
 class CachedFiles(StaticFiles):
-    """Send our own files, which browsers check anew on every use."""
+    """Send our own files, which browsers check on every use."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """Send one file."""
@@ -146,7 +146,7 @@ def serve(store: Store, *, host: str = "127.0.0.1", port: int = 8080, root_path:
     Raises:
         UserError: Another server has the store, or the address cannot be listened on.
     """
-    store.lock_for_serving()
+    store.database.lock_for_serving()
     root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
     listener = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host

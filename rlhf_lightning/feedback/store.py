@@ -3,7 +3,7 @@
 A page uses it like this; every call is one short transaction, and all threads of a process may share one `Store`:
 
     store = Store(Path("feedback.db"))                 # create=True makes a new one
-    store.lock_for_serving()                           # a second server of one store is refused
+    store.database.lock_for_serving()                  # a second server of one store is refused
     token = store.invite("Ada")                        # shown once; the store keeps its hash
     ada = store.invited(token)                         # None: no such invitation
     session = store.open_session(ada.id)               # for a cookie; store.session(session) is ada, until she is forgotten
@@ -28,6 +28,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ ALL = 2**62
 """A limit on rows that limits nothing."""
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """Human feedback in one file.
 
     Args:
@@ -68,19 +69,12 @@ class Store:
         self.database = Database(Path(path), create)
         self._clock, self._rng = clock, rng or random.SystemRandom()
 
-    def __enter__(self) -> Store:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the file; a server's lock on it ends."""
         self.database.close()
-
-    def lock_for_serving(self) -> None:
-        """Become the one server of this store; see `Database.lock_for_serving`."""
-        self.database.lock_for_serving()
 
     def backup(self, target: str | Path) -> None:
         """Copy the store into a new file; see `Database.backup`."""

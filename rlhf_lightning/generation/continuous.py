@@ -77,10 +77,10 @@ class ContinuousBatch:
                 return
             rows, _, tokens = self.state[:, : self.active]
             hidden = self._next_hidden_states()
-            chosen, unfinished = self.decoding.extend(rows, hidden, self.head.logits(hidden))
+            chosen, continuing = self.decoding.extend(rows, hidden, self.head.logits(hidden))
             tokens.copy_(chosen)
             # the only wait for the device per step
-            finished = [slot for slot, continues in enumerate(unfinished.tolist()) if not continues]
+            finished = [slot for slot, continues in enumerate(continuing.tolist()) if not continues]
 
     def _next_hidden_states(self) -> Tensor:
         """Feed the next token of each active slot; return the hidden states [active, H] after it."""
@@ -139,8 +139,8 @@ class ContinuousBatch:
         last = output.last_hidden_state[torch.arange(len(batch), device=lengths.device), (lengths - 1).clamp(min=0)]
         rows = torch.arange(batch.start * self.copies, batch.stop * self.copies, device=lengths.device)
         hidden, logits = (x.repeat_interleave(self.copies, 0) for x in (last, self.head.logits(last)))
-        tokens, unfinished = torch.stack(self.decoding.extend(rows, hidden, logits)).tolist()
-        for index in (i for i in range(len(rows)) if unfinished[i]):
+        tokens, continuing = torch.stack(self.decoding.extend(rows, hidden, logits)).tolist()
+        for index in (i for i in range(len(rows)) if continuing[i]):
             prompt = index // self.copies
             row = batch.start * self.copies + index
             self.waiting.append(PendingRow(row, prompt, prompt_lengths[prompt], tokens[index]))

@@ -40,7 +40,7 @@ class DecodingState:
             logits: float32 [n, V]; of the same states.
 
         Returns:
-            The tokens, int64 [n], and whether each row is unfinished, bool [n].
+            The tokens, int64 [n], and whether each row continues, bool [n].
         """
         step = self.generated[rows]
         chosen, logprobs = sample(logits, self.temperature, self.uniforms[step, rows])

@@ -34,8 +34,8 @@ def decode_static(
         decoder = _StaticDecoder(lm, prompts[batch], prompt_mask[batch], copies, state.width)
         rows = torch.arange(len(prompts[batch]) * copies, device=prompts.device) + first * copies
         while len(rows):
-            tokens, unfinished = state.extend(rows, decoder.hidden, decoder.head.logits(decoder.hidden))
-            kept = torch.nonzero(unfinished).flatten()
+            tokens, continuing = state.extend(rows, decoder.hidden, decoder.head.logits(decoder.hidden))
+            kept = torch.nonzero(continuing).flatten()
             rows = rows[kept]
             if len(rows):
                 decoder.advance(tokens, kept)

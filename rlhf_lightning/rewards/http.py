@@ -141,13 +141,13 @@ def _url_fault(url: str) -> str | None:
     if not (url.isascii() and url.isprintable()) or " " in url:
         return "has characters that must be percent-encoded"
     try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        address = urlsplit(url)
+        valid = address.scheme in ("http", "https") and address.hostname and address.port != 0
     except ValueError as error:
         return f"cannot be read: {error}"
     if not valid:
         return "is not of the form http://host[:port]/path or https://…"
-    return "has a user name, which belongs into headers (Authorization)" if parts.username is not None else None
+    return "has a user name, which belongs into headers (Authorization)" if address.username is not None else None
 
 
 def _expand(name: str, value: str) -> str:

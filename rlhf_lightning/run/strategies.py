@@ -13,7 +13,7 @@ from rlhf_lightning.training.lightning_compat import use_data_parallel_alone
 class FSDP2(ModelParallelStrategy):
     """`trainer.strategy: fsdp2`: weights, gradients and moments cut over all processes; checkpoints are one file.
 
-    The stage cuts its own network (see `models/sharding.py`). Runs on GPUs and, for tests, on CPU processes.
+    The stage shards its own network (see `models/sharding.py`). Runs on GPUs and, for tests, on CPU processes.
     """
 
     def __init__(self, save_distributed_checkpoint: bool = False, **options: Any) -> None:

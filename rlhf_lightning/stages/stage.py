@@ -168,8 +168,8 @@ class Stage(LightningModule):
 
     def reset_run(self) -> None:
         """Forget the state that an earlier `fit` with this stage left."""
-        for part in (self.loss_step, self.metric_log, self.nonfinite, self.loaders, self.resume):
-            part.reset()
+        for owner in (self.loss_step, self.metric_log, self.nonfinite, self.loaders, self.resume):
+            owner.reset()
 
     def record_step(self, micro_batches: list[MicroBatch], gradient_norm: Tensor) -> None:
         """Record the metrics of an optimiser step that is taken."""

@@ -73,15 +73,15 @@ def _use_fused_kernel(optimizer: torch.optim.Optimizer) -> None:
 
 def _check_sharded(optimizer: torch.optim.Optimizer) -> None:
     """Refuse optimizers that cannot step on sharded weights, or cannot resume with them from a checkpoint."""
-    name, cut = type(optimizer).__name__, "weights that are cut over processes (fsdp2)"
+    name, sharded = type(optimizer).__name__, "weights that are sharded over processes (fsdp2)"
     if type(optimizer).__module__.startswith("bitsandbytes"):
         raise UserError(
-            f"the optimizer {name} of bitsandbytes cannot step on {cut}; use torch.optim.AdamW, or strategy ddp"
+            f"the optimizer {name} of bitsandbytes cannot step on {sharded}; use torch.optim.AdamW, or strategy ddp"
         )
     if type(optimizer) is torch.optim.SGD and not any(group["momentum"] for group in optimizer.param_groups):
         # neither Lightning nor torch reads an empty state of such a run
         raise UserError(
-            f"SGD without momentum keeps nothing, and a run with {cut} could not go on from a checkpoint with it; set "
+            f"SGD without momentum keeps nothing, and a run with {sharded} cannot resume from a checkpoint with it; set "
             "optimizer.momentum, or use strategy ddp"
         )
 

@@ -55,19 +55,19 @@ class ResumeState:
     @property
     def holds_adapter_alone(self) -> bool:
         """A checkpoint of this stage holds an adapter without its frozen base."""
-        return any(is_adapted(part) for child in self.module.children() for part in child.modules())
+        return any(is_adapted(module) for child in self.module.children() for module in child.modules())
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the stage to a checkpoint; every rank must call it."""
-        own = {name: part.state_dict() for name, part in self.per_rank.items()}
+        own = {name: owner.state_dict() for name, owner in self.per_rank.items()}
         checkpoint[RANKS] = all_gather({**own, "random": random_states()})
-        checkpoint[SHARED] = {name: part.state_dict() for name, part in self.shared.items()}
+        checkpoint[SHARED] = {name: owner.state_dict() for name, owner in self.shared.items()}
         if self.holds_adapter_alone and "averaging_state" not in checkpoint:  # WeightAveraging reads all weights
             trained = self._trained()
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the state of the stage from a checkpoint, which is rewound where it lies within an optimiser step.
+        """Restore the state of the stage from a checkpoint, which is rewound where it is within an optimiser step.
 
         Without a trainer (`load_from_checkpoint`) restore the shared state alone.
 
@@ -76,8 +76,8 @@ class ResumeState:
         """
         self._check_weights(checkpoint.get("state_dict"))
         self.weights_changed = True
-        for name, part in self.shared.items():
-            part.load_state_dict(checkpoint[SHARED][name])
+        for name, owner in self.shared.items():
+            owner.load_state_dict(checkpoint[SHARED][name])
         if not has_trainer(self.module):
             return
         trainer = self.module.trainer
@@ -89,8 +89,8 @@ class ResumeState:
             self._steps_before = set_global_step(trainer, checkpoint["global_step"])
 
     def _load_rank(self, state: dict[str, Any]) -> None:
-        for name, part in self.per_rank.items():
-            part.load_state_dict(state[name])
+        for name, owner in self.per_rank.items():
+            owner.load_state_dict(state[name])
         self._random_states = state["random"]
 
     def start_training(self) -> None:

@@ -72,7 +72,7 @@ def test_a_process_without_a_row_keeps_step(run_on_two: Callable[..., Path]) -> 
 
 
 OPTIMIZERS = {
-    "bitsandbytes.optim.AdamW8bit": "AdamW8bit of bitsandbytes cannot step on weights that are cut over processes (fsdp2)",
+    "bitsandbytes.optim.AdamW8bit": "AdamW8bit of bitsandbytes cannot step on weights that are sharded over processes (fsdp2)",
     "torch.optim.SGD": "SGD without momentum keeps nothing",
 }
 

@@ -189,17 +189,22 @@ def test_a_second_server_is_refused_until_the_first_ends(tmp_path: Path) -> None
     serve = "import sys, time; from rlhf_lightning.feedback.store import Store; s = Store(sys.argv[1]); "
     with Store(path, create=True) as store:
         first = subprocess.Popen(
-            [sys.executable, "-c", serve + "s.lock_for_serving(); print('on', flush=True); time.sleep(60)", str(path)],
+            [
+                sys.executable,
+                "-c",
+                serve + "s.database.lock_for_serving(); print('on', flush=True); time.sleep(60)",
+                str(path),
+            ],
             stdout=subprocess.PIPE,
         )
         assert first.stdout is not None
         assert first.stdout.readline() == b"on\n"
         with pytest.raises(UserError, match=rf"feedback.db is served already by process {first.pid}; stop that server"):
-            store.lock_for_serving()
+            store.database.lock_for_serving()
         assert store.add([pair(1)]) == 1  # other commands work beside it
         first.kill()
         first.wait()
-        store.lock_for_serving()
+        store.database.lock_for_serving()
 
 
 def test_a_backup_is_whole_while_others_write(store: Store, tmp_path: Path, judge: Callable[..., int]) -> None:
