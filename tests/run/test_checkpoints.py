@@ -117,7 +117,7 @@ def test_a_damaged_one_is_refused_and_last_goes_back(
 def test_without_a_checkpoint_last_begins_at_the_beginning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["fit", "--config", "ppo", "--trainer.default_root_dir", str(tmp_path), "--ckpt_path=last"]
     assert Arguments.of(words).words[-1] == "--ckpt_path=null"
-    assert "beginning at the beginning" in capsys.readouterr().out
+    assert "starting from scratch" in capsys.readouterr().out
 
 
 def test_a_full_disk_costs_no_checkpoint(tmp_path: Path) -> None:
