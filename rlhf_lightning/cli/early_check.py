@@ -83,7 +83,8 @@ class EarlyCheck:
                 self.check(items[0], each, path)
             return
         kinds = [each for each in self.schema.alternatives(node) if is_family(each)]
-        kinds = kinds[:1] if kinds and all(kind is kinds[0] for kind in kinds) else kinds
+        if all(kind is kinds[0] for kind in kinds):  # a union of a base and one of its classes
+            kinds = kinds[:1]
         if isinstance(value, str) and len(kinds) == 1:
             self._check_class(kinds[0], value, path)
         elif isinstance(value, dict):

@@ -42,9 +42,8 @@ def run(options: argparse.Namespace) -> int:
     from rlhf_lightning.cli.schema_generation import PACKAGES, as_text, generate
 
     add_current_folder()
-    imported = [*options.modules, *_callbacks(), *_named_modules(options.config)]
-    for module in imported:
-        _import(module, module in options.modules)
+    named = dict.fromkeys([*options.modules, *_callbacks(), *_named_modules(options.config)])
+    imported = [module for module in named if _import(module, module in options.modules)]
     roots = sorted({module.split(".")[0] for module in imported} - set(PACKAGES))
     schema = generate(roots)
     if roots:
@@ -58,15 +57,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _import(module: str, is_required: bool) -> None:
-    """Import a module; a config may name one that is not there, which is reported only."""
+def _import(module: str, is_required: bool) -> bool:
+    """Import a module; one that a config names may be missing, which is only reported."""
     try:
         import_module(module)
+        return True
     except Exception as error:
         fault = f"module {module} cannot be imported: {type(error).__name__}: {error}"
         if is_required:
             raise UserError(fault) from error
         print(f"skipped: {fault}", file=sys.stderr)
+        return False
 
 
 def _callbacks() -> list[str]:

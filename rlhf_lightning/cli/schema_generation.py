@@ -165,6 +165,8 @@ class _Generator:
         """Translate an annotation; what is unknown accepts everything."""
         origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
         kind = origin or annotation
+        if kind in (typing.Any, inspect.Parameter.empty):
+            return {}
         if kind is typing.Annotated:
             return self._type(arguments[0])
         if kind is typing.Literal:

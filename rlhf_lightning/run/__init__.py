@@ -1,1 +1,1 @@
-"""What a run reads from the command line and leaves in its folder."""
+"""The files of a run's folder: metrics, samples, summary, curves, checkpoints and the export."""

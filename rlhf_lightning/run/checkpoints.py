@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and what makes a run write one."""
+"""Atomic checkpoints, and the events at which a run writes one."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from rlhf_lightning.training.lightning_compat import (
 )
 
 EARLIER = "earlier"
-"""Where the checkpoints of an earlier run are until the one that began anew in its folder has one of its own."""
+"""Folder for the checkpoints of an earlier run, until the run that starts over has written its first."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes beside the file, to the disk, and only then under its name; a failure leaves what was there before.
+    """Write a temporary file, flush it to disk, then rename it; a failure leaves the earlier checkpoint as it was.
 
-    Reads plain tensors and numbers alone, unless the run is told otherwise.
+    Only plain tensors and numbers are read, unless `--weights_only false` is set.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write it.
+        """Write a checkpoint.
 
         Raises:
             UserError: the disk is full, or the file cannot be written for another reason.
@@ -60,36 +60,36 @@ class AtomicCheckpoints(TorchCheckpointIO):
             free = os.statvfs(target.parent)
             raise UserError(
                 f"checkpoint {target} could not be written: {_cause(error)} after {generated / 2**20:.0f} MiB, "
-                f"{free.f_bavail * free.f_frsize / 2**20:.0f} MiB are free there; earlier checkpoints are whole: make room and "
-                "go on with --ckpt_path last"
+                f"{free.f_bavail * free.f_frsize / 2**20:.0f} MiB are free there; earlier checkpoints are complete; "
+                "free some space and resume with --ckpt_path last"
             ) from error
         except BaseException:  # an interruption
             partial.unlink(missing_ok=True)
             raise
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Read it.
+        """Read a checkpoint.
 
         Raises:
-            UserError: it holds objects that could run code.
+            UserError: the file holds objects that could run code.
         """
         with plain_only(path):
             return super().load_checkpoint(path, map_location, weights_only is not False)
 
 
 def _locked(path: Path) -> BinaryIO:
-    """The file, to be written to, with a lock that ends with this process: who takes it may remove what was left half written."""
+    """Open a file for writing with a lock that ends with this process; who gets the lock may remove an abandoned file."""
     while True:
-        file = open(path, "wb")  # noqa: SIM115  (whose caller closes it)
+        file = open(path, "wb")  # noqa: SIM115  (the caller closes it)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # else it was removed before the lock was there
+        if os.fstat(file.fileno()).st_nlink:  # else another process removed it before the lock was taken
             return file
         file.close()
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what processes that were killed left half written; what another is writing at the moment stays."""
+    """Remove the partial files of killed processes; a file that another process is writing stays."""
     for path in folder.glob(".*.partial"):
         with suppress(OSError), open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,15 +104,15 @@ def _cause(error: BaseException) -> str:
 
 
 class Checkpoints(Checkpoint):
-    """Writes `checkpoints/step-N.ckpt` after every validation, at the end, and when the run is told to stop.
+    """Write `checkpoints/step-N.ckpt` after every validation, at the end, and when a signal stops the run.
 
-    `last.ckpt` is a link to the newest. SIGTERM, and under SLURM the signal that announces the end of the job's time, let the
-    optimiser step at hand end, write a checkpoint and end the run; so does a reward that fails while a rollout is scored.
+    `last.ckpt` is a link to the newest. After SIGTERM, and after SLURM's signal before the end of a job's time, the current
+    optimiser step ends, a checkpoint is written and the run ends; likewise if a reward fails while a rollout is scored.
 
     Args:
-        every_n_steps: also after so many optimiser steps.
-        every_minutes: also after so many minutes.
-        keep: how many of them stay; at least 2 leave one to go back to if the newest is damaged.
+        every_n_steps: write also after this number of optimiser steps.
+        every_minutes: write also after this number of minutes.
+        keep: number of checkpoints to keep; with at least 2 a run can resume although the newest is damaged.
     """
 
     def __init__(self, every_n_steps: int | None = None, every_minutes: float | None = None, keep: int = 2) -> None:
@@ -134,10 +134,10 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Between two optimiser steps: write if it is time, or if the run is to stop. A validation that is due comes first."""
+        """Write between two optimiser steps if a checkpoint is due or the run stops; a validation that is due runs first."""
         if is_within_step(trainer) or trainer.global_step == self.saved_step:
             return
-        stops = self._told_to_stop(pl_module)
+        stops = self._must_stop(pl_module)
         due = stops or self._ends(trainer) or self._due(trainer.global_step, pl_module)
         if validation_follows(trainer) or not due:
             return
@@ -145,19 +145,19 @@ class Checkpoints(Checkpoint):
         self._stop_if(stops)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, but not for the validation before the first step."""
+        """Write after a validation, except after the one before the first step."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.save(trainer)
-        self._stop_if(self._told_to_stop(pl_module))
+        self._stop_if(self._must_stop(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, unless the last step is in a checkpoint already."""
+        """Write the last step, unless a checkpoint has it already."""
         if trainer.global_step != self.saved_step:
             self.save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write if the run stopped between two steps, while a rollout was collected; all ranks fail there together."""
+        """Write if the run failed while a rollout was collected, where all ranks fail together."""
         loader = getattr(getattr(pl_module, "loaders", None), "train", None)
         if isinstance(exception, UserError) and getattr(loader, "collecting", False) and trainer.global_step:
             self.save(trainer)
@@ -169,13 +169,13 @@ class Checkpoints(Checkpoint):
 
     @staticmethod
     def _ends(trainer: Trainer) -> bool:
-        """This step is the last one, perhaps within an epoch, which Lightning counts as over as soon as it has left it."""
+        """Say whether this step is the last one, also within an epoch."""
         return stops_early(trainer) or 0 <= trainer.max_steps <= trainer.global_step
 
     # -- signals -------------------------------------------------------------------------------------------------------
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first hook after every strategy has read its checkpoint, and Lightning has begun to listen for signals."""
+        """Take over signals and earlier checkpoints, after the strategy has read its checkpoint."""
         folder = Path(trainer.default_root_dir) / "checkpoints"
         if trainer.is_global_zero:
             remove_abandoned(folder)
@@ -187,7 +187,7 @@ class Checkpoints(Checkpoint):
     on_train_start = on_sanity_check_start
 
     def _listen(self, trainer: Trainer) -> None:
-        """In Lightning's place: its handlers talk to other processes in the middle of anything."""
+        """Replace Lightning's signal handlers, which communicate with other processes at any point of a step."""
         launcher = trainer.strategy.launcher
 
         def note(number: int, frame: FrameType | None) -> None:
@@ -202,12 +202,12 @@ class Checkpoints(Checkpoint):
         self.handlers = {number: signal.signal(number, note) for number in numbers if number is not None}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen no more."""
+        """Restore the signal handlers."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
 
-    def _told_to_stop(self, module: LightningModule) -> bool:
+    def _must_stop(self, module: LightningModule) -> bool:
         return any_rank(self.received is not None, module.device)
 
     def _stop_if(self, stops: bool) -> None:
@@ -222,17 +222,17 @@ class Checkpoints(Checkpoint):
 
     @staticmethod
     def _put_aside(folder: Path) -> None:
-        """Those of an earlier run, where this one begins anew: `last` would go on with that one."""
+        """Move the checkpoints of an earlier run aside when starting over, so that `last` does not resume that run."""
         (folder / "last.ckpt").unlink(missing_ok=True)
         for path in newest_first(folder, "step-*.ckpt"):
             (folder / EARLIER).mkdir(exist_ok=True)
             path.rename(folder / EARLIER / path.name)
 
     def save(self, trainer: Trainer) -> None:
-        """Write `step-N.ckpt`, point `last.ckpt` at it, and remove what is older than the last few."""
+        """Write `step-N.ckpt`, link `last.ckpt` to it, and remove all but the newest `keep`."""
         step, folder = trainer.global_step, Path(trainer.default_root_dir) / "checkpoints"
         self.saved_step, self.saved_at = step, time.monotonic()
-        trainer.save_checkpoint(folder / f"step-{step}.ckpt", weights_only=False)  # all of it, not the weights alone
+        trainer.save_checkpoint(folder / f"step-{step}.ckpt", weights_only=False)  # with optimizer and loops
         if trainer.is_global_zero:
             link = folder / ".last.ckpt.partial"
             link.unlink(missing_ok=True)
@@ -243,9 +243,9 @@ class Checkpoints(Checkpoint):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        """The step at which it was written, so that it is not written again at once."""
+        """Return the step of this checkpoint, so that a resumed run does not write it again."""
         return {"saved_step": self.saved_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the step of the checkpoint."""
         self.saved_step = state_dict["saved_step"]

@@ -1,4 +1,4 @@
-"""`curves.png`: what a run's metrics did."""
+"""`curves.png`: the metrics of a run against its optimiser steps."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PANELS = {
 
 
 class Curves(Callback):
-    """Draws the run's metrics against its optimiser steps when it ends."""
+    """Plot the metrics of a run against its optimiser steps when it ends."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
+        """Plot the rows of `metrics.csv`."""
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile) and trainer.is_global_zero and logger.last is not None:
                 draw(list(logger.rows()), logger.folder / "curves.png")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """One panel for each kind of metric that there is; training thin, validation with dots."""
+    """Plot one panel for each kind of metric: training as a thin line, validation with dots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,7 +48,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axes.plot(
                 steps,
                 values,
-                "o-" if held_out or len(steps) == 1 else "-",  # a line through one point is not seen
+                "o-" if held_out or len(steps) == 1 else "-",  # a line through one point is invisible
                 lw=2 if held_out else 1.2,
                 ms=4,
                 label=name,

@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row a logged step, whatever other loggers there are."""
+"""`metrics.csv`: one row per logged step, beside any other logger."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ Row = dict[str, Any]
 
 
 class MetricsFile(Logger):
-    """Appends to `<folder>/metrics.csv`; a new column rewrites the file whole, a resumed run first drops what it will repeat.
+    """Append to `<folder>/metrics.csv`; a new column rewrites the file, and a resumed run first drops the rows it will repeat.
 
-    Memory holds the last row alone, and a step that gets more numbers has that row written again and no other, so the
-    thousandth step costs what the first did. With `keep`, what the file holds stays: measuring a model again must not cost the
-    history of its training.
+    Memory holds only the last row, and further metrics of a step rewrite only that row, so the cost of a step is constant.
+
+    Args:
+        folder: of the run.
+        keep: keep the rows of the file, for a subcommand that measures a trained model.
     """
 
     def __init__(self, folder: Path, keep: bool = False) -> None:
@@ -30,27 +32,27 @@ class MetricsFile(Logger):
         self.folder, self.path, self.keep = Path(folder), Path(folder) / "metrics.csv", keep
         self.columns: list[str] = []
         self.last: Row | None = None
-        """The row that further numbers of its step go into; None before the first."""
+        """The last row, which takes further metrics of its step; None before the first."""
         self.place = 0
-        """Of that row in the file, in bytes."""
+        """Offset of the last row in the file, in bytes."""
 
     name = "metrics"
     version = ""
 
     @property
     def log_dir(self) -> str:
-        """The run's folder."""
+        """Return the folder of the run."""
         return str(self.folder)
 
     root_dir = save_dir = log_dir
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """They are in config.yaml."""
+        """Skip hyper-parameters, which are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Write one row; numbers of the same step share it."""
+        """Write one row; metrics of the same step share it."""
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         if not values:
             return
@@ -70,12 +72,12 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def drop_after(self, step: int) -> None:
-        """Take up the file of the run that this one continues, up to a step."""
+        """Drop the rows after a step, for a run that resumes there."""
         if self.path.is_file():
             self._rewrite(self._header(), (row for row in self.rows() if row["step"] <= step))
 
     def rows(self) -> Iterator[Row]:
-        """What the file holds: text, and `step` a number. A last row that was cut off, by a kill or a full disk, is left out."""
+        """Yield the rows of the file as text, with `step` as an integer; a truncated last row is skipped."""
         if self.path.is_file():
             with open(self.path, encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(line for line in file if line.endswith("\n")):
@@ -99,7 +101,7 @@ class MetricsFile(Logger):
                 file.write(self._line(row))
 
     def _write(self, row: Row, place: int) -> None:
-        """Write a row where the file ends, or over its last one."""
+        """Write a row at the end of the file, or over its last row."""
         with open(self.path, "r+b") as file:
             file.seek(place)
             file.truncate()

@@ -1,4 +1,4 @@
-"""What the trainer is asked for and will never get, said as early as it can be known."""
+"""Checks of validation intervals and monitored metrics, before a run waits for them in vain."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lightning.pytorch.callbacks import (
 from rlhf_lightning.errors import UserError, nearest
 
 ALWAYS = {"epoch", "step"}
-"""What a ModelCheckpoint can monitor besides metrics."""
+"""Names that a ModelCheckpoint can monitor besides metrics."""
 MEASURE = (LearningRateMonitor, DeviceStatsMonitor, LambdaCallback)
-"""Lightning's callbacks that bring metrics of their own."""
+"""Callbacks of Lightning that log metrics of their own."""
 LATE = (
     r"(Early stopping) conditioned on metric `(.+?)` which is not available.*following: `(.*)`",
     r"`(ModelCheckpoint)\(monitor='(.+?)'\)` could not find .*? metrics: \[(.*?)\]",
@@ -29,19 +29,19 @@ INTERVAL = r"`val_check_interval` \((\d+)\) must be less than or equal to the nu
 
 
 class MonitorCheck(Callback):
-    """Refuses a validation that never comes and a metric that is never measured; stands before those that wait for it."""
+    """Refuse a validation that never runs, and a monitored metric that is never measured."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before weights are loaded.
+        """Check the validation interval before weights are loaded.
 
         Raises:
-            UserError: validation is to come after more batches than an epoch has, or steps are made of no part.
+            UserError: the interval exceeds the batches of an epoch, or an optimiser step has no micro-batch.
         """
         if trainer.accumulate_grad_batches < 1:
             raise UserError(
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; it must be at least 1"
             )
-        interval = getattr(trainer, "val_check_interval", None)  # which is not there if it is a time
+        interval = getattr(trainer, "val_check_interval", None)  # absent if the interval is a time
         if stage != "fit" or not isinstance(interval, int) or interval < 2 or trainer.check_val_every_n_epoch is None:
             return
         if trainer.limit_val_batches > 0 and trainer.world_size == 1:
@@ -50,10 +50,10 @@ class MonitorCheck(Callback):
                 raise UserError(_too_long(interval, batches))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After the validation before the first step, which measures what all others do.
+        """Check monitored metrics after the first validation, which measures what all later ones do.
 
         Raises:
-            UserError: a callback waits for a metric that no part of the run measures.
+            UserError: a callback monitors a metric that nothing measures.
         """
         metrics = set(trainer.callback_metrics)
         if not trainer.sanity_checking or not metrics or not _all_known(trainer, pl_module):
@@ -67,7 +67,7 @@ class MonitorCheck(Callback):
 
 
 def readable_late_error(error: BaseException) -> str | None:
-    """One line for what Lightning found when it was too late to say it before; None of another error."""
+    """Reduce an error of Lightning about a monitor or an interval to one line; return None for another error."""
     text = " ".join(str(error).split())
     for pattern in LATE:
         if found := re.search(pattern, text):
@@ -84,13 +84,13 @@ def _no_metric(who: str, monitor: str, known: Iterable[str]) -> str:
 
 def _too_long(interval: int, batches: int) -> str:
     return (
-        f"trainer.val_check_interval is {interval} and an epoch has {batches} batches: validation would never come; set it "
-        f"to {batches} or less, or add trainer.check_val_every_n_epoch: null to count batches over epochs"
+        f"trainer.val_check_interval is {interval} and an epoch has {batches} batches: validation would never run; set it "
+        f"to {batches} or less, or set trainer.check_val_every_n_epoch to null to count batches over epochs"
     )
 
 
 def _batches(trainer: Trainer, module: LightningModule) -> int | None:
-    """Batches of an epoch as the trainer will limit them; None where that is not known yet."""
+    """Count the batches of an epoch as the trainer limits them; return None if that is not known yet."""
     data: Any = getattr(trainer, "datamodule", None)
     if data is None or trainer.overfit_batches:  # type: ignore[attr-defined]
         return None
@@ -98,7 +98,7 @@ def _batches(trainer: Trainer, module: LightningModule) -> int | None:
         loader = data.train_dataloader()
         wrap = getattr(module, "train_loader", None)
         length = len(wrap(loader) if wrap else loader)
-    except Exception:  # said by what needs the loader, in its own words
+    except Exception:  # raised again by the code that needs the loader
         return None
     limit = trainer.limit_train_batches
     return int(length * limit) if isinstance(limit, float) else min(length, limit)
@@ -110,11 +110,11 @@ def _awaited(callback: Any) -> str | None:
 
 
 def _all_known(trainer: Trainer, module: Any) -> bool:
-    """Whether every part that could measure something is ours or Lightning's: of others we know nothing."""
+    """Say whether everything that could log a metric is of this package or Lightning."""
     rewards = [*getattr(module, "rewards", getattr(module, "evaluation_rewards", {})).values()]
-    rewards += [part for reward in rewards for part in getattr(reward, "rewards", {}).values()]
-    parts = [module, *rewards, *([module.algorithm] if hasattr(module, "algorithm") else [])]
-    ours = all(type(part).__module__.startswith("rlhf_lightning.") for part in parts)
+    rewards += [inner for reward in rewards for inner in getattr(reward, "rewards", {}).values()]
+    sources = [module, *rewards, *([module.algorithm] if hasattr(module, "algorithm") else [])]
+    ours = all(type(source).__module__.startswith("rlhf_lightning.") for source in sources)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     known = all(type(each).__module__.startswith(("rlhf_lightning.", "lightning.")) for each in callbacks)
     return ours and known and not any(isinstance(each, MEASURE) for each in callbacks)

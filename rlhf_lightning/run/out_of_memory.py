@@ -1,4 +1,4 @@
-"""Out of memory: what was asked for, what there was, and what to change, with numbers."""
+"""Out-of-memory errors: the requested and the free memory, and the settings to change."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch says so on CUDA by a class of its own, on the CPU by a text."""
+    """Say whether an error is one of memory: PyTorch has a class for CUDA, and only a text for the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 class OutOfMemory(Callback):
-    """Puts advice in the place of the allocator's text."""
+    """Replace the allocator's text by advice."""
 
     def __init__(self) -> None:
         self.batch: Any = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note what the step works on."""
+        """Remember the batch of the step."""
         self.batch = batch
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """The step is over."""
+        """Forget the batch of the step."""
         self.batch = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say what to change."""
+        """Replace the text of an out-of-memory error."""
         if is_out_of_memory(exception):
             limit = getattr(getattr(pl_module, "loss_step", None), "max_tokens_per_batch", None)
             found = ASKED.search(str(exception))
             asked = f" (asked for {found.group(1)})" if found else ""
             exception.args = (
-                f"out of memory{asked}, {_there_is(pl_module.device)}: {self._advice(trainer, pl_module, limit)}",
+                f"out of memory{asked}, {_free_memory(pl_module.device)}: {self._advice(trainer, pl_module, limit)}",
             )
 
     def _advice(self, trainer: Trainer, pl_module: LightningModule, limit: int | None) -> str:
@@ -51,7 +51,7 @@ class OutOfMemory(Callback):
             slots = getattr(getattr(pl_module, "generation", None), "max_batch_size", None)
             fewer = "" if slots is None else f"generation.max_batch_size, now {slots}, which changes no response, or "
             return (
-                f"rows were written or measured; lower {fewer}data.batch_size{given}, generation.max_new_tokens, or the "
+                f"rows were generated or measured; lower {fewer}data.batch_size{given}, generation.max_new_tokens, or the "
                 f"policy's max_tokens_per_batch{smaller}"
             )
         rows, held = "rows", limit
@@ -61,11 +61,11 @@ class OutOfMemory(Callback):
         fewer = "" if held is None else f": {held // 2}"
         return (
             f"an optimiser step worked on {rows}; max_tokens_per_batch{fewer} (now {limit or 'null'}) beside the model's name "
-            f"takes them in smaller pieces and changes no gradient; or lower data.batch_size{given}{smaller}"
+            f"splits them into smaller micro-batches and changes no gradient; or lower data.batch_size{given}{smaller}"
         )
 
 
-def _there_is(device: torch.device) -> str:
+def _free_memory(device: torch.device) -> str:
     if device.type == "cuda":
         free, total = (n / 2**30 for n in torch.cuda.mem_get_info(device))
         return f"{free:.1f} of {total:.1f} GiB of {device} are free"
@@ -73,5 +73,5 @@ def _there_is(device: torch.device) -> str:
         lines = dict(line.split(":") for line in open("/proc/meminfo").read().splitlines())  # noqa: SIM115
         free, total = (int(lines[name].split()[0]) / 2**20 for name in ("MemAvailable", "MemTotal"))
     except (OSError, KeyError):
-        return "this machine has no more to give"
+        return "this machine has no free memory"
     return f"{free:.1f} of {total:.1f} GiB of this machine are free"

@@ -1,4 +1,4 @@
-"""`predictions.jsonl`: what `predict` wrote."""
+"""`predictions.jsonl`: the rows of `predict`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rlhf_lightning.io import append_json_lines
 
 
 class Predictions(Callback):
-    """Appends each batch's rows as JSON lines, one file a rank where there are several."""
+    """Append the rows of each batch as JSON lines; with several ranks, one file per rank."""
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the file anew."""
+        """Start with an empty file."""
         rank = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
         self.path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,9 +23,9 @@ class Predictions(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Append."""
+        """Append the rows of a batch."""
         append_json_lines(self.path, outputs or [])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where they are."""
+        """Print the path of the file."""
         print(f"predictions: {self.path}", flush=True)

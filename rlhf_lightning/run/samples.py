@@ -1,4 +1,4 @@
-"""`samples.jsonl`: what the model wrote to held-out prompts at every validation."""
+"""`samples.jsonl`: responses to held-out prompts, generated at every validation."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rlhf_lightning.io import append_json_lines, atomic_write
 
 
 class Samples(Callback):
-    """Appends a stage's `validation_samples` with the step they were written at; a step that is measured again replaces its own.
+    """Append the `validation_samples` of a stage with their step; a repeated step replaces its samples.
 
-    The file is read once, when training begins, and not at every validation.
+    The file is read once, when training starts.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
         self.place = 0
-        """Where the samples of `step` begin in the file, in bytes."""
+        """Offset of the samples of `step` in the file, in bytes."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them."""
+        """Append the samples of this validation."""
         samples: list[dict[str, Any]] = getattr(pl_module, "validation_samples", [])
         if not trainer.is_global_zero or not samples:
             return
@@ -38,7 +38,7 @@ class Samples(Callback):
         append_json_lines(path, ({"step": trainer.global_step, **sample} for sample in samples))
 
     def _drop_from(self, path: Path, step: int) -> None:
-        """Take out what this validation repeats: the same step, or what a run that was killed wrote after its checkpoint."""
+        """Drop the samples that this validation repeats: of this step, or of a killed run after its checkpoint."""
         if self.step is None:
             _keep(path, lambda earlier: earlier < step)
         elif self.step == step and path.exists():
@@ -47,7 +47,7 @@ class Samples(Callback):
 
 
 def _keep(path: Path, wanted: Callable[[int], bool]) -> None:
-    """Take out the samples of other steps than those `wanted`, and a line that was cut off."""
+    """Keep the samples of the `wanted` steps; a truncated line is dropped."""
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines if line.endswith(b"\n") and wanted(json.loads(line)["step"])]
     if len(kept) < len(lines):

@@ -1,4 +1,4 @@
-"""Being told to stop: by a signal, and by SLURM at the end of a job's time."""
+"""Signals that stop a run, among them SLURM's before the end of a job's time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import subprocess
 
 
 class StoppedBySignal(Exception):
-    """The run was told to stop by a signal; a checkpoint is written."""
+    """A signal stopped the run after its checkpoint was written."""
 
     def __init__(self, number: int) -> None:
         super().__init__(
-            f"stopped by {signal.Signals(number).name}; a checkpoint is written, go on with --ckpt_path last"
+            f"stopped by {signal.Signals(number).name} after a checkpoint was saved; resume with --ckpt_path last"
         )
         self.status = 128 + number
 
 
 def requeue() -> None:
-    """Have SLURM start this job again; said, not raised, if it cannot: the checkpoint is there whatever SLURM answers."""
+    """Ask SLURM to start this job again; a failure is printed and not raised, since the checkpoint is saved already."""
     if os.environ.get("SLURM_PROCID", "0") != "0":
         return
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")

@@ -1,4 +1,4 @@
-"""Strategies of Lightning under a short name."""
+"""Short names for strategies of Lightning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_lightning.training.lightning_compat import use_data_parallel_alone
 
 
 class FSDP2(ModelParallelStrategy):
-    """`trainer.strategy: fsdp2`: weights, gradients and moments cut over all processes; checkpoints are one file.
+    """Shard weights, gradients and optimizer states over all processes (`trainer.strategy: fsdp2`); a checkpoint is one file.
 
     The stage shards its own network (see `models/sharding.py`). Runs on GPUs and, for tests, on CPU processes.
     """
@@ -20,12 +20,12 @@ class FSDP2(ModelParallelStrategy):
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
 
     def setup_environment(self) -> None:
-        """All processes share the weights; none of them cuts a tensor in a second direction."""
+        """Use all processes for data parallelism, and none for tensor parallelism."""
         use_data_parallel_alone(self)
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read plain tensors and numbers alone, unless the run is told otherwise."""
+        """Read only plain tensors and numbers, unless `--weights_only false` is set."""
         with plain_only(checkpoint_path):
             return super().load_checkpoint(checkpoint_path, weights_only is not False)
 

@@ -1,4 +1,4 @@
-"""Before and after: `summary.json` and the table that a run ends with."""
+"""`summary.json`, and the table of metrics before and after training."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from rich.table import Table
 
 from rlhf_lightning.run.metrics_csv import MetricsFile
 
-SHOWN_REPLIES = 3
+SHOWN_RESPONSES = 3
 
 
 class Resume(Callback):
-    """Takes up `metrics.csv` where the checkpoint was written, so that no row stands there twice and none is lost."""
+    """Resume `metrics.csv` at the step of the checkpoint, without a duplicate or a missing row."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what was logged of the step that has just been taken; more may follow."""
+        """Save the metrics row of the current step, which may still be incomplete."""
         rows = [logger.last for logger in trainer.loggers if isinstance(logger, MetricsFile)]
         checkpoint["metrics_row"] = next(
             (dict(row) for row in rows if row and row["step"] == trainer.global_step), None
         )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Drop the rows that will be written again, before anything is."""
+        """Drop the rows that the resumed run will repeat."""
         row = checkpoint.get("metrics_row")
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile) and trainer.state.fn == "fit":
@@ -37,7 +37,7 @@ class Resume(Callback):
 
 
 class Summary(Callback):
-    """Keeps the first and the last validation; writes `summary.json`, prints a table and three replies."""
+    """Keep the first and the last validation; write `summary.json`, print a table and three responses."""
 
     def __init__(self) -> None:
         self.before: dict[str, float] = {}
@@ -45,22 +45,22 @@ class Summary(Callback):
         self.first: list[dict[str, Any]] = []
         self.last: list[dict[str, Any]] = []
         self.step = 0
-        """Where the last validation was."""
+        """Step of the last validation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take what was measured."""
+        """Keep the metrics and samples of this validation."""
         metrics, samples = measured(trainer, "val/"), list(getattr(pl_module, "validation_samples", []))
         if not self.before:
-            self.before, self.first = metrics, samples[:SHOWN_REPLIES]
-        self.after, self.last, self.step = metrics, samples[:SHOWN_REPLIES], trainer.global_step
+            self.before, self.first = metrics, samples[:SHOWN_RESPONSES]
+        self.after, self.last, self.step = metrics, samples[:SHOWN_RESPONSES], trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write and print."""
+        """Write and print the summary."""
         if not trainer.is_global_zero or not self.after:
             return
         best = getattr(pl_module, "best", {})
-        untold = self.step == 0 < trainer.global_step
-        after = {} if untold else self.after
+        unmeasured = self.step == 0 < trainer.global_step
+        after = {} if unmeasured else self.after
         summary = {
             name: {"before": _known(self.before.get(name)), "after": _known(after.get(name))}
             | ({"best": best[name]} if name in best else {})
@@ -69,32 +69,32 @@ class Summary(Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        self._print(summary, [] if untold else self.last)
+        self._print(summary, [] if unmeasured else self.last)
         if self.step < trainer.global_step:
             print(f"the last validation was at step {self.step} of {trainer.global_step} (trainer.val_check_interval)")
 
-    def _print(self, summary: dict[str, dict[str, Any]], replies: list[dict[str, Any]]) -> None:
+    def _print(self, summary: dict[str, dict[str, Any]], responses: list[dict[str, Any]]) -> None:
         console = Console(highlight=False)
         table = Table("held-out", "before", "after", "best", title="before and after", title_justify="left")
         for name, row in summary.items():
             table.add_row(name, *(_number(row.get(key)) for key in ("before", "after", "best")))
         console.print(table)
-        for first, last in zip(self.first, replies, strict=False):
-            console.print(f"[bold]{escape(_said(first['prompt']))}[/bold]")
+        for first, last in zip(self.first, responses, strict=False):
+            console.print(f"[bold]{escape(_shortened(first['prompt']))}[/bold]")
             console.print(f"  before: {escape(first['response'])}\n  after:  {escape(last['response'])}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured before the first step, and what was last: a run that goes on may have nothing left to measure."""
+        """Return the first and the last validation; a resumed run may have no validation left."""
         return {name: getattr(self, name) for name in ("before", "first", "after", "last", "step")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it, for a run that goes on."""
+        """Restore the first and the last validation."""
         for name, value in state_dict.items():
             setattr(self, name, value)
 
 
 def measured(trainer: Trainer, prefix: str) -> dict[str, float]:
-    """The numbers of the validation (`val/`) or the test (`test/`) that has just ended."""
+    """Return the metrics of the validation (`val/`) or the test (`test/`) that has just ended."""
     return {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith(prefix)}
 
 
@@ -106,5 +106,5 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _said(prompt: str) -> str:
+def _shortened(prompt: str) -> str:
     return prompt if len(prompt) < 200 else "…" + prompt[-200:]

@@ -151,13 +151,13 @@ def test_faults_of_a_run_that_has_begun(fails: Fails) -> None:
         ),
         (
             ["val_check_interval=5"],
-            "trainer.val_check_interval is 5 and an epoch has 4 batches: validation would never come; set it to 4 or less, or "
-            "add trainer.check_val_every_n_epoch: null to count batches over epochs",
+            "trainer.val_check_interval is 5 and an epoch has 4 batches: validation would never run; set it to 4 or less, or "
+            "set trainer.check_val_every_n_epoch to null to count batches over epochs",
         ),
         (
             ["val_check_interval=4", "limit_train_batches=3"],
-            "trainer.val_check_interval is 4 and an epoch has 3 batches: validation would never come; set it to 3 or less, or "
-            "add trainer.check_val_every_n_epoch: null to count batches over epochs",
+            "trainer.val_check_interval is 4 and an epoch has 3 batches: validation would never run; set it to 3 or less, or "
+            "set trainer.check_val_every_n_epoch to null to count batches over epochs",
         ),
     ],
 )
@@ -198,7 +198,7 @@ def test_what_comes_is_waited_for(words: list[str]) -> None:
     ("fault", "word", "status"),
     [
         ("interrupt", "interrupted", 130),
-        ("terminate", "stopped by SIGTERM; a checkpoint is written, go on with --ckpt_path last", 143),
+        ("terminate", "stopped by SIGTERM after a checkpoint was saved; resume with --ckpt_path last", 143),
     ],
 )
 def test_an_end_from_outside(fault: str, word: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:

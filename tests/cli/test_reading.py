@@ -14,13 +14,13 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 made = []
 
-class Stage(LightningModule):
+class OwnStage(LightningModule):
     def __init__(self, lr: float = 0.1) -> None:
         super().__init__()
         self.lr = lr
         made.append("stage")
 
-class Rows(LightningDataModule):
+class OwnRows(LightningDataModule):
     def __init__(self, rows: int = 8) -> None:
         super().__init__()
         self.rows = rows
@@ -40,7 +40,7 @@ def test_reading_finds_overlays_and_types_but_makes_nothing(capsys: pytest.Captu
         ["fit", "--config", "own", "--config", "more", "--data.rows", "3", "--trainer.default_root_dir", "out"]
     )
     assert config.subcommand == "fit"
-    assert config.values["model"] == {"class_path": "own.Stage", "init_args": {"lr": 0.5}}
+    assert config.values["model"] == {"class_path": "own.OwnStage", "init_args": {"lr": 0.5}}
     assert config.values["data"]["init_args"] == {"rows": 3}
     assert config.values["trainer"]["max_epochs"] == 1  # a default
     import own

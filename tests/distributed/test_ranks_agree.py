@@ -134,5 +134,5 @@ def test_one_command_starts_both_and_sigterm_ends_both_with_a_checkpoint(tmp_pat
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 143, said
-    assert "stopped by SIGTERM; a checkpoint is written" in said
+    assert "stopped by SIGTERM after a checkpoint was saved" in said
     assert (tmp_path / "out/checkpoints/last.ckpt").exists()

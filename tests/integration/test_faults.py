@@ -124,7 +124,7 @@ def test_sigterm_ends_the_step_saves_and_is_the_exit_status(
     whole = run("whole", *PPO)
     words = [*PPO, "--trainer.default_root_dir", "out", *QUIET]
     assert main([*words, *call(step, "terminate")]) == 143
-    assert "stopped by SIGTERM; a checkpoint is written" in capsys.readouterr().err
+    assert "stopped by SIGTERM after a checkpoint was saved" in capsys.readouterr().err
     assert Path("out/checkpoints/last.ckpt").resolve().name == f"step-{step + 1}.ckpt"
     resumed = run("out", *PPO, "--ckpt_path", "last")
     assert differing(resumed, whole) == []
@@ -155,9 +155,9 @@ def test_a_damaged_newest_checkpoint_costs_a_few_steps_and_nothing_else(
     newest = Path("out/checkpoints/last.ckpt").resolve()
     newest.write_bytes(newest.read_bytes()[:-1000])
     assert main([*PPO, "--trainer.default_root_dir", "out", "--ckpt_path", "out/checkpoints/last.ckpt"]) == 2
-    assert "is damaged: it is cut off or no checkpoint; step-8.ckpt beside it is whole" in capsys.readouterr().err
+    assert "is damaged: it is truncated or no checkpoint; pass step-8.ckpt beside it" in capsys.readouterr().err
     resumed = run("out", *PPO, "--ckpt_path", "last")
-    assert "going back to the one before" in capsys.readouterr().out
+    assert "trying the one before" in capsys.readouterr().out
     assert differing(resumed, whole) == []
     assert equal(weights(resumed / "export"), weights(whole / "export"))
 

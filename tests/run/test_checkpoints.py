@@ -104,7 +104,7 @@ def test_a_damaged_one_is_refused_and_last_goes_back(
 ) -> None:
     harm(folder / "checkpoints/step-3.ckpt")  # type: ignore[operator]
     os.utime(folder / "checkpoints/step-3.ckpt", (time.time(), time.time() + 3))
-    with pytest.raises(UserError, match=r"step-3.ckpt is damaged: .+; step-2.ckpt beside it is whole"):
+    with pytest.raises(UserError, match=r"step-3.ckpt is damaged: .+; pass step-2.ckpt beside it"):
         check(folder / "checkpoints/step-3.ckpt")
     monkeypatch.chdir(folder)
     words = ["fit", "--config", "ppo", "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
@@ -117,7 +117,7 @@ def test_a_damaged_one_is_refused_and_last_goes_back(
 def test_without_a_checkpoint_last_begins_at_the_beginning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["fit", "--config", "ppo", "--trainer.default_root_dir", str(tmp_path), "--ckpt_path=last"]
     assert Arguments.of(words).words[-1] == "--ckpt_path=null"
-    assert "beginning at the beginning" in capsys.readouterr().out
+    assert "starting from scratch" in capsys.readouterr().out
 
 
 def test_a_full_disk_costs_no_checkpoint(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path: Path) -> None:
     assert len(said) == 2, done.stderr
     for line, name in zip(said, names, strict=True):
         assert f"checkpoint {name} could not be written: File too large" in line
-        assert "earlier checkpoints are whole" in line
+        assert "earlier checkpoints are complete" in line
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1.ckpt"]
     assert torch.load(tmp_path / "checkpoints/step-1.ckpt", weights_only=True) == {"step": 1}
 
