@@ -26,7 +26,7 @@ class OutOfMemory(Callback):
         self.batch: Any = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the batch of the step."""
+        """Keep the batch of the step."""
         self.batch = batch
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
