@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import rlhf_lightning.algorithms
 import rlhf_lightning.callbacks
 import rlhf_lightning.data
-import rlhf_lightning.generation.local
+import rlhf_lightning.generation
 import rlhf_lightning.playground
 import rlhf_lightning.rewards
 import rlhf_lightning.run.strategies
