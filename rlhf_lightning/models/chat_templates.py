@@ -1,4 +1,4 @@
-"""Tokenizers: loaded with a pad token, a stop token and a chat template, or refused."""
+"""Chat templates that a config names: `dialogue` and `chatml`."""
 
 from __future__ import annotations
 

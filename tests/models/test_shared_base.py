@@ -201,7 +201,9 @@ def test_a_reward_model_on_the_policys_base_scores_as_on_its_own(
     WeightedSum({"learned": reward}).share(SharedBase(policy.model, config))
     said = capsys.readouterr().out.splitlines()
     kind = ", quantised to nf4" if quantization else ""
-    assert said == [f"the reward model {folder} shares the policy's base{kind} (set model.share_base to false to load another)"]
+    assert said == [
+        f"the reward model {folder} shares the policy's base{kind} (set model.share_base to false to load another)"
+    ]
     reward.load(torch.device("cpu"))
     mask = torch.cat([rows.prompt_mask, rows.mask], 1)
     policy.train()  # as while it learns
