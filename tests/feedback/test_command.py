@@ -123,6 +123,20 @@ def test_ratings_take_the_criteria(capsys: pytest.CaptureFixture[str]) -> None:
         assert lease.item.criteria == ("polite", "short")
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "nosuch.invalid"])
+def test_an_address_of_another_machine_is_no_host(capsys: pytest.CaptureFixture[str], host: str) -> None:
+    pytest.importorskip("uvicorn")
+    assert feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS)) == 0
+    assert feedback("serve", "--host", host, "--port", "0") == 2
+    assert f"--host is {host}, which is no address of this machine; set --host" in capsys.readouterr().err
+
+
+def test_a_backup_names_the_folder_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS)) == 0
+    assert feedback("backup", "nosuch/copy.db") == 2
+    assert "backup nosuch/copy.db: there is no folder nosuch; make the folder first" in capsys.readouterr().err
+
+
 def test_the_same_file_with_more_judgements_asks_more(capsys: pytest.CaptureFixture[str]) -> None:
     pairs = write("pairs.jsonl", *PAIRS)
     assert feedback("ask", "--pairs", pairs) == 0
