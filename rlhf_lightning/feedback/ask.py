@@ -42,6 +42,12 @@ class Added:
         return f"{self.what}: {self.new} new, {there} in the store already{self.note}"
 
 
+def _added(store: Store, what: str, items: Sequence[NewItem], note: str = "") -> Added:
+    """Add items; one that is there already takes more judgements where more are asked now."""
+    new, raised = store.add(items), store.raise_wanted(items)
+    return Added(what, len(items), new, f"{f'; {raised} of them take more judgements now' if raised else ''}{note}")
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How candidates are generated."""
@@ -72,7 +78,7 @@ def ask_models(store: Store, prompts: str, sampling: Sampling, builder: ItemBuil
         item for row, candidates in zip(rows, found, strict=True) for item in builder.items(row["prompt"], candidates)
     ]
     note = f"; {builder.identical} prompts got too few different responses" if builder.identical else ""
-    return Added("generated items", len(items), store.add(items), note)
+    return _added(store, "generated items", items, note)
 
 
 def _responses(store: Store, model: ModelConfig, rows: Sequence[Row], sampling: Sampling) -> Iterator[list[str]]:
@@ -117,7 +123,7 @@ def ask_file(store: Store, source: str, template: ItemTemplate, purpose: str) ->
     """Add the recorded items of a file; of gold and training items the answer is known."""
     items = read_items(source, template, purpose)
     what = {"item": "recorded items", "gold": "gold items", "training": "training items"}[purpose]
-    return Added(what, len(items), store.add(items))
+    return _added(store, what, items)
 
 
 def ask_argilla(store: Store, source: str, template: ItemTemplate) -> Added:
@@ -140,10 +146,10 @@ def ask_argilla(store: Store, source: str, template: ItemTemplate) -> Added:
         except BadRow as error:
             raise UserError(f"{place}: {error}; fix the record or remove it") from error
     with store.database.write():  # all or nothing
-        new = store.add(item for item, _ in pairs)
+        added = _added(store, "Argilla pairs", [item for item, _ in pairs])
         judged = sum(
             store.record(item.key, f"argilla-{digest(user)[:8]}", answer)
             for item, pair in pairs
             for user, answer in pair.answers.items()
         )
-    return Added("Argilla pairs", len(pairs), new, f"; {judged} judgements imported")
+    return replace(added, note=f"{added.note}; {judged} judgements imported")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import mimetypes
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,14 @@ Row = dict[str, Any]
 
 LARGEST_IMAGE = 20 * 2**20
 """Bytes of an image that a store takes."""
-IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+IMAGES = {
+    "image/png": rb"\x89PNG\r\n\x1a\n",
+    "image/jpeg": rb"\xff\xd8\xff",
+    "image/gif": rb"GIF8[79]a",
+    "image/webp": rb"RIFF....WEBP",
+}
+"""How a file of each kind begins: its name may say something else."""
+IMAGE_COLUMN = "images"
 FEWEST = {"pair": 2, "ranking": 2, "rating": 1, "edit": 1}
 """Responses that an item of each kind has at least."""
 MOST = {"pair": 2, "ranking": MOST_RANKED, "rating": MOST_RANKED, "edit": 1}
@@ -35,7 +42,7 @@ class ItemTemplate:
     wanted: int
     criteria: tuple[str, ...]
     """Of a rating; of other kinds none."""
-    image_column: str = "images"
+    image_column: str = IMAGE_COLUMN
 
 
 def read_prompts(source: str) -> list[Row]:
@@ -47,7 +54,7 @@ def read_prompts(source: str) -> list[Row]:
     rows = []
     for row, place in read_rows(source):
         try:
-            rows.append({**row, "prompt": before_answer(_text(row.get("prompt"), "prompt"))})
+            rows.append({**row, "prompt": before_answer(_required(row, "prompt"))})
         except BadRow as error:
             raise UserError(f"{place}: {error}; fix the row or remove it") from error
     return rows
@@ -63,8 +70,13 @@ def read_items(source: str, template: ItemTemplate, purpose: str) -> list[NewIte
     Raises:
         UserError: what is wrong with the first bad row.
     """
-    items = []
-    for row, place in read_rows(source):
+    items, rows = [], read_rows(source)
+    column = template.image_column
+    if column != IMAGE_COLUMN and not any(row.get(column) is not None for row, _ in rows):
+        raise UserError(
+            f"--image-column is {column}, and no row of {source} has it; set it to a column with image files"
+        )
+    for row, place in rows:
         try:
             items.append(recorded_item(row, template, purpose, Path(source).parent))
         except (BadRow, InvalidAnswerError) as error:
@@ -136,7 +148,7 @@ def _contents(row: Row) -> tuple[Content, list[Content | None], list[str | None]
             raise BadRow(f"column 'responses' must be a list, found {type(row['responses']).__name__}")
         contents = [None if response is None else _text(response, "responses") for response in row["responses"]]
     elif row.get("chosen") is not None or row.get("rejected") is not None:
-        chosen, rejected = (_text(row.get(name), name) for name in ("chosen", "rejected"))
+        chosen, rejected = (_required(row, name) for name in ("chosen", "rejected"))
         if prompt is None:
             prompt, chosen, rejected = common_prompt(chosen, rejected)
         contents, answer = [chosen, rejected], {"choice": 0}
@@ -144,7 +156,14 @@ def _contents(row: Row) -> tuple[Content, list[Content | None], list[str | None]
     elif row.get("response") is not None:
         contents = [_text(row["response"], "response")]
         models = models or [row.get("model")]
-    return before_answer(_text(prompt, "prompt")), contents, models, answer
+    return before_answer(_required({**row, "prompt": prompt}, "prompt")), contents, models, answer
+
+
+def _required(row: Row, column: str) -> Content:
+    if row.get(column) is None:
+        found = ", ".join(name for name, value in row.items() if value is not None)
+        raise BadRow(f"column {column!r} is missing, found {found or 'none'}")
+    return _text(row[column], column)
 
 
 def _text(value: Any, column: str) -> Content:
@@ -170,15 +189,16 @@ def read_image(path: Path) -> Media:
     Raises:
         BadRow: it is not there, of another kind, or too large.
     """
-    kind = mimetypes.guess_type(path.name)[0]
-    if kind not in IMAGES:
-        raise BadRow(f"image {path} is none of {', '.join(kind.removeprefix('image/') for kind in IMAGES)}")
     try:
         if path.stat().st_size > LARGEST_IMAGE:
             raise BadRow(f"image {path} has {path.stat().st_size >> 20} MiB; at most {LARGEST_IMAGE >> 20} are taken")
-        return Media(str(kind), path.read_bytes())
+        data = path.read_bytes() if path.is_file() else b""
     except OSError as error:
         raise BadRow(f"image {path} cannot be read: {error.strerror}") from error
+    for kind, beginning in IMAGES.items():
+        if re.match(beginning, data, re.DOTALL):
+            return Media(kind, data)
+    raise BadRow(f"image {path} is none of {', '.join(kind.removeprefix('image/') for kind in IMAGES)}")
 
 
 def _check_count(kind: str, responses: Sequence[NewResponse]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.answers import KINDS
@@ -16,6 +18,18 @@ from rlhf_lightning.feedback.status import status_lines
 from rlhf_lightning.feedback.store import Store
 
 HELP = "collect human judgements: ask, serve, status, export, backup, invite, forget"
+GENERATION = (
+    "per_prompt",
+    "responses",
+    "max_new_tokens",
+    "temperature",
+    "batch_size",
+    "seed",
+    "dtype",
+    "chat_template",
+    "trust_remote_code",
+)
+"""Options of `ask` for responses that models generate."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,7 +60,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="an adjudicator decides disputed items, an owner has the overview as well (%(default)s)",
     )
     invite_parser.add_argument(
-        "--url", default="http://127.0.0.1:8080", help="address under which the page is reached (%(default)s)"
+        "--url",
+        type=_address,
+        default="http://127.0.0.1:8080",
+        help="address under which the page is reached (%(default)s)",
     )
     forget_parser = _command(commands, "forget", forget, "delete a name; the judgements stay under a pseudonym")
     forget_parser.add_argument("name", metavar="NAME")
@@ -71,9 +88,14 @@ def _ask_arguments(parser: argparse.ArgumentParser) -> None:
     items = parser.add_argument_group("items")
     items.add_argument("--kind", choices=KINDS, default="pair", help="what is asked (%(default)s)")
     items.add_argument(
-        "--judgements", type=_count, metavar="K", help="judgements of different annotators for an item (1)"
+        "--judgements",
+        type=_count,
+        metavar="K",
+        help="judgements of different annotators for an item (1); kept in the store",
     )
-    items.add_argument("--criteria", nargs="+", metavar="NAME", help="of ratings (helpful harmless honest)")
+    items.add_argument(
+        "--criteria", nargs="+", metavar="NAME", help="of ratings (helpful harmless honest); kept in the store"
+    )
     items.add_argument(
         "--per-prompt", type=_count, metavar="N", help="generated items of a prompt (1; all for rating and edit)"
     )
@@ -96,11 +118,12 @@ def _ask_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat-template", metavar="NAME", help="dialogue, chatml, a file or a template (the tokenizer's)"
     )
     models.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a model")
+    parser.set_defaults(defaults=_defaults(parser, (*GENERATION, "image_column")))
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8080, help="(%(default)s)")
+    parser.add_argument("--port", type=_port, default=8080, help="(%(default)s)")
     parser.add_argument("--root-path", default="", help="path under which a reverse proxy serves the page")
     parser.add_argument(
         "--guidelines", type=Path, metavar="FILE", help="Markdown for annotators; a new text is a new version"
@@ -124,6 +147,11 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ties", action="store_true", help="write pairs of probability 0.5 too")
     parser.add_argument("--decided", action="store_true", help="only items that are settled or adjudicated")
     parser.add_argument("--criterion", metavar="NAME", help="of ratings (the mean of all)")
+    parser.set_defaults(defaults=_defaults(parser, ("ties", "decided", "criterion")))
+
+
+def _defaults(parser: argparse.ArgumentParser, names: Iterable[str]) -> dict[str, Any]:
+    return {name: parser.get_default(name) for name in names}
 
 
 def _count(text: str) -> int:
@@ -133,16 +161,23 @@ def _count(text: str) -> int:
     return value
 
 
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{value} is outside 0 to 65535")
+    return value
+
+
+def _address(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address of a page; give one such as https://labels.example")
+    return text
+
+
 def ask(options: argparse.Namespace) -> None:
-    """Add items; what is in the store already stays as it is."""
-    if options.model and not options.prompts:
-        raise UserError("--model needs --prompts to respond to")
-    if not (options.prompts or options.pairs or options.gold or options.training or options.argilla):
-        raise UserError("nothing to ask; set --prompts, --pairs, --gold, --training or --argilla to a file")
-    if options.prompts and not options.model:
-        raise UserError("--prompts needs a --model that responds; set --pairs instead for responses that are recorded")
-    if options.argilla and options.kind != "pair":
-        raise UserError(f"Argilla's records are pairs and --kind is {options.kind}; remove --kind or --argilla")
+    """Add items; those in the store already stay, and take more judgements where more are asked."""
+    _check_sources(options)
     from rlhf_lightning.feedback import ask as sources
     from rlhf_lightning.feedback.candidates import ItemTemplate
 
@@ -158,6 +193,37 @@ def ask(options: argparse.Namespace) -> None:
             print(sources.ask_argilla(store, options.argilla, template), flush=True)
         if options.prompts:
             print(sources.ask_models(store, options.prompts, *_generation(options, template)), flush=True)
+
+
+def _check_sources(options: argparse.Namespace) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        UserError: an option belongs to a source or a kind that was not asked for.
+    """
+    if options.model and not options.prompts:
+        raise UserError("--model needs --prompts to respond to")
+    if not (options.prompts or options.pairs or options.gold or options.training or options.argilla):
+        raise UserError("nothing to ask; set --prompts, --pairs, --gold, --training or --argilla to a file")
+    if options.prompts and not options.model:
+        raise UserError("--prompts needs a --model that responds; set --pairs instead for responses that are recorded")
+    if options.argilla and options.kind != "pair":
+        raise UserError(f"Argilla's records are pairs and --kind is {options.kind}; remove --kind or --argilla")
+    if options.criteria and options.kind != "rating":
+        raise UserError(
+            f"--criteria are of ratings and --kind is {options.kind}; set --kind rating or remove --criteria"
+        )
+    if not options.prompts:
+        _refuse(options, GENERATION, "of generated responses; set --prompts and --model, or remove it")
+    if not (options.pairs or options.gold or options.training):
+        _refuse(options, ("image_column",), "of recorded responses; set --pairs, --gold or --training, or remove it")
+
+
+def _refuse(options: argparse.Namespace, names: Iterable[str], reason: str) -> None:
+    """Refuse an option that was given and has no use here."""
+    for name in names:
+        if getattr(options, name) != options.defaults[name]:
+            raise UserError(f"--{name.replace('_', '-')} is {reason}")
 
 
 def _generation(options: argparse.Namespace, template: Any) -> tuple[Any, Any]:
@@ -231,6 +297,12 @@ def export(options: argparse.Namespace) -> None:
 
     if options.format == "argilla" and options.kind != "pairs":
         raise UserError(f"Argilla's records are pairs and --kind is {options.kind}; remove --kind or --format")
+    if options.format == "argilla":
+        _refuse(options, ("ties", "decided"), "of rows, and Argilla's records hold every judgement; remove it")
+    if options.kind != "pairs":
+        _refuse(options, ("ties",), f"of pairs and --kind is {options.kind}; remove it")
+    if options.kind != "ratings":
+        _refuse(options, ("criterion",), f"of ratings and --kind is {options.kind}; remove it")
     with Store(options.store) as store:
         if options.format == "argilla":
             with store.database.snapshot() as connection:

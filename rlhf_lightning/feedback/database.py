@@ -34,6 +34,8 @@ class Database:
     """
 
     def __init__(self, path: Path, create: bool = False) -> None:
+        if path.is_dir():
+            raise UserError(f"store {path} is a folder; set --store to a file")
         if not create and not path.is_file():
             raise UserError(f"store {path} is not there; make it with `feedback ask` or set --store to another file")
         if not path.parent.is_dir():
@@ -132,6 +134,8 @@ class Database:
         """
         if target.exists():
             raise UserError(f"backup {target} is there already; remove it or give another name")
+        if not target.parent.is_dir():
+            raise UserError(f"backup {target}: there is no folder {target.parent}; make the folder first")
         partial = target.with_name(target.name + ".partial")
         try:
             partial.unlink(missing_ok=True)
@@ -194,6 +198,8 @@ def _errors(path: Path) -> Iterator[None]:
             hint = "the disk may be full: nothing of this was saved; free some space and try again"
         elif "locked" in reason or "busy" in reason:
             hint = "another process keeps it locked: nothing of this was saved; try again"
+        elif "unable to open" in reason or "readonly" in reason:
+            hint = "SQLite writes beside the file: make its folder writable, or copy the store to one that is"
         else:
             hint = "check the file and its folder"
         raise StoreUnavailableError(f"store {path}: {reason}; {hint}") from error

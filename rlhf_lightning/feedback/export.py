@@ -17,6 +17,9 @@ from rlhf_lightning.feedback.store import Store
 
 Row = dict[str, Any]
 
+SQLITE = b"SQLite format 3\0"
+"""How a database begins."""
+
 
 @dataclass
 class Exported:
@@ -245,8 +248,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or is a database or the log of one.
     """
+    if _is_database(path):
+        raise UserError(f"export {path} would replace an SQLite database, such as a store; give another name")
     partial = f"{path}.partial"
     try:
         with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
@@ -258,3 +263,13 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(partial)
         raise UserError(f"export {path} cannot be written: {error.strerror}") from error
+
+
+def _is_database(path: Path) -> bool:
+    """Whether a file is an SQLite database, or what SQLite or a server keeps beside one."""
+    for suffix in ("", "-wal", "-shm", "-journal", ".serving"):
+        if str(path).endswith(suffix):
+            with contextlib.suppress(OSError), open(str(path).removesuffix(suffix), "rb") as file:
+                if file.read(len(SQLITE)) == SQLITE:
+                    return True
+    return False

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from rlhf_lightning.feedback import forms
 from rlhf_lightning.feedback.answers import InvalidAnswerError
 from rlhf_lightning.feedback.judgements import Entry
-from rlhf_lightning.feedback.pages import LONGEST_SECONDS, identity, image, read_form, seconds_taken
+from rlhf_lightning.feedback.pages import LONGEST_SECONDS, identity, image, read_form, seconds_taken, shown_guidelines
 from rlhf_lightning.feedback.people import Annotator
 from rlhf_lightning.feedback.sessions import Refused, annotator_of, check_form
 from rlhf_lightning.feedback.views import first_words, from_script, go_to, media_paths, page, path_for
@@ -68,6 +68,7 @@ def _correction(
 ) -> Response:
     store = request.app.state.store
     filled = forms.fields(entry.item, entry.order, entry.answer) if form is None else forms.sent_fields(form)
+    version, guidelines = store.guidelines()
     return page(
         request,
         "task.html",
@@ -85,7 +86,8 @@ def _correction(
         wait=0,
         progress=None,
         settings=store.settings,
-        guidelines=store.guidelines()[1],
+        guidelines=guidelines,
+        guidelines_version=version,
         longest_comment=forms.LONGEST_COMMENT,
         here="history",
     )
@@ -102,7 +104,11 @@ async def save_correction(request: Request) -> Response:
         try:
             answer = forms.parse(entry.item, entry.order, store.settings, form)
             saved = store.correct(
-                annotator.id, entry.judgement_id, answer, seconds=seconds_taken(form, LONGEST_SECONDS)
+                annotator.id,
+                entry.judgement_id,
+                answer,
+                seconds=seconds_taken(form, LONGEST_SECONDS),
+                guidelines=shown_guidelines(form),
             )
         except (forms.FormError, InvalidAnswerError) as error:
             if from_script(request):

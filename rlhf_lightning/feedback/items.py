@@ -66,8 +66,9 @@ class NewItem:
     @property
     def key(self) -> str:
         """A digest of everything that makes it another item; the order of a pair's responses does not."""
+        criteria = [self.criteria] if self.criteria else []
         responses = sorted(digest([r.content, r.media and r.media.digest]) for r in self.responses)
-        return digest([self.round, self.kind, self.purpose, self.prompt, responses])
+        return digest([self.round, self.kind, self.purpose, self.prompt, responses, *criteria])
 
 
 class Message(NamedTuple):

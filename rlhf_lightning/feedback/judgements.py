@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.answers import Answer, agree, checked, correct
-from rlhf_lightning.feedback.items import Item, read_item
+from rlhf_lightning.feedback.items import Item, NewItem, read_item
 from rlhf_lightning.feedback.leases import Lease, WorkQueue
 
 
@@ -49,6 +50,15 @@ class Entry:
     pseudonym: str = field(default="", repr=False)
 
 
+class Viewing(NamedTuple):
+    """How an annotator saw an item, as the page reports it."""
+
+    seconds: float | None = None
+    """That the annotator took."""
+    guidelines: int | None = None
+    """The version on the page, 0 for none; None takes the newest."""
+
+
 class Place(NamedTuple):
     """Where one judgement counts at a time."""
 
@@ -57,7 +67,7 @@ class Place(NamedTuple):
     adjudication: int
 
 
-def save(queue: WorkQueue, annotator: int, lease_id: int, answer: Answer, seconds: float | None) -> Saved:
+def save(queue: WorkQueue, annotator: int, lease_id: int, answer: Answer, viewing: Viewing) -> Saved:
     """Append the judgement that a form gives.
 
     Raises:
@@ -75,12 +85,12 @@ def save(queue: WorkQueue, annotator: int, lease_id: int, answer: Answer, second
     answer = checked(
         answer, lease.item.kind, len(lease.item.responses), lease.item.criteria, reasons=queue.settings.reasons
     )
-    wait = lease.opened + queue.settings.minimum_seconds - queue.now
+    wait = lease.wait(queue.settings.minimum_seconds, queue.now)
     if wait > 0 and not answer.get("skip"):
         raise TooFastError(wait)
     if not _wanted(queue, lease, place):
         return Saved("expired")
-    judgement = _append(queue, place, "judge", answer, lease.order, seconds, lease=lease_id)
+    judgement = _append(queue, place, "judge", answer, lease.order, viewing, lease=lease_id)
     connection.execute("UPDATE leases SET closed = 1 WHERE id = ?", (lease_id,))
     return Saved("saved", judgement, _told(lease, answer))
 
@@ -108,7 +118,7 @@ def _wanted(queue: WorkQueue, lease: Lease, place: Place) -> bool:
     return lease.purpose != "item" or queue.room(place.annotator, place.item)
 
 
-def amend(queue: WorkQueue, annotator: int, judgement: int, answer: Answer, seconds: float | None) -> Saved:
+def amend(queue: WorkQueue, annotator: int, judgement: int, answer: Answer, viewing: Viewing) -> Saved:
     """Append a correction of one's own judgement."""
     row = _latest(queue.connection, annotator, judgement)
     if row is None:
@@ -122,7 +132,7 @@ def amend(queue: WorkQueue, annotator: int, judgement: int, answer: Answer, seco
     if taken and not queue.room(annotator, item.id):
         return Saved("expired")
     order = tuple(json.loads(row["ordering"]))
-    return Saved("saved", _append(queue, place, "correct", answer, order, seconds, replaces=judgement))
+    return Saved("saved", _append(queue, place, "correct", answer, order, viewing, replaces=judgement))
 
 
 def undo(queue: WorkQueue, annotator: int) -> Lease | None:
@@ -147,7 +157,7 @@ def undo(queue: WorkQueue, annotator: int) -> Lease | None:
     ):
         return None
     order = tuple(json.loads(found["ordering"]))
-    _append(queue, place, "undo", None, order, None, replaces=found["id"])
+    _append(queue, place, "undo", None, order, Viewing(), replaces=found["id"])
     return queue.assign(annotator, place.item, adjudication=bool(place.adjudication), order=order)
 
 
@@ -166,19 +176,20 @@ def _append(
     action: str,
     answer: Answer | None,
     order: tuple[int, ...],
-    seconds: float | None,
+    viewing: Viewing,
     replaces: int | None = None,
     lease: int | None = None,
 ) -> int:
     """Append a row, and update the latest judgement at its place and the state of its item."""
     connection = queue.connection
-    guidelines = connection.execute("SELECT max(version) FROM guidelines").fetchone()[0]
+    shown = "SELECT max(version) FROM guidelines WHERE ?1 IS NULL OR version <= ?1"
+    guidelines = connection.execute(shown, (viewing.guidelines,)).fetchone()[0]
     text = None if answer is None else json.dumps(answer)
     values = (place.annotator, place.item, action, place.adjudication, replaces, lease, text, json.dumps(order))
     judgement = connection.execute(
         "INSERT INTO judgements (annotator, item, action, adjudication, replaces, lease, answer, ordering, seconds, "
         "guidelines, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*values, seconds, guidelines, queue.now),
+        (*values, viewing.seconds, guidelines, queue.now),
     ).lastrowid
     connection.execute("DELETE FROM latest WHERE item = ? AND annotator = ? AND adjudication = ?", place)
     if answer is not None:
@@ -203,8 +214,25 @@ def record(queue: WorkQueue, annotator: int, item_key: str, answer: Answer) -> b
     ).fetchone():
         return False
     answer = checked(answer, item.kind, len(item.responses), item.criteria)
-    _append(queue, place, "judge", answer, tuple(range(len(item.responses))), None)
+    _append(queue, place, "judge", answer, tuple(range(len(item.responses))), Viewing())
     return True
+
+
+def raise_wanted(connection: sqlite3.Connection, items: Iterable[NewItem]) -> int:
+    """Ask more judgements of items that are in the store already; none of them is asked fewer.
+
+    Returns:
+        How many items take more judgements than before.
+    """
+    raised = 0
+    for item in items:
+        row = connection.execute(
+            "UPDATE items SET wanted = ?1 WHERE key = ?2 AND wanted < ?1 RETURNING id", (item.wanted, item.key)
+        ).fetchone()
+        if row is not None:
+            _update_state(connection, row["id"])
+            raised += 1
+    return raised
 
 
 def _update_state(connection: sqlite3.Connection, item: int) -> None:

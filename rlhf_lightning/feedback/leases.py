@@ -49,6 +49,11 @@ class Lease:
     answer: Answer | None = field(default=None, repr=False)
     """The answer that this lease's form gave; None as long as it gave none."""
 
+    def wait(self, minimum: float, now: float) -> float:
+        """Return the seconds until an answer is taken; 0 where the clock was set back, as nobody knows how long it took."""
+        elapsed = now - self.opened
+        return max(0.0, minimum - elapsed) if elapsed >= 0 else 0.0
+
 
 @dataclass(frozen=True)
 class WorkQueue:

@@ -85,7 +85,7 @@ def task_page(
 ) -> Response:
     """Show the item of a lease with its form, filled as it was sent where that was refused."""
     store = request.app.state.store
-    elapsed = time.time() - lease.opened
+    version, guidelines = store.guidelines()
     values.setdefault("here", "")
     return page(
         request,
@@ -101,10 +101,11 @@ def task_page(
         fields=forms.sent_fields(form) if form is not None else {},
         error=error,
         entry=None,
-        wait=round(max(0.0, store.settings.minimum_seconds - elapsed), 1),
+        wait=round(lease.wait(store.settings.minimum_seconds, time.time()), 1),
         progress=store.progress_of(annotator.id),
         settings=store.settings,
-        guidelines=store.guidelines()[1],
+        guidelines=guidelines,
+        guidelines_version=version,
         longest_comment=forms.LONGEST_COMMENT,
         **values,
     )
@@ -127,7 +128,8 @@ def _save(request: Request, form: FormData) -> Response:
     if lease.answer is None:
         try:
             answer = forms.parse(lease.item, lease.order, store.settings, form)
-            saved = store.save(annotator.id, lease.id, answer, seconds=seconds_taken(form, time.time() - lease.opened))
+            seconds = seconds_taken(form, time.time() - lease.opened)
+            saved = store.save(annotator.id, lease.id, answer, seconds=seconds, guidelines=shown_guidelines(form))
         except (forms.FormError, InvalidAnswerError) as error:
             return _refused_form(request, annotator, lease, form, str(error))
         except TooFastError as error:
@@ -189,6 +191,12 @@ def seconds_taken(form: FormData, elapsed: float) -> float:
     except ValueError:
         reported = elapsed
     return max(0.0, min(reported, elapsed, LONGEST_SECONDS)) if reported == reported else elapsed
+
+
+def shown_guidelines(form: FormData) -> int | None:
+    """Return the version of the guidelines that the page showed; None where the form does not say."""
+    text = str(form.get("guidelines", ""))
+    return identity(text) if text else None
 
 
 async def undo(request: Request) -> Response:

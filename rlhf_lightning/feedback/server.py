@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Any
 
@@ -176,8 +178,13 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(
+                f"--host is {host}, which is no address of this machine; set --host to 127.0.0.1, or to one of its addresses"
+            ) from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(
-            f"--port is {port} on {host}, which cannot be listened on ({error.strerror or error}); set --port to another one"
+            f"--port is {port} on {host}, which cannot be listened on ({reason}); set --port to another one"
         ) from error
     # asyncio sets this on sockets of its own making; without it each answer of two packets waits 40 ms for an acknowledgement
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

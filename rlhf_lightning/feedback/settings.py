@@ -52,8 +52,14 @@ class Settings:
                 f"lease seconds is {self.lease_seconds}; an annotator needs at least a second, and twice the minimum of "
                 f"{self.minimum_seconds}: set a longer lease"
             )
-        if not self.criteria or len(set(self.criteria)) < len(self.criteria):
-            raise UserError(f"criteria are {', '.join(self.criteria) or 'empty'}; give each a name of its own")
+        if not self.title.strip():
+            raise UserError("title is empty; set it to the heading of the page")
+        for what, names in (("criteria", self.criteria), ("reasons", self.reasons)):
+            if len({name.strip() for name in names} - {""}) < len(names):
+                found = ", ".join(name.strip() or repr(name) for name in names)
+                raise UserError(f"{what} are {found}; give each a name of its own")
+        if not self.criteria:
+            raise UserError("criteria are empty; name at least one")
 
 
 def read_settings(connection: sqlite3.Connection) -> Settings:

@@ -36,7 +36,19 @@ from rlhf_lightning.feedback import people
 from rlhf_lightning.feedback.answers import Answer
 from rlhf_lightning.feedback.database import Database
 from rlhf_lightning.feedback.items import NewItem, add_items, read_media
-from rlhf_lightning.feedback.judgements import Entry, Place, Saved, amend, entries, latest_at, record, save, undo
+from rlhf_lightning.feedback.judgements import (
+    Entry,
+    Place,
+    Saved,
+    Viewing,
+    amend,
+    entries,
+    latest_at,
+    raise_wanted,
+    record,
+    save,
+    undo,
+)
 from rlhf_lightning.feedback.leases import Lease, WorkQueue
 from rlhf_lightning.feedback.people import Annotator
 from rlhf_lightning.feedback.settings import Settings, read_settings, write_settings
@@ -169,12 +181,21 @@ class Store(AbstractContextManager["Store"]):
         with self._queue(write=False) as queue:
             return queue.lease(annotator_id, _id(lease_id))
 
-    def save(self, annotator_id: int, lease_id: int, answer: Answer, *, seconds: float | None = None) -> Saved:
+    def save(
+        self,
+        annotator_id: int,
+        lease_id: int,
+        answer: Answer,
+        *,
+        seconds: float | None = None,
+        guidelines: int | None = None,
+    ) -> Saved:
         """Save the answer to a lease, and lease the next item to the annotator.
 
         Args:
             annotator_id: who answers. lease_id: of the form. answer: see `answers`.
             seconds: that the annotator took, as the page measured them.
+            guidelines: the version that the page showed, 0 for none; None takes the newest.
 
         Raises:
             InvalidAnswerError: the answer has not the item's form.
@@ -182,15 +203,26 @@ class Store(AbstractContextManager["Store"]):
             StoreUnavailableError: nothing was saved.
         """
         with self._queue() as queue:
-            saved = save(queue, annotator_id, _id(lease_id), answer, _seconds(seconds))
+            saved = save(queue, annotator_id, _id(lease_id), answer, Viewing(_seconds(seconds), guidelines))
             if saved.status == "saved":
                 queue.next(annotator_id)
             return saved
 
-    def correct(self, annotator_id: int, judgement_id: int, answer: Answer, *, seconds: float | None = None) -> Saved:
-        """Replace an own judgement that counts now; the same answer again changes nothing. Raises as `save` does."""
+    def correct(
+        self,
+        annotator_id: int,
+        judgement_id: int,
+        answer: Answer,
+        *,
+        seconds: float | None = None,
+        guidelines: int | None = None,
+    ) -> Saved:
+        """Replace an own judgement that counts now; the same answer again changes nothing.
+
+        Takes and raises what `save` does.
+        """
         with self._queue() as queue:
-            return amend(queue, annotator_id, _id(judgement_id), answer, _seconds(seconds))
+            return amend(queue, annotator_id, _id(judgement_id), answer, Viewing(_seconds(seconds), guidelines))
 
     def undo(self, annotator_id: int) -> Lease | None:
         """Withdraw the newest own judgement and lease its item again; None where there is nothing to undo."""
@@ -244,6 +276,8 @@ class Store(AbstractContextManager["Store"]):
     def add(self, items: Iterable[NewItem]) -> int:
         """Append items to the queue and return how many are new; one that is there already stays as it is.
 
+        See `raise_wanted` for more judgements of it.
+
         Many items take several transactions, so that a server of the store can save between them.
         """
         remaining, added = iter(items), 0
@@ -251,6 +285,14 @@ class Store(AbstractContextManager["Store"]):
             with self.database.write() as connection:
                 added += add_items(connection, chunk, self._clock())
         return added
+
+    def raise_wanted(self, items: Iterable[NewItem]) -> int:
+        """Ask more judgements of items that are there already, and return of how many; none is asked fewer."""
+        remaining, raised = iter(items), 0
+        while chunk := list(itertools.islice(remaining, ITEMS_AT_A_TIME)):
+            with self.database.write() as connection:
+                raised += raise_wanted(connection, chunk)
+        return raised
 
     def record(self, item_key: str, pseudonym: str, answer: Answer) -> bool:
         """Append a judgement that was made elsewhere; False where this annotator has judged the item already."""

@@ -54,8 +54,7 @@ class Folder:
         return done.stdout
 
     def program(self, words: list[str]) -> list[str]:
-        assert words[0] == "python"
-        return [sys.executable, *words[1:]]
+        return [sys.executable, *words[1:]] if words[0] == "python" else words
 
     @contextmanager
     def serve(self, words: list[str]) -> Iterator[str]:
@@ -91,9 +90,8 @@ def judge(page: Any) -> int:
 
 def test_the_documented_walk_leads_to_a_reward_model(tmp_path: Path, chromium: Any, watch: Any) -> None:
     folder, link, judged = Folder(tmp_path), "", 0
-    (tmp_path / "guidelines.md").write_text("# Longer is better\n")
     walk = commands()
-    assert len(walk) == 7
+    assert len(walk) == 8
     for words in walk:
         if "serve" in words:
             with folder.serve(words) as address:

@@ -13,7 +13,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.candidates import ItemBuilder, ItemTemplate, read_items, read_prompts
 
 PAIR = ItemTemplate("pair", 3, ())
-GIF = b"GIF89a" + bytes(20)
+GIF, PNG = b"GIF89a" + bytes(20), b"\x89PNG\r\n\x1a\n" + bytes(20)
 
 
 def lines(path: Path, *rows: Any) -> str:
@@ -43,12 +43,38 @@ def test_recorded_pairs_of_every_shape(tmp_path: Path) -> None:
 
 def test_images_are_read_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.gif").write_bytes(GIF)
-    (tmp_path / "b.png").write_bytes(b"png")
+    (tmp_path / "b.png").write_bytes(PNG)
     file = lines(tmp_path / "clips.jsonl", {"prompt": "which walks better?", "clips": ["a.gif", "b.png"]})
     (item,) = read_items(file, ItemTemplate("pair", 1, (), image_column="clips"), "item")
     media = [response.media for response in item.responses]
-    assert [(m.type, m.data) for m in media if m] == [("image/gif", GIF), ("image/png", b"png")]
+    assert [(m.type, m.data) for m in media if m] == [("image/gif", GIF), ("image/png", PNG)]
     assert [response.content for response in item.responses] == [None, None]
+
+
+def test_an_images_content_says_its_kind(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"RIFF\x0a\x00\x00\x00WEBPVP8 ")
+    (tmp_path / "b.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+    (tmp_path / "c.png").write_bytes(b"")
+    (tmp_path / "d.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    file = lines(tmp_path / "good.jsonl", {"prompt": "which?", "images": ["a.png", "d.jpg"]})
+    (item,) = read_items(file, PAIR, "item")
+    assert [response.media and response.media.type for response in item.responses] == ["image/webp", "image/jpeg"]
+    for bad in ("b.png", "c.png", "/dev/zero", "."):
+        file = lines(tmp_path / "bad.jsonl", {"prompt": "which?", "images": ["a.png", bad]})
+        with pytest.raises(UserError, match=r"bad\.jsonl:1: image .* is none of png, jpeg, gif, webp; fix the row"):
+            read_items(file, PAIR, "item")
+
+
+def test_an_image_column_that_no_row_has(tmp_path: Path) -> None:
+    file = lines(tmp_path / "p.jsonl", {"prompt": "hi", "chosen": "a", "rejected": "b"})
+    with pytest.raises(UserError, match=r"--image-column is clips, and no row of .*p\.jsonl has it"):
+        read_items(file, ItemTemplate("pair", 1, (), "clips"), "item")
+
+
+def test_other_criteria_make_another_item(tmp_path: Path) -> None:
+    file = lines(tmp_path / "p.jsonl", {"prompt": "hi", "response": "a"})
+    (one,), (other,) = (read_items(file, ItemTemplate("rating", 1, (name,)), "item") for name in ("kind", "short"))
+    assert one.key != other.key
 
 
 @pytest.mark.parametrize(
@@ -57,7 +83,7 @@ def test_images_are_read_beside_the_file(tmp_path: Path) -> None:
         (PAIR, "item", {"prompt": "hi", "responses": ["a"]}, r"a pair needs 2 responses, found 1"),
         (PAIR, "item", {"prompt": "hi", "responses": ["a", "a"]}, "two responses are the same"),
         (PAIR, "item", {"prompt": "hi"}, "a pair needs 2 responses, found 0"),
-        (PAIR, "item", {"responses": ["a", "b"]}, "column 'prompt' must be text or a list of messages"),
+        (PAIR, "item", {"responses": ["a", "b"]}, "column 'prompt' is missing, found responses"),
         (PAIR, "item", {"prompt": "hi", "responses": "ab"}, "column 'responses' must be a list, found str"),
         (PAIR, "item", {"prompt": "hi", "responses": ["a", "b"], "models": ["x"]}, "2 responses, 1 models and 2 images"),
         (PAIR, "item", {"prompt": "hi", "responses": ["a", "\ud800"]}, "column 'responses' is not Unicode text"),
@@ -78,6 +104,7 @@ def test_a_bad_row_is_named_by_its_line(
     tmp_path: Path, template: ItemTemplate, purpose: str, row: Any, said: str
 ) -> None:
     good = {"prompt": "ok", "chosen": "a", "rejected": "b", "responses": ["a", "b"], "answer": {"choice": 0}}
+    (tmp_path / "x.svg").write_text("<svg/>")
     file = lines(tmp_path / "rows.jsonl", *([good] if template is PAIR else []), row)
     line = 2 if template is PAIR else 1
     with pytest.raises(UserError, match=rf"rows\.jsonl:{line}: .*{said}.*; fix the (row or remove it|file)"):
@@ -88,7 +115,7 @@ def test_prompts_are_read_up_to_where_the_assistant_answers(tmp_path: Path) -> N
     dialogue = "\n\nHuman: hi\n\nAssistant: hello"
     rows = read_prompts(lines(tmp_path / "p.jsonl", {"prompt": "plain"}, {"prompt": dialogue}))
     assert [row["prompt"] for row in rows] == ["plain", [{"role": "user", "content": "hi"}]]
-    with pytest.raises(UserError, match=r"p\.jsonl:1: column 'prompt' must be text"):
+    with pytest.raises(UserError, match=r"p\.jsonl:1: column 'prompt' is missing, found"):
         read_prompts(lines(tmp_path / "p.jsonl", {"text": "x"}))
     with pytest.raises(UserError, match="is empty: no row to use"):
         read_prompts(lines(tmp_path / "p.jsonl"))

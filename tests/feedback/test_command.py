@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.feedback.agreement import overview
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.playground import task
 
@@ -65,6 +66,18 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
         (["ask", "--pairs", "nosuch.jsonl"], "data file nosuch.jsonl is not there"),
         (["ask", "--argilla", "x.json", "--kind", "edit"], "Argilla's records are pairs and --kind is edit"),
         (["export", "x.json", "--format", "argilla", "--kind", "ratings"], "Argilla's records are pairs"),
+        (["export", "x.json", "--format", "argilla", "--decided"], "--decided is of rows"),
+        (["export", "x.jsonl", "--kind", "ratings", "--ties"], "--ties is of pairs and --kind is ratings"),
+        (["export", "x.jsonl", "--criterion", "short"], "--criterion is of ratings and --kind is pairs"),
+        (["ask", "--pairs", "p.jsonl", "--criteria", "short"], "--criteria are of ratings and --kind is pair"),
+        (["ask", "--pairs", "p.jsonl", "--responses", "3"], "--responses is of generated responses; set --prompts"),
+        (["ask", "--pairs", "p.jsonl", "--temperature", "0.5"], "--temperature is of generated responses"),
+        (["ask", "--argilla", "a.json", "--image-column", "c"], "--image-column is of recorded responses"),
+        (["ask", "--pairs", "p.jsonl", "--kind", "rating", "--criteria", ""], "criteria are ''; give each a name"),
+        (["serve", "--port", "65536"], "--port: 65536 is outside 0 to 65535"),
+        (["invite", "Ada", "--url", "labels.example"], "'labels.example' is no address of a page"),
+        (["invite", "Ada", "--url", "ftp://labels.example"], "is no address of a page"),
+        (["status", "--store", "."], "store . is a folder"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
@@ -110,12 +123,67 @@ def test_ratings_take_the_criteria(capsys: pytest.CaptureFixture[str]) -> None:
         assert lease.item.criteria == ("polite", "short")
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "nosuch.invalid"])
+def test_an_address_of_another_machine_is_no_host(capsys: pytest.CaptureFixture[str], host: str) -> None:
+    pytest.importorskip("uvicorn")
+    assert feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS)) == 0
+    assert feedback("serve", "--host", host, "--port", "0") == 2
+    assert f"--host is {host}, which is no address of this machine; set --host" in capsys.readouterr().err
+
+
+def test_a_backup_names_the_folder_that_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS)) == 0
+    assert feedback("backup", "nosuch/copy.db") == 2
+    assert "backup nosuch/copy.db: there is no folder nosuch; make the folder first" in capsys.readouterr().err
+
+
+def test_the_same_file_with_more_judgements_asks_more(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = write("pairs.jsonl", *PAIRS)
+    assert feedback("ask", "--pairs", pairs) == 0
+    assert feedback("invite", "Ada") == 0
+    with Store("feedback.db") as store:
+        (ada,) = store.people()
+        while (lease := store.next(ada.id)) is not None:
+            store.save(ada.id, lease.id, {"choice": 0})
+        assert overview(store).settled == 3
+    capsys.readouterr()
+    assert feedback("ask", "--pairs", pairs, "--judgements", "2") == 0
+    assert capsys.readouterr().out == (
+        "recorded items: 0 new, 3 in the store already; 3 of them take more judgements now\n"
+    )
+    assert feedback("ask", "--pairs", pairs, "--judgements", "1") == 0
+    assert "take more" not in capsys.readouterr().out
+    with Store("feedback.db") as store:
+        assert overview(store).open == 3
+        bob = store.invited(store.invite("Bob"))
+        assert bob is not None
+        assert store.next(ada.id) is None
+        assert store.next(bob.id) is not None
+
+
+@pytest.mark.parametrize("target", ["feedback.db", "feedback.db-wal", "feedback.db.serving", "./feedback.db", "link"])
+def test_an_export_never_replaces_a_store(capsys: pytest.CaptureFixture[str], target: str) -> None:
+    assert feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS)) == 0
+    Path("link").symlink_to("feedback.db")
+    with Store("feedback.db") as store:
+        ada = store.invited(store.invite("Ada"))
+        assert ada is not None
+        lease = store.next(ada.id)
+        assert lease is not None
+        store.save(ada.id, lease.id, {"choice": 0})
+    assert feedback("export", target) == 2
+    assert f"export {Path(target)} would replace an SQLite database" in capsys.readouterr().err
+    with Store("feedback.db") as store:
+        assert len(store.latest()) == 1
+
+
 def test_an_image_column_of_another_name() -> None:
-    Path("a.png").write_bytes(b"a"), Path("b.png").write_bytes(b"b")
+    png = b"\x89PNG\r\n\x1a\n"
+    Path("a.png").write_bytes(png + b"a"), Path("b.png").write_bytes(png + b"b")
     rows = write("clips.jsonl", {"prompt": "which?", "clips": ["a.png", "b.png"]})
     assert feedback("ask", "--pairs", rows, "--image-column", "clips") == 0
     with Store("feedback.db") as store:
-        assert store.media(1, 1) == ("image/png", b"b")
+        assert store.media(1, 1) == ("image/png", png + b"b")
 
 
 def test_invite_prints_a_link_and_forget_ends_it(capsys: pytest.CaptureFixture[str]) -> None:

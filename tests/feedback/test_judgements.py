@@ -292,3 +292,31 @@ def test_a_snapshot_sees_one_state_and_keeps_nobody_waiting(store: Store) -> Non
         assert connection.execute("SELECT count(*) FROM items").fetchone()[0] == 0
         store.add([pair(1)])
         assert connection.execute("SELECT count(*) FROM items").fetchone()[0] == 0
+
+
+@pytest.mark.parametrize(("shown", "kept"), [(None, 2), (2, 2), (1, 1), (0, None), (9, 2)])
+def test_a_judgement_keeps_the_guidelines_that_its_page_showed(
+    store: Store, person: Person, shown: int | None, kept: int | None
+) -> None:
+    store.add([pair(1)])
+    ada = person("Ada")
+    lease = store.next(ada)
+    assert lease is not None
+    for text in ("first", "second"):
+        store.set_guidelines(text)
+    saved = store.save(ada, lease.id, {"choice": 1}, guidelines=shown)
+    assert saved.judgement_id is not None
+    store.correct(ada, saved.judgement_id, {"choice": 0}, guidelines=shown)
+    with store.database.read() as connection:
+        assert [row[0] for row in connection.execute("SELECT guidelines FROM judgements")] == [kept, kept]
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_waiting(store: Store, person: Person, clock: Clock) -> None:
+    store.add([pair(1)])
+    store.update_settings(minimum_seconds=5.0)
+    ada = person("Ada")
+    lease = store.next(ada)
+    assert lease is not None
+    clock.now -= 3600
+    assert lease.wait(5.0, clock.now) == 0
+    assert store.save(ada, lease.id, {"choice": 0}).status == "saved"

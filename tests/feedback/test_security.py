@@ -80,6 +80,17 @@ def test_a_judgement_is_saved_once_by_its_annotator(store: Store) -> None:
     assert judgements(store) == 1
 
 
+def test_guidelines_that_change_while_a_page_is_open(store: Store) -> None:
+    client = browser(store, "Ada")
+    store.set_guidelines("first")
+    form = form_of(client)
+    version = re.search(r'name="guidelines" value="(\d+)"', client.get("/").text)[1]
+    store.set_guidelines("second")
+    assert client.post("/save", data=form | {"guidelines": version}).headers["location"] == "/"
+    with store.database.read() as connection:
+        assert connection.execute("SELECT guidelines FROM judgements").fetchone()[0] == int(version) == 1
+
+
 def test_a_second_answer_to_the_same_form_does_not_count(store: Store) -> None:
     client = browser(store, "Ada")
     form = form_of(client)  # two tabs show one form
