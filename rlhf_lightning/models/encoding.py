@@ -7,19 +7,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.conversation import Conversation, Message, conversation, is_learned
+from rlhf_lightning.models.rendering import TemplateRenderer
 from rlhf_lightning.types import Rows
 
-Text = str | list[dict[str, str]]
+Text = str | list[Message]
 """Plain text, or messages with `role` and `content`."""
+ANCHORS = ("\n", ":", ">")
+"""Texts that a tokenizer may keep apart from what follows."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a prompt and a recorded response."""
+
+    prompt: list[int]
+    """What generation is given."""
+    response: list[int]
+    """With a stop token at its end."""
+    mask: list[bool]
+    """Of the response: True for tokens that are learned, all of them turns of the assistant."""
 
 
 @dataclass
 class Encoder:
-    """A tokenizer and the limits of a run; counts what it cut."""
+    """Turns rows into token ids within the limits of a run, and counts what it truncated."""
 
     tokenizer: Any
     stop_tokens: list[int]
@@ -30,44 +45,170 @@ class Encoder:
     """Longer prompts lose their beginning; None refuses those that leave no room."""
     truncated_counts: dict[str, int] = field(default_factory=dict)
     """How many prompts and responses were shortened."""
+    retokenized: int = 0
+    """Responses whose ids are not the rest of the ids of the whole conversation, as the prompt's ids do not begin it."""
+    _recent: dict[tuple[str, bool], list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Prepare the renderer of the chat template."""
+        self.renderer = TemplateRenderer(self.tokenizer)
 
     def prompt(self, text: Text) -> list[int]:
-        """Token ids of a prompt, at least one; messages go through the chat template, up to where the assistant answers."""
-        if isinstance(text, str):
-            ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
-            ids = (
-                ids[:-1]
-                if len(ids) > 1 and ids[-1] in self.stop_tokens and ids[-1] == self.tokenizer.eos_token_id
-                else ids
-            )
-        else:
-            ids = list(
-                self.tokenizer(self._template(text, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
-            )
+        """Encode a prompt as generation is given it.
+
+        Args:
+            text: plain text, or messages, which are rendered up to where the assistant answers.
+
+        Returns:
+            At least one token id.
+        """
+        ids = self._whole_prompt(text)
         if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
             self._count("prompts")
             ids = ids[-self.max_prompt_length :]
-        return ids or [self._first]
+        return ids
 
     def response(self, prompt: Text, response: Text) -> list[int]:
-        """Token ids of a recorded response, with a stop token at its end; after messages it is an assistant's turn."""
-        if isinstance(prompt, str):
-            text = response if isinstance(response, str) else "".join(turn["content"] for turn in response)
-            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        else:
-            turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-            ids = self._after(self._template([*prompt, *turns]), self._template(prompt, add_generation_prompt=True))
-        ids = self._without_tail(ids)
-        return ids if ids and ids[-1] in self.stop_tokens else [*ids, self.stop_tokens[0]]
+        """Encode a recorded response, with a stop token at its end; after messages it is an assistant's turn."""
+        return self.encode(prompt, response).response
 
-    def _after(self, full: str, start: str) -> list[int]:
-        """Tokens of what a template adds to a prompt, cut where the text is cut: tokens never reach across, as in generation."""
-        if not full.startswith(start):
+    def encode(self, prompt: Text, response: Text) -> Encoded:
+        """Turn a prompt and its response into ids and a mask of what is learned: the one place where that happens.
+
+        The prompt's ids are those of `prompt`. The response is the rest of the ids of the whole rendered conversation where
+        the prompt's ids begin it. Elsewhere it is the remaining text, tokenized behind the prompt, and counted.
+
+        Args:
+            prompt: plain text, or messages.
+            response: plain text, or messages that begin and end with the assistant's.
+
+        Raises:
+            UserError: the template refuses the conversation, or renders the prompt otherwise once the response follows.
+        """
+        if isinstance(prompt, str):
+            answer = response if isinstance(response, str) else _texts(response)
+            start, full, special = prompt, prompt + answer, True
+        else:
+            turns: list[Message] = (
+                [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+            )
+            talk = conversation(prompt)
+            if len(turns) > 1:
+                return self._several_turns(talk, turns)
+            self.renderer.check_last(turns[-1])
+            start, special = self.renderer.render(talk, add_generation_prompt=True), False
+            full = self.renderer.render(talk.followed_by(turns))
+            if not full.startswith(start):
+                full = start + self._behind_header(talk, turns, start, full)
+                return self._finished(prompt, self._behind(full[len(start) :]), counted=True)
+        begin, whole = self._ids(start, special), self._ids(full, special)
+        if whole[: len(begin)] == begin:
+            return self._finished(prompt, whole[len(begin) :])
+        return self._finished(prompt, self._behind(full[len(start) :]), counted=True)
+
+    def generated(self, prompt: Text, text: str) -> list[int]:
+        """Encode text that a policy generated behind `prompt`, with a stop token at its end.
+
+        The text of a message does not have the space that a template may write before it, and generated text does. Without
+        such a space the text is the message.
+        """
+        if not isinstance(prompt, str) and (bare := text.strip()) != text:
+            talk = conversation(prompt)
+            start = self.renderer.render(talk, add_generation_prompt=True)
+            full = self.renderer.render(talk.followed_by([{"role": "assistant", "content": bare}]))
+            if full.startswith(start + text):
+                return self.response(prompt, bare)
+        return self.response(prompt, text)
+
+    def _whole_prompt(self, text: Text) -> list[int]:
+        if isinstance(text, str):
+            return self._ids(text, True) or [self._first]
+        return self._ids(self.renderer.render(text, add_generation_prompt=True), False) or [self._first]
+
+    def _finished(self, prompt: Text, response: list[int], counted: bool = False) -> Encoded:
+        self.retokenized += counted
+        ids = self._without_tail(response)
+        ids = ids if ids and ids[-1] in self.stop_tokens else [*ids, self.stop_tokens[0]]
+        return Encoded(self.prompt(prompt), ids, [True] * len(ids))
+
+    def _several_turns(self, talk: Conversation, turns: list[Message]) -> Encoded:
+        """A response of several turns, of which the assistant's are learned and the others are context.
+
+        Raises:
+            UserError: the template renders a turn otherwise once others follow.
+        """
+        whole = self._ids(self.renderer.render(talk.followed_by(turns)), False)
+        learned = [False] * len(whole)
+        begin = 0
+        for place, turn in enumerate(turns):
+            if turn.get("role") != "assistant":
+                continue
+            self.renderer.check_last(turn)
+            before = talk.followed_by(turns[:place])
+            prompt = self._ids(self.renderer.render(before, add_generation_prompt=True), False)
+            if whole[: len(prompt)] != prompt:
+                raise UserError(
+                    f"a response has {len(turns)} turns, and the chat template renders turn {place + 1} otherwise once others "
+                    "follow, so they cannot be one response; give a row per turn, or set chat_template to another template"
+                )
+            begin = begin or len(prompt)
+            until = self._ids(self.renderer.render(before.followed_by([turn])), False)
+            own = self._without_tail(whole[len(prompt) : common_length(whole, until)])
+            if is_learned(turn):
+                learned[len(prompt) : len(prompt) + len(own)] = [True] * len(own)
+            end = len(prompt) + len(own)
+        ids, mask = whole[begin:end], learned[begin:end]
+        if ids[-1] not in self.stop_tokens:
+            ids, mask = [*ids, self.stop_tokens[0]], [*mask, is_learned(turns[-1])]
+        return Encoded(self.prompt(talk), ids, mask)
+
+    def _behind_header(self, talk: Conversation, turns: list[Message], start: str, full: str) -> str:
+        """The text of a turn where the template's generation prompt is not the turn's header, as with `<think>`.
+
+        Raises:
+            UserError: the template renders the prompt itself otherwise once an answer follows.
+        """
+        base = self.renderer.render(talk)
+        one, other = (
+            self.renderer.render(talk.followed_by([{"role": "assistant", "content": letter}])) for letter in "\u03b1\u03b2"
+        )
+        header = min(common_length(one, other), common_length(full, one))
+        if not (full.startswith(base) and start.startswith(base)) or header < len(base):
             raise UserError(
                 "the tokenizer's chat template does not continue a prompt: the text of prompt and answer together does not "
-                "start with that of the prompt; give another with chat_template beside the model's name"
+                "start with that of the prompt; set chat_template beside the model's name to another template"
             )
-        return list(self.tokenizer(full[len(start) :], add_special_tokens=False)["input_ids"])
+        return full[header:]
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        """Ids of a text; with `special` those that the tokenizer puts at its beginning, once, and none at its end."""
+        key = (text, special)
+        if key not in self._recent:
+            if len(self._recent) > 7:
+                self._recent.pop(next(iter(self._recent)))
+            self._recent[key] = self._tokenize(text, special)
+        return self._recent[key]
+
+    def _tokenize(self, text: str, special: bool) -> list[int]:
+        try:
+            ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        except Exception as error:  # half of a surrogate pair, for one
+            raise UserError(f"the tokenizer cannot read the text {text!r:.60}: {error}; fix the row") from error
+        if special:
+            begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+            if len(ids) > 1 and ids[0] == ids[1] == begin is not None:
+                ids = ids[1:]  # the text begins with it too
+            if len(ids) > 1 and ids[-1] == end and end in self.stop_tokens:
+                ids = ids[:-1]
+        return ids
+
+    def _behind(self, text: str) -> list[int]:
+        """Ids of a text that follows another one: without the space that some tokenizers put at a beginning."""
+        for anchor in ANCHORS:
+            alone, both = self._tokenize(anchor, False), self._tokenize(anchor + text, False)
+            if both[: len(alone)] == alone:
+                return both[len(alone) :]
+        return self._tokenize(text, False)
 
     def _without_tail(self, ids: list[int]) -> list[int]:
         """Templates write a newline after the stop token, Phi-3's another stop token after that: the first of them is the end."""
@@ -79,27 +220,25 @@ class Encoder:
                 break
         return ids[: last + 1]
 
-    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                f"the data is conversational and the tokenizer {self.tokenizer.name_or_path!r} has no chat template; "
-                "set chat_template beside the model's name (a path, a template, or one of: dialogue, chatml)"
-            )
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-        except TemplateError as error:
-            said = f"{messages[0]['role']}: {messages[0]['content']:.60}"
-            raise UserError(
-                f"the chat template cannot write the conversation that begins with {said!r}: {error}; change the row, or give "
-                "another template with chat_template beside the model's name"
-            ) from error
+    def together(self, prompt: Text, responses: Sequence[Text], max_length: int | None) -> tuple[list[int], list[Encoded]]:
+        """Encode responses that are compared, all behind the same prompt, truncated for all alike.
 
-    def pair(self, prompt: list[int], response: list[int], max_length: int | None) -> tuple[list[int], list[int]]:
-        """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response.
+        Returns:
+            The prompt's ids and the encoded responses, each at most `max_length` tokens with the prompt.
+        """
+        encoded = [self.encode(prompt, response) for response in responses]
+        longest = max(encoded, key=lambda each: len(each.response))
+        kept, _ = self.pair(longest.prompt, longest.response, max_length)
+        limit = self.limit(max_length) - len(kept)
+        return kept, [Encoded(kept, each.response[:limit], each.mask[:limit]) for each in encoded]
+
+    def fit(self, encoded: Encoded, max_length: int | None) -> Encoded:
+        """Truncate to `max_length` tokens, as `pair` does."""
+        prompt, response = self.pair(encoded.prompt, encoded.response, max_length)
+        return Encoded(prompt, response, encoded.mask[: len(response)])
+
+    def limit(self, max_length: int | None) -> int:
+        """Tokens that a prompt and its response may have together.
 
         Raises:
             UserError: that is not room for a token of each.
@@ -109,6 +248,15 @@ class Encoder:
             raise UserError(
                 f"max_length is {limit}; it must be at least 2, for a token of the prompt and one of the response"
             )
+        return limit
+
+    def pair(self, prompt: list[int], response: list[int], max_length: int | None) -> tuple[list[int], list[int]]:
+        """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response.
+
+        Raises:
+            UserError: that is not room for a token of each.
+        """
+        limit = self.limit(max_length)
         if len(prompt) + len(response) <= limit:
             return prompt, response
         self._count("pairs of prompt and response")
@@ -152,9 +300,9 @@ class Encoder:
             )
 
     def decode(self, tokens: Tensor, mask: Tensor, special: bool = False) -> list[str]:
-        """B strings of the tokens under the mask."""
+        """Decode the tokens under the mask to B strings, white space included."""
         rows = zip(tokens.cpu(), mask.cpu(), strict=True)
-        return [self.tokenizer.decode(row[kept], skip_special_tokens=not special).strip() for row, kept in rows]
+        return [self.tokenizer.decode(row[kept], skip_special_tokens=not special) for row, kept in rows]
 
     @property
     def _first(self) -> int:
@@ -188,10 +336,41 @@ def right_padded(
 
 
 def recorded_rows(
-    prompts: list[list[int]], responses: list[list[int]], groups: list[int], stop_tokens: list[int], pad: int
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    groups: list[int],
+    stop_tokens: list[int],
+    pad: int,
+    masks: list[list[bool]] | None = None,
 ) -> Rows:
-    """`Rows` of B prompts with a recorded response each."""
+    """Build `Rows` of B prompts with a recorded response each; `masks` say which of its tokens are learned, by default all."""
     tokens, prompt_mask = left_padded(prompts, pad)
     generated, mask = right_padded(responses, pad)
+    if masks is not None:
+        mask = mask & right_padded(masks, 0)[0].bool()
     truncated = torch.tensor([not ids or ids[-1] not in stop_tokens for ids in responses])
     return Rows(torch.cat([tokens, generated], 1), prompt_mask, mask, torch.tensor(groups), truncated)
+
+
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Count the elements that both begin with.
+
+    >>> common_length("abc", "abd")
+    2
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _texts(turns: list[Message]) -> str:
+    """The text of a response behind a prompt that is plain text.
+
+    Raises:
+        UserError: a turn is not the assistant's.
+    """
+    for turn in turns:
+        if turn.get("role") != "assistant" or not isinstance(turn.get("content"), str):
+            raise UserError(
+                f"the prompt is plain text and its answer has a turn of {turn.get('role')!r}; give the prompt as messages"
+            )
+    return "".join(turn["content"] for turn in turns)

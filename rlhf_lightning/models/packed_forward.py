@@ -28,14 +28,15 @@ def hidden_states_before(backbone: Any, rows: Rows) -> Tensor:
 
     The last token of a response is not fed, as nothing comes after it, and rows without a response are left out.
     """
-    lengths = rows.mask.sum(-1)
+    lengths = rows.response_lengths()
     lines = _pack(backbone, rows, (lengths - 1).clamp(min=0), lengths > 0)
-    return backbone_states(backbone, lines).index_select(0, lines.before(lengths))
+    within = torch.arange(rows.mask.shape[1], device=lengths.device) < lengths[:, None]
+    return backbone_states(backbone, lines).index_select(0, lines.before(lengths)[rows.mask[within]])
 
 
 def final_hidden_states(backbone: Any, rows: Rows) -> Tensor:
     """[B, H]: the last hidden state at the last token of each row, of its response or else of its prompt."""
-    lengths = rows.mask.sum(-1)
+    lengths = rows.response_lengths()
     lines = _pack(backbone, rows, lengths, lengths >= 0)
     return backbone_states(backbone, lines).index_select(0, lines.last(lengths))
 
@@ -61,7 +62,7 @@ def _fields(rows: Rows) -> tuple[Tensor, ...]:
 
 def _micro_batches(backbone: Any, rows: Rows, limit: int) -> list[Tensor]:
     """Indices of rows whose lines hold at most `limit` tokens together; a row that is longer stands alone."""
-    lengths = rows.mask.sum(-1)
+    lengths = rows.response_lengths()
     lines = _best_layout(backbone, row_sizes(rows, lengths, lengths >= 0))
     count = max(1, limit // sequence_length(lines))
     parts = [lines[start : start + count] for start in range(0, len(lines), count)]

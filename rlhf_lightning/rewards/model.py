@@ -136,7 +136,7 @@ class ModelReward(Reward):
         return scores.tolist()
 
     def _encode(self, prompt: Any, response: str, cut: bool) -> tuple[list[int], list[int]]:
-        answer = self.encoder.response(prompt, response)
+        answer = self.encoder.generated(prompt, response)
         return self.encoder.pair(self.encoder.prompt(prompt), answer[:-1] if cut else answer, self.max_length)
 
     def _score(self, encoded: list[tuple[list[int], list[int]]]) -> Tensor:

@@ -8,12 +8,13 @@ from rlhf_lightning.types import RawRows, Rows
 
 def encode_pairs(encoder: Encoder, rows: RawRows, max_length: int | None) -> Rows:
     """2 rows a preference pair: chosen, rejected; both behind the same prompt."""
-    prompts, responses = [], []
-    for row in rows:
-        prompt = encoder.prompt(row["prompt"])
-        for column in ("chosen", "rejected"):
-            kept, response = encoder.pair(prompt, encoder.response(row["prompt"], row[column]), max_length)
-            prompts.append(kept)
-            responses.append(response)
-    groups = [i // 2 for i in range(len(prompts))]
-    return recorded_rows(prompts, responses, groups, encoder.stop_tokens, int(encoder.tokenizer.pad_token_id))
+    pairs = [encoder.together(row["prompt"], [row["chosen"], row["rejected"]], max_length) for row in rows]
+    encoded = [response for _, responses in pairs for response in responses]
+    return recorded_rows(
+        [each.prompt for each in encoded],
+        [each.response for each in encoded],
+        [i // 2 for i in range(len(encoded))],
+        encoder.stop_tokens,
+        int(encoder.tokenizer.pad_token_id),
+        [each.mask for each in encoded],
+    )

@@ -119,13 +119,12 @@ class RewardStage(Stage):
         """Rows → token ids, ratings and margins; the responses of one row are compared."""
         prompts, responses, groups, ratings, margins = [], [], [], [], []
         for index, row in enumerate(rows):
-            start = self.encoder_of_run.prompt(row["prompt"])
-            for text, rating in responses_of(row):
-                prompt, response = self.encoder_of_run.pair(
-                    start, self.encoder_of_run.response(row["prompt"], text), self.max_length
-                )
+            rated = responses_of(row)
+            texts = [text for text, _ in rated]
+            prompt, encoded = self.encoder_of_run.together(row["prompt"], texts, self.max_length)
+            for response, (_, rating) in zip(encoded, rated, strict=True):
                 prompts.append(prompt)
-                responses.append(response)
+                responses.append(response.response)
                 groups.append(index)
                 ratings.append(rating)
                 margins.append(float(row.get("margin") or 0.0) * self.margin)

@@ -14,6 +14,7 @@ from torch import Tensor
 from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.models.conversation import learned_turns
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.export import export_model, sub_state
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
@@ -87,20 +88,18 @@ class SupervisedStage(Stage):
 
     def encode(self, rows: RawRows) -> InstructionBatch:
         """Rows → token ids; every turn of the assistant in a conversation is a completion of what stands before it."""
+        encoder = self.encoder_of_run
         pairs = [pair for row in rows for pair in turns(row)]
-        prompts, completions = [], []
-        for prompt, completion in pairs:
-            ids = self.encoder_of_run.pair(
-                self.encoder_of_run.prompt(prompt), self.encoder_of_run.response(prompt, completion), self.max_length
-            )
-            if not self.completion_only:
-                ids = (ids[0][:1], ids[0][1:] + ids[1])
-            prompts.append(ids[0])
-            completions.append(ids[1])
-        found = recorded_rows(
-            prompts, completions, list(range(len(pairs))), self.encoder_of_run.stop_tokens, self.tokenizer.pad_token_id
-        )
-        return InstructionBatch(**found.tensors())
+        prompts, completions, masks = [], [], []
+        for pair in pairs:
+            found = encoder.fit(encoder.encode(*pair), self.max_length)
+            kept = 1 if not self.completion_only else len(found.prompt)
+            prompts.append(found.prompt[:kept])
+            completions.append(found.prompt[kept:] + found.response)
+            masks.append([True] * (len(found.prompt) - kept) + found.mask)
+        pad = self.tokenizer.pad_token_id
+        encoded = recorded_rows(prompts, completions, list(range(len(pairs))), encoder.stop_tokens, pad, masks)
+        return InstructionBatch(**encoded.tensors())
 
     def training_step(self, batch: InstructionBatch, index: int) -> Tensor:
         """Minus the log-probability of every completion token, divided by those of the whole step."""
@@ -155,16 +154,14 @@ class SupervisedStage(Stage):
 
 
 def turns(row: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """(prompt, completion) of a row; a conversation gives one for every turn of the assistant.
+    """Split a row into (prompt, completion); a conversation gives one for every learned turn of the assistant.
 
     >>> turns({"prompt": "2+2?", "completion": "4"})
     [('2+2?', '4')]
     """
     if "messages" not in row:
-        return [(row["prompt"], row["completion"])]
-    messages = row["messages"]
-    spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
-    return [(messages[:i], [messages[i]]) for i in spoken]
+        return learned_turns(row["prompt"], row["completion"])
+    return learned_turns([], row["messages"])
 
 
 def first_turn(row: dict[str, Any]) -> dict[str, Any]:
