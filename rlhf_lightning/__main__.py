@@ -14,6 +14,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.signals import StoppedBySignal
 
 HELP = """usage: rlhf_lightning {fit,validate,test,predict} --config NAME [--config NAME ...] [--KEY VALUE ...]
+       rlhf_lightning show --config NAME [--rows N] [--KEY VALUE ...]
        rlhf_lightning init DIR [--force]
        rlhf_lightning --version
 
@@ -21,6 +22,7 @@ fit        train: supervised, a reward model, or a policy, as the config says
 validate   measure on the validation data
 test       measure on the test data
 predict    write completions as JSON lines
+show       print rows as the model will get them (show --config NAME [--rows 3])
 init       lay down configs/ and callbacks/ for you to own
 
 A config is looked for as given, then in ./configs, then in the package; later ones overlay earlier ones.
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__version__)
         elif words[:1] == ["init"]:
             initialize(words[1:])
+        elif words[:1] == ["show"]:
+            return _show(words[1:])
         else:
             _run(Arguments.of(words))
     except StoppedBySignal as stop:
@@ -60,6 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = text[:500]
         return _fault(f"error: {type(error).__name__}: {text} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
     return 0
+
+
+def _show(words: list[str]) -> int:
+    import argparse
+
+    from rlhf_lightning.cli import show
+
+    parser = argparse.ArgumentParser(prog="rlhf_lightning show", description=show.HELP, allow_abbrev=False)
+    show.arguments(parser)
+    options, options.rest = parser.parse_known_args(words)
+    return show.run(options)
 
 
 def _run(arguments: Arguments) -> None:

@@ -155,12 +155,8 @@ class CLI(LightningCLI):
         return ours
 
 
-def run(arguments: Arguments) -> None:
-    """Parse and run a command line.
-
-    Raises:
-        UserError: something that the user can mend.
-    """
+def _prepare_process() -> None:
+    """Silence lines that say nothing about the run, and let plug-ins be imported from the current folder."""
     for noise in NOISE:
         warnings.filterwarnings("ignore", message=noise)
     for name in (
@@ -172,16 +168,48 @@ def run(arguments: Arguments) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+
+
+class _WithoutTrainer(CLI):
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Nothing runs."""
+
+
+OPTIONS: dict[str, Any] = {
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "parser_class": Parser,
+    "seed_everything_default": 0,
+    "auto_configure_optimizers": False,
+}
+"""Of every command line that reads a config."""
+
+
+def without_trainer(words: list[str]) -> tuple[LightningModule, LightningDataModule]:
+    """Parse the configs and overrides of a run and make its stage and data module, and nothing else.
+
+    Raises:
+        UserError: something that the user can fix.
+    """
+    _prepare_process()
+    cli = _WithoutTrainer(
+        LightningModule, LightningDataModule, run=False, save_config_callback=None, args=words, **OPTIONS
+    )
+    return cli.model, cli.datamodule
+
+
+def run(arguments: Arguments) -> None:
+    """Parse and run a command line.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    _prepare_process()
     try:
         CLI(
             LightningModule,
             LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
             save_config_callback=RunConfig,
-            parser_class=Parser,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             trainer_defaults={
                 "max_epochs": 1,
@@ -191,6 +219,7 @@ def run(arguments: Arguments) -> None:
                 "devices": 1,
             },
             args=arguments.words,
+            **OPTIONS,
         )
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         if (line := readable_late_error(error)) is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.models.linear_layers import layers_unlike_linear
 from rlhf_lightning.models.paths import one_line
 from rlhf_lightning.seeding import seeded
@@ -62,13 +62,44 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
         exclude_modules=others or None,
         use_rslora=config.lora.rslora,
         task_type=task,
+        modules_to_save=config.lora.modules_to_save or None,
+        ensure_weight_tying=_ties_saved_modules(model, config),
     )
+    _check_saved_modules(model, config)
     try:
         return get_peft_model(model, options)
     except ValueError as error:
         raise UserError(
             f"no adapter goes on the model with lora.target_modules {config.lora.target_modules}: {error}"
         ) from error
+
+
+def _ties_saved_modules(model: Any, config: ModelConfig) -> bool:
+    """A head that is tied to the embedding has to stay so when the embedding trains whole."""
+    saved = config.lora.modules_to_save if config.lora else []
+    return bool(saved and getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def _check_saved_modules(model: Any, config: ModelConfig) -> None:
+    """Refuse names that no layer has, and new tokens whose embedding would not train.
+
+    Raises:
+        UserError: naming the layer.
+    """
+    assert config.lora is not None
+    saved = config.lora.modules_to_save
+    names = {path.rpartition(".")[-1]: module for path, module in model.named_modules()}
+    for name in saved:
+        if name not in names:
+            own = [key for key, module in names.items() if isinstance(module, nn.Embedding | nn.Linear)]
+            raise UserError(f"lora.modules_to_save names {name!r}, which is no layer of the model; {nearest(name, own)}")
+    embedding = model.get_input_embeddings()
+    own = next(key for key, module in names.items() if module is embedding)
+    if config.new_tokens and own not in saved:
+        raise UserError(
+            f"new_tokens adds {config.new_tokens[0]!r}, and the model's embedding {own!r} does not train; add {own} to "
+            "lora.modules_to_save"
+        )
 
 
 @contextmanager

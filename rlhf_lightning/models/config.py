@@ -26,6 +26,8 @@ class LoraOptions:
     Qwen, DeepSeek and GLM; no experts of GPT-OSS, Granite, PhiMoE, Jamba and Llama 4."""
     rslora: bool = False
     """Scale by alpha / √r instead."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Names of layers that train whole and are saved with the adapter, such as embed_tokens and lm_head for new tokens."""
 
     def __post_init__(self) -> None:
         """Refuse what is no adapter.
@@ -61,6 +63,10 @@ class ModelConfig:
     """For a tokenizer without one; may be its end-of-sequence token."""
     stop_tokens: list[str] = field(default_factory=list)
     """Tokens that end a response besides those the model names."""
+    new_tokens: list[str] = field(default_factory=list)
+    """Tokens that are added to the vocabulary, with a new embedding each; those that it has are left as they are.
+
+    Markers of a chat template, for instance. An adapter needs lora.modules_to_save, or their embeddings do not train."""
     attention: str | None = None
     """transformers' attn_implementation; by default sdpa where the architecture has it, else eager."""
     gradient_checkpointing: bool = False
@@ -90,6 +96,13 @@ class ModelConfig:
             )
         if self.config is not None and self.tokenizer is None:
             raise UserError("a model from a config needs a tokenizer: set `tokenizer` to a folder or hub name")
+        if self.new_tokens and self.lora and not self.lora.modules_to_save:
+            raise UserError(
+                f"new_tokens adds {self.new_tokens[0]!r} to the vocabulary, and a LoRA adapter trains no embedding; set "
+                "lora.modules_to_save: [embed_tokens, lm_head] (the names of the embedding and the head of the model)"
+            )
+        if any(not token.strip() for token in self.new_tokens):
+            raise UserError("new_tokens has an empty token; remove it")
         if (
             self.quantization
             and not self.lora

@@ -275,6 +275,13 @@ class Encoder:
             f"max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of {self.context}; lower it"
         )
 
+    def prompts_with_room(self, prompt: Text, max_new_tokens: int, count: bool) -> list[Encoded]:
+        """Encode a prompt; with `count` one that leaves no room for `max_new_tokens` counts as truncated."""
+        ids, limit = self.prompt(prompt), self.room(max_new_tokens)
+        if count and limit is not None and len(ids) > limit:
+            self._count("prompts")
+        return [Encoded(ids, [], [])]
+
     def check_prompts(self, rows: Sequence[dict[str, Any]], max_new_tokens: int, where: str) -> None:
         """Refuse rows whose prompts leave no room for a response; see `check_lengths`."""
         if self.room(max_new_tokens) is not None:

@@ -18,7 +18,7 @@ from rlhf_lightning.models.chat_templates import TEMPLATES
 from rlhf_lightning.models.config import LoraOptions, ModelConfig
 from rlhf_lightning.models.paths import base_path, check_weights, from_pretrained, is_adapter, one_line, resolve_path
 from rlhf_lightning.models.reward_model import NORMALIZATION_FILE
-from rlhf_lightning.models.tokenizer import load_tokenizer, stop_token_ids
+from rlhf_lightning.models.tokenizer import adds_embeddings, load_tokenizer, stop_token_ids
 from rlhf_lightning.seeding import seeded
 
 __all__ = [
@@ -237,6 +237,21 @@ def _weights(auto: Any, config: ModelConfig, found: Any, may_lack: tuple[str, ..
         raise UserError(
             f"the weights of {path} lack {len(lacking)} tensors of {type(model).__name__}, {lacking[0]} for one"
         )
+    return _with_embeddings(model, config)
+
+
+def _with_embeddings(model: Any, config: ModelConfig) -> Any:
+    """The model with an embedding for each token of the tokenizer; new ones are sampled around the mean of the others.
+
+    The seed is the config's, so that a policy and its reference begin with the same.
+    """
+    if not adds_embeddings(config):
+        return model
+    size = len(load_tokenizer(config))
+    if size > model.config.get_text_config().vocab_size:
+        with seeded(config.seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.resize_token_embeddings(size)
     return model
 
 

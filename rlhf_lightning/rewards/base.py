@@ -39,6 +39,10 @@ class Reward(ABC):
             UserError: naming the column and `where` it is not.
         """
 
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """Name the columns that the scores are made of; all of them where a reward does not say."""
+        return columns
+
     def share(self, base: SharedBase) -> None:  # noqa: B027
         """Lie on the base of a policy with an adapter, instead of loading a model, where that can be; comes before `load`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -120,6 +120,10 @@ class ModelReward(Reward):
         tokenizer = load_tokenizer(self.config)
         context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
         return Encoder(tokenizer, stop_token_ids(tokenizer, model_config, self.config), context)
+
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """A reward model reads the prompt alone."""
+        return [name for name in ("prompt",) if name in columns]
 
     @torch.no_grad()
     def __call__(self, completions: Completions) -> Sequence[float]:

@@ -68,6 +68,10 @@ class NumberReward(Reward):
             hint = nearest(self.column, columns)
             raise UserError(f"NumberReward.column {self.column!r} is no column of the {where}; {hint}")
 
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """Name the column of the true number."""
+        return [self.column]
+
     def __call__(self, completions: Completions) -> Sequence[float | None]:
         """1, `marker_reward` or 0; None where the data set names no number.
 
@@ -111,6 +115,10 @@ class LengthReward(Reward):
         self, limit: int, penalty: float = 0.01, unit: Literal["tokens", "words", "characters"] = "tokens"
     ) -> None:
         self.limit, self.penalty, self.unit = limit, penalty, unit
+
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """A length is made of no column."""
+        return ()
 
     def __call__(self, completions: Completions) -> Sequence[float]:
         """Minus the penalty."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.console import print_once
+from rlhf_lightning.data.screening import Screening, screen
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import explained_variance
 from rlhf_lightning.functional.kl import kl_estimate
@@ -27,6 +28,7 @@ from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.backbone import language_model
 from rlhf_lightning.models.critics import AdapterCritic, SeparateCritic, SharedCritic, save_critic
+from rlhf_lightning.models.encoding import Encoded
 from rlhf_lightning.models.export import export_model, sub_state
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
@@ -35,7 +37,7 @@ from rlhf_lightning.models.shared_base import SharedBase, add_critic_adapter
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
 from rlhf_lightning.rollouts.collector import Collector, mean_score
-from rlhf_lightning.rollouts.preferences import encode_pairs
+from rlhf_lightning.rollouts.preferences import encode_pairs, encoded_pair
 from rlhf_lightning.rollouts.reference_cache import ReferenceCache
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
@@ -125,8 +127,10 @@ class PolicyStage(Stage):
         self.check_columns([] if self.reward is None else [self.reward], self.rewards.values())
         self.encoder = self.load_encoder(self.max_prompt_length)
         self.wrap_loaders(self.rollout_loader)
+        self._check_kinds()
+        self.screen_rows()
         for name, rows in self.rows_to_check():
-            self._check_rows(name, rows)
+            self.encoder_of_run.check_prompts(rows, self.generation.max_new_tokens, name)
         self._check_minibatches()
 
     def reset_run(self) -> None:
@@ -139,14 +143,32 @@ class PolicyStage(Stage):
         """The reward that trains, under the name `mean`, and those that only measure."""
         return {**({} if self.reward is None else {"mean": self.reward}), **self.evaluation_rewards}
 
-    def _check_rows(self, name: str, rows: Any) -> None:
-        wants_pairs = self.reward is None and not self.trainer.predicting
-        if wants_pairs and len(rows) and "chosen" not in rows[0]:
-            raise UserError(
-                f"{type(self.algorithm).__name__} has no reward and the {name} has no pairs (columns: "
-                f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"
-            )
-        self.encoder_of_run.check_prompts(rows, self.generation.max_new_tokens, name)
+    def _check_kinds(self) -> None:
+        for name, rows in self.rows_to_check():
+            wants_pairs = self.reward is None and not self.trainer.predicting
+            if wants_pairs and len(rows) and "chosen" not in rows[0]:
+                raise UserError(
+                    f"{type(self.algorithm).__name__} has no reward and the {name} has no pairs (columns: "
+                    f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"
+                )
+
+    def screen_rows(self) -> dict[str, Screening]:
+        """Encode every row once before weights are loaded; see `screen`."""
+        used = ("prompt", *(("chosen", "rejected") if self.reward is None else ()))
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return screen(data, self.encoder_of_run, self.encoded, used, self.rewards.values(), self.trainer.predicting)
+
+    def encoded(self, row: dict[str, Any]) -> list[Encoded]:
+        """Encode a recorded pair, or a prompt to generate a response to, which may be too long for one."""
+        encoder = self.encoder_of_run
+        if self.reward is None and not self.trainer.predicting:
+            return encoded_pair(encoder, row, self.max_length)
+        return encoder.prompts_with_room(row["prompt"], self.generation.max_new_tokens, self.drops_long_rows)
+
+    @property
+    def drops_long_rows(self) -> bool:
+        """Whether prompts that leave no room for a response are dropped; else they are refused."""
+        return getattr(self.trainer.datamodule, "on_too_long", "truncate") == "drop"  # type: ignore[attr-defined]
 
     def _check_minibatches(self) -> None:
         """Refuse optimiser steps that no rollout could fill, on any rank."""

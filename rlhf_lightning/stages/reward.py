@@ -11,11 +11,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_accuracy, binary_calibration_error
 
+from rlhf_lightning.data.screening import Screening, screen
 from rlhf_lightning.distributed import all_gather, share
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.masked import masked_moments
 from rlhf_lightning.functional.preference_losses import bradley_terry_loss
-from rlhf_lightning.models.encoding import recorded_rows
+from rlhf_lightning.models.encoding import Encoded, recorded_rows
 from rlhf_lightning.models.export import export_model, sub_state
 from rlhf_lightning.models.loading import ModelConfig, load_reward_config, load_reward_model
 from rlhf_lightning.models.reward_model import RewardModel, normalize_scores, set_normalization
@@ -24,6 +25,9 @@ from rlhf_lightning.rollouts.step_loader import StepLoader
 from rlhf_lightning.stages.stage import OnNonFinite, Stage, check_minimum
 from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.types import LossOutput, PreferenceBatch, RawRows
+
+READ = ("prompt", "chosen", "rejected", "margin", "responses", "rated", "response", "rating", "label")
+"""Columns that this stage reads."""
 
 
 class RewardStage(Stage):
@@ -69,7 +73,18 @@ class RewardStage(Stage):
         self._check_comparisons()
         load_reward_config(self.config)
         self.encoder = self.load_encoder()
+        self.screen_rows()
         self.wrap_loaders(self._train_loader)
+
+    def screen_rows(self) -> dict[str, Screening]:
+        """Encode every row once before weights are loaded; see `screen`."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return screen(data, self.encoder_of_run, self.encoded, READ, predicting=self.trainer.predicting)
+
+    def encoded(self, row: dict[str, Any]) -> list[Encoded]:
+        """Encode the responses of a row, all behind one prompt, truncated to `max_length`."""
+        texts = [text for text, _ in responses_of(row)]
+        return self.encoder_of_run.together(row["prompt"], texts, self.max_length)[1]
 
     def _check_comparisons(self) -> None:
         rows = dict(self.rows_to_check()).get("train data", ())
@@ -119,11 +134,8 @@ class RewardStage(Stage):
         """Rows → token ids, ratings and margins; the responses of one row are compared."""
         prompts, responses, groups, ratings, margins = [], [], [], [], []
         for index, row in enumerate(rows):
-            rated = responses_of(row)
-            texts = [text for text, _ in rated]
-            prompt, encoded = self.encoder_of_run.together(row["prompt"], texts, self.max_length)
-            for response, (_, rating) in zip(encoded, rated, strict=True):
-                prompts.append(prompt)
+            for response, (_, rating) in zip(self.encoded(row), responses_of(row), strict=True):
+                prompts.append(response.prompt)
                 responses.append(response.response)
                 groups.append(index)
                 ratings.append(rating)

@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from rlhf_lightning.data.screening import Screening, screen
 from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.conversation import learned_turns
-from rlhf_lightning.models.encoding import recorded_rows
+from rlhf_lightning.models.encoding import Encoded, recorded_rows
 from rlhf_lightning.models.export import export_model, sub_state
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
@@ -67,7 +68,19 @@ class SupervisedStage(Stage):
         self.encoder = self.load_encoder()
         self.check_rewards(self.evaluation_rewards)
         self.check_columns((), self.evaluation_rewards.values())
+        self.screen_rows()
         self.wrap_loaders(self._train_loader)
+
+    def screen_rows(self) -> dict[str, Screening]:
+        """Encode every row once before weights are loaded; see `screen`."""
+        rewards, used = self.evaluation_rewards.values(), ("prompt", "completion", "messages")
+        return screen(self.trainer.datamodule,  # type: ignore[attr-defined]
+            self.encoder_of_run, self.encoded, used, rewards, self.trainer.predicting)
+
+    def encoded(self, row: dict[str, Any]) -> list[Encoded]:
+        """Encode the learned turns of a row, truncated to `max_length`."""
+        encoder = self.encoder_of_run
+        return [encoder.fit(encoder.encode(*pair), self.max_length) for pair in turns(row)]
 
     def configure_model(self) -> None:
         """Load the model."""
@@ -89,16 +102,14 @@ class SupervisedStage(Stage):
     def encode(self, rows: RawRows) -> InstructionBatch:
         """Rows → token ids; every turn of the assistant in a conversation is a completion of what stands before it."""
         encoder = self.encoder_of_run
-        pairs = [pair for row in rows for pair in turns(row)]
         prompts, completions, masks = [], [], []
-        for pair in pairs:
-            found = encoder.fit(encoder.encode(*pair), self.max_length)
+        for found in (each for row in rows for each in self.encoded(row)):
             kept = 1 if not self.completion_only else len(found.prompt)
             prompts.append(found.prompt[:kept])
             completions.append(found.prompt[kept:] + found.response)
             masks.append([True] * (len(found.prompt) - kept) + found.mask)
         pad = self.tokenizer.pad_token_id
-        encoded = recorded_rows(prompts, completions, list(range(len(pairs))), encoder.stop_tokens, pad, masks)
+        encoded = recorded_rows(prompts, completions, list(range(len(prompts))), encoder.stop_tokens, pad, masks)
         return InstructionBatch(**encoded.tensors())
 
     def training_step(self, batch: InstructionBatch, index: int) -> Tensor:
