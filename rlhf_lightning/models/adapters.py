@@ -62,7 +62,7 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
         exclude_modules=others or None,
         use_rslora=config.lora.rslora,
         task_type=task,
-        modules_to_save=config.lora.modules_to_save or None,
+        modules_to_save=list(config.lora.modules_to_save) or None,  # peft changes the list
         ensure_weight_tying=_ties_saved_modules(model, config),
     )
     _check_saved_modules(model, config)
