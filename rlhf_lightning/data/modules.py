@@ -152,7 +152,7 @@ class LabelledData(FileData):
     A pair gives two rows. A reward model learns labels as ratings 1 and 0 with `objective: regression`.
     """
 
-    required = ("prompt", "response", "label")
+    required = ("label", "prompt", "response")
     form = "labelled"
 
     def row(self, row: Row) -> Row:
