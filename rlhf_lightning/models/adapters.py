@@ -62,7 +62,7 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
         exclude_modules=others or None,
         use_rslora=config.lora.rslora,
         task_type=task,
-        modules_to_save=list(config.lora.modules_to_save) or None,  # peft changes the list
+        modules_to_save=_saved_modules(model, config) or None,
         ensure_weight_tying=_ties_saved_modules(model, config),
     )
     _check_saved_modules(model, config)
@@ -88,18 +88,33 @@ def _check_saved_modules(model: Any, config: ModelConfig) -> None:
     """
     assert config.lora is not None
     saved = config.lora.modules_to_save
-    names = {path.rpartition(".")[-1]: module for path, module in model.named_modules()}
+    names = _names(model)
     for name in saved:
         if name not in names:
             own = [key for key, module in names.items() if isinstance(module, nn.Embedding | nn.Linear)]
             raise UserError(f"lora.modules_to_save names {name!r}, which is no layer of the model; {nearest(name, own)}")
-    embedding = model.get_input_embeddings()
-    own = next(key for key, module in names.items() if module is embedding)
-    if config.new_tokens and own not in saved:
-        raise UserError(
-            f"new_tokens adds {config.new_tokens[0]!r}, and the model's embedding {own!r} does not train; add {own} to "
-            "lora.modules_to_save"
-        )
+    wanted = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    for kind, layer in wanted.items() if config.new_tokens else ():
+        name = next((key for key, module in names.items() if module is layer), None)
+        if name is not None and name not in _saved_modules(model, config):
+            raise UserError(
+                f"new_tokens adds {config.new_tokens[0]!r}, and the model's {kind} {name!r} does not train; add {name} to "
+                "lora.modules_to_save"
+            )
+
+
+def _names(model: Any) -> dict[str, nn.Module]:
+    return {path.rpartition(".")[-1]: module for path, module in model.named_modules()}
+
+
+def _saved_modules(model: Any, config: ModelConfig) -> list[str]:
+    """The modules that train whole, in a list that peft may change; a tied head goes with its embedding."""
+    saved = list(config.lora.modules_to_save) if config.lora else []
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = [name for layer in layers for name, module in _names(model).items() if module is layer]
+    if _ties_saved_modules(model, config) and set(tied) & set(saved):
+        saved += [name for name in tied if name not in saved]
+    return saved
 
 
 @contextmanager

@@ -137,30 +137,60 @@ class Encoder:
         Raises:
             UserError: the template renders a turn otherwise once others follow.
         """
-        whole = self._ids(self.renderer.render(talk.followed_by(turns)), False)
-        learned = [False] * len(whole)
-        begin = 0
-        for place, turn in enumerate(turns):
-            if turn.get("role") != "assistant":
-                continue
-            self.renderer.check_last(turn)
-            before = talk.followed_by(turns[:place])
-            prompt = self._ids(self.renderer.render(before, add_generation_prompt=True), False)
-            if whole[: len(prompt)] != prompt:
-                raise UserError(
-                    f"a response has {len(turns)} turns, and the chat template renders turn {place + 1} otherwise once others "
-                    "follow, so they cannot be one response; give a row per turn, or set chat_template to another template"
-                )
-            begin = begin or len(prompt)
-            until = self._ids(self.renderer.render(before.followed_by([turn])), False)
-            own = self._without_tail(whole[len(prompt) : common_length(whole, until)])
-            if is_learned(turn):
-                learned[len(prompt) : len(prompt) + len(own)] = [True] * len(own)
-            end = len(prompt) + len(own)
-        ids, mask = whole[begin:end], learned[begin:end]
+        full = self.renderer.render(talk.followed_by(turns))
+        spans = [
+            (turn, *self._span(full, talk.followed_by(turns[:place]), turn, f"turn {place + 1} of {len(turns)}"))
+            for place, turn in enumerate(turns)
+            if turn.get("role") == "assistant"
+        ]
+        pieces = self._pieces(full, spans)
+        if pieces is None:
+            self.retokenized += 1
+            pieces, at = [], spans[0][1]
+            for turn, begin, end in spans:
+                pieces += [(self._behind(full[at:begin]), None), (self._behind(full[begin:end]), turn)]
+                at = end
+        ids: list[int] = []
+        mask: list[bool] = []
+        for found, turn in pieces:
+            own = len(self._without_tail(found)) if turn is not None else 0
+            ids += found
+            mask += [place < own and is_learned(turn or {}) for place in range(len(found))]
+        ids, mask = ids[: len(ids) - len(found) + own], mask[: len(ids) - len(found) + own]
         if ids[-1] not in self.stop_tokens:
             ids, mask = [*ids, self.stop_tokens[0]], [*mask, is_learned(turns[-1])]
         return Encoded(self.prompt(talk), ids, mask)
+
+    def _span(self, full: str, before: Conversation, turn: Message, name: str) -> tuple[int, int]:
+        """Where the text of an assistant's turn begins and ends in that of the whole conversation.
+
+        Raises:
+            UserError: the template renders what is before it otherwise once others follow.
+        """
+        self.renderer.check_last(turn)
+        prompt = self.renderer.render(before, add_generation_prompt=True)
+        if not full.startswith(prompt):
+            raise UserError(
+                f"the chat template renders {name} in a response otherwise once others follow, so they cannot be one response; "
+                "give a row per turn, or set chat_template beside the model's name to another template"
+            )
+        return len(prompt), common_length(full, self.renderer.render(before.followed_by([turn])))
+
+    def _pieces(
+        self, full: str, spans: list[tuple[Message, int, int]]
+    ) -> list[tuple[list[int], Message | None]] | None:
+        """The ids of the whole text, split at the spans; None where the ids of a text up to a span do not begin them."""
+        whole = self._ids(full, False)
+        found: list[tuple[list[int], Message | None]] = []
+        at = None
+        for turn, begin, end in spans:
+            start = self._ids(full[:begin], False)
+            if whole[: len(start)] != start:
+                return None
+            stop = common_length(whole, self._ids(full[:end], False))
+            found += [(whole[len(start) if at is None else at : len(start)], None), (whole[len(start) : stop], turn)]
+            at = stop
+        return found
 
     def _behind_header(self, talk: Conversation, turns: list[Message], start: str, full: str) -> str:
         """The text of a turn where the template's generation prompt is not the turn's header, as with `<think>`.
