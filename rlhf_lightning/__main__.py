@@ -42,10 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(HELP)
         elif words[:1] == ["--version"]:
             print(__version__)
-        elif words[:1] == ["init"]:
-            initialize(words[1:])
-        elif words[:1] == ["show"]:
-            return _show(words[1:])
+        elif words[:1] in (["init"], ["show"]):
+            return initialize(words[1:]) or 0 if words[0] == "init" else _show(words[1:])
         else:
             _run(Arguments.of(words))
     except StoppedBySignal as stop:
@@ -73,7 +71,8 @@ def _show(words: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="rlhf_lightning show", description=show.HELP, allow_abbrev=False)
     show.arguments(parser)
-    options, options.rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(words)
+    options.rest = rest
     return show.run(options)
 
 

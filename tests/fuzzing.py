@@ -56,7 +56,9 @@ def outcome(action: Callable[[], Any], named: tuple[str, ...] = ()) -> Outcome:
         return Outcome(refusal=line)
 
 
-TEXT = st.text(max_size=12) | st.sampled_from(["", " ", "NA", "00501", "\ud800", "\x00", "\u05d0", "[]", '[{"role": 1}]'])
+TEXT = st.text(max_size=12) | st.sampled_from(
+    ["", " ", "NA", "00501", "\ud800", "\x00", "\u05d0", "[]", '[{"role": 1}]']
+)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6

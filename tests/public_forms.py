@@ -78,7 +78,10 @@ def tree(i: int) -> Row:
 
 
 def steer(i: int) -> list[Row]:
-    return [{"prompt": f"Q{i}", "response": f"{said} {i}", "helpfulness": rating} for said, rating in (("good", 4), ("bad", 1))]
+    return [
+        {"prompt": f"Q{i}", "response": f"{said} {i}", "helpfulness": rating}
+        for said, rating in (("good", 4), ("bad", 1))
+    ]
 
 
 HH = "\n\nHuman: Q{i}\n\nAssistant: "
@@ -90,7 +93,13 @@ FORMS = [
     ),
     Form(
         "OpenAI's fine-tuning format (messages, tools, weight)",
-        [{"messages": [u(f"Q{i}"), {**a("BAD"), "weight": 0}, u("again"), a(f"good {i}")], "tools": [{"type": "function", "function": {"name": "f"}}]} for i in range(3)],
+        [
+            {
+                "messages": [u(f"Q{i}"), {**a("BAD"), "weight": 0}, u("again"), a(f"good {i}")],
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+            }
+            for i in range(3)
+        ],
         instructions_only(),
     ),
     Form(
@@ -178,7 +187,10 @@ FORMS = [
     Form(
         "Stack Exchange (question, answers with pm_score)",
         [
-            {"question": f"Q{i}", "answers": [{"text": f"bad {i}", "pm_score": 0 if i < 2 else 5}, {"text": f"good {i}", "pm_score": 5}]}
+            {
+                "question": f"Q{i}",
+                "answers": [{"text": f"bad {i}", "pm_score": 0 if i < 2 else 5}, {"text": f"good {i}", "pm_score": 5}],
+            }
             for i in range(3)
         ],
         {

@@ -65,7 +65,9 @@ def _encoder(stage: Any) -> Encoder:
 
     config = getattr(stage, "config", None)
     if config is None:
-        raise UserError(f"show needs a stage of this package, which has a tokenizer; the config has {type(stage).__name__}")
+        raise UserError(
+            f"show needs a stage of this package, which has a tokenizer; the config has {type(stage).__name__}"
+        )
     model, tokenizer = load_model_config(config), load_tokenizer(config)
     context = getattr(model.get_text_config(), "max_position_embeddings", None)
     limit = getattr(stage, "max_prompt_length", None)

@@ -1,7 +1,14 @@
 """Lightning data modules."""
 
 from rlhf_lightning.data.module import FileData, RowData
-from rlhf_lightning.data.modules import InstructionData, LabelledData, PreferenceData, PromptData, RankingData, RatingData
+from rlhf_lightning.data.modules import (
+    InstructionData,
+    LabelledData,
+    PreferenceData,
+    PromptData,
+    RankingData,
+    RatingData,
+)
 
 __all__ = [
     "FileData",

@@ -85,7 +85,7 @@ def _from_json(value: Any, column: str, kind: type) -> Any:
         found = value
     if not isinstance(found, kind):
         raise BadRow(f"column {column!r} must be a {kind.__name__}, also as JSON, found {value!r:.60}")
-    if kind is list and column != "history" and not all(isinstance(each, dict) for each in found):
+    if isinstance(found, list) and column != "history" and not all(isinstance(each, dict) for each in found):
         raise BadRow(f"column {column!r} must be a list of objects, found {found!r:.60}")
     return found
 

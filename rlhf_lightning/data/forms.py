@@ -172,7 +172,9 @@ def labelled(row: Row) -> list[Row]:
     if has(row, "label"):
         row = asked(row)
         return [row if has(row, "response") else _with(row, ("completion",), response=row.get("completion"))]
-    if not (is_tree(row) or {"chosen", "preferred_output", "response_j", "response_1", "answers", "completions"} & set(row)):
+    if not (
+        is_tree(row) or {"chosen", "preferred_output", "response_j", "response_1", "answers", "completions"} & set(row)
+    ):
         return [asked(row)]
     return [half for pair in pairs(row) for half in _both_halves(pair)]
 

@@ -212,7 +212,9 @@ class FileData(RowData):
         if twice:
             print_once(f"data: {twice} of {len(self.train_rows)} training rows are duplicates of earlier ones")
         if both:
-            print_once(f"data: the prompts of {both} of {len(self.validation_rows or [])} validation rows are trained on too")
+            print_once(
+                f"data: the prompts of {both} of {len(self.validation_rows or [])} validation rows are trained on too"
+            )
 
     def _read(self, split: str) -> list[Row] | None:
         given = self.sources[split]

@@ -22,7 +22,7 @@ RATED = 16
 
 
 class PromptData(FileData):
-    """Prompts to generate responses to: text, messages, or a dialogue whose last answer is dropped. Other columns go to rewards."""
+    """Prompts to generate responses to: text, messages, or a dialogue whose last answer is dropped. Rewards get other columns."""
 
     form = "prompts"
 
@@ -57,7 +57,9 @@ class PreferenceData(FileData):
 def _check_scores(row: Row) -> None:
     good, bad = row.get("score_chosen"), row.get("score_rejected")
     if good is not None and bad is not None and number(good, "score_chosen") < number(bad, "score_rejected"):
-        raise BadRow(f"score_chosen is {good} and score_rejected {bad}: the rejected answer is marked as the better one")
+        raise BadRow(
+            f"score_chosen is {good} and score_rejected {bad}: the rejected answer is marked as the better one"
+        )
 
 
 class InstructionData(FileData):

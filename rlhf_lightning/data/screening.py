@@ -70,7 +70,9 @@ def screen(
     return found
 
 
-def _screened(data: Any, encoder: Encoder, encode: Callable[[Row], Sequence[Encoded]], rows: Iterable[Row]) -> Screening:
+def _screened(
+    data: Any, encoder: Encoder, encode: Callable[[Row], Sequence[Encoded]], rows: Iterable[Row]
+) -> Screening:
     found = Screening()
     drops = getattr(data, "on_too_long", "truncate") == "drop"
     for number, row in enumerate(rows, 1):

@@ -102,7 +102,11 @@ def compared_replies(row: Row) -> list[Row]:
             raise BadRow(f"column 'prompt' is a tree of more than {DEPTH} messages in a row")
         replies = _replies(node)
         ranked = [reply for reply in replies if _rank(reply) < 1e9]
-        if len(ranked) > 1 and _rank(ranked[0]) < _rank(ranked[-1]) and str(ranked[0].get("role")).lower() == "assistant":
+        if (
+            len(ranked) > 1
+            and _rank(ranked[0]) < _rank(ranked[-1])
+            and str(ranked[0].get("role")).lower() == "assistant"
+        ):
             best, worst = _message(ranked[0]), _message(ranked[-1])
             found.append({**rest, "prompt": path, "chosen": [best], "rejected": [worst]})
         waiting += [(reply, [*path, _message(reply)]) for reply in reversed(replies)]

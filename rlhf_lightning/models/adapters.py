@@ -92,13 +92,15 @@ def _check_saved_modules(model: Any, config: ModelConfig) -> None:
     for name in saved:
         if name not in names:
             own = [key for key, module in names.items() if isinstance(module, nn.Embedding | nn.Linear)]
-            raise UserError(f"lora.modules_to_save names {name!r}, which is no layer of the model; {nearest(name, own)}")
+            raise UserError(
+                f"lora.modules_to_save names {name!r}, which is no layer of the model; {nearest(name, own)}"
+            )
     wanted = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
     for kind, layer in wanted.items() if config.new_tokens else ():
-        name = next((key for key, module in names.items() if module is layer), None)
-        if name is not None and name not in _saved_modules(model, config):
+        found = next((key for key, module in names.items() if module is layer), None)
+        if found is not None and found not in _saved_modules(model, config):
             raise UserError(
-                f"new_tokens adds {config.new_tokens[0]!r}, and the model's {kind} {name!r} does not train; add {name} to "
+                f"new_tokens adds {config.new_tokens[0]!r}, and the model's {kind} {found!r} does not train; add {found} to "
                 "lora.modules_to_save"
             )
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.conversation import Conversation, Message, conversation, is_learned
+from rlhf_lightning.models.padding import left_padded, recorded_rows, right_padded
 from rlhf_lightning.models.rendering import TemplateRenderer
-from rlhf_lightning.types import Rows
+from rlhf_lightning.models.text_ids import TextIds, common_length
+
+__all__ = ["Encoded", "Encoder", "Text", "left_padded", "recorded_rows", "right_padded"]
 
 Text = str | list[Message]
 """Plain text, or messages with `role` and `content`."""
-ANCHORS = ("\n", ":", ">")
-"""Texts that a tokenizer may keep apart from what follows."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Encoder:
     """How many prompts and responses were shortened."""
     retokenized: int = 0
     """Responses whose ids are not the rest of the ids of the whole conversation, as the prompt's ids do not begin it."""
-    _recent: dict[tuple[str, bool], list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Prepare the renderer of the chat template."""
+        """Prepare the renderer of the chat template, and the ids of texts."""
         self.renderer = TemplateRenderer(self.tokenizer)
+        self.texts = TextIds(self.tokenizer, self.stop_tokens)
 
     def prompt(self, text: Text) -> list[int]:
         """Encode a prompt as generation is given it.
@@ -100,11 +100,11 @@ class Encoder:
             full = self.renderer.render(talk.followed_by(turns))
             if not full.startswith(start):
                 full = start + self._behind_header(talk, turns, start, full)
-                return self._finished(prompt, self._behind(full[len(start) :]), counted=True)
-        begin, whole = self._ids(start, special), self._ids(full, special)
+                return self._finished(prompt, self.texts.behind(full[len(start) :]), counted=True)
+        begin, whole = self.texts.ids(start, special), self.texts.ids(full, special)
         if whole[: len(begin)] == begin:
             return self._finished(prompt, whole[len(begin) :])
-        return self._finished(prompt, self._behind(full[len(start) :]), counted=True)
+        return self._finished(prompt, self.texts.behind(full[len(start) :]), counted=True)
 
     def generated(self, prompt: Text, text: str) -> list[int]:
         """Encode text that a policy generated behind `prompt`, with a stop token at its end.
@@ -122,12 +122,12 @@ class Encoder:
 
     def _whole_prompt(self, text: Text) -> list[int]:
         if isinstance(text, str):
-            return self._ids(text, True) or [self._first]
-        return self._ids(self.renderer.render(text, add_generation_prompt=True), False) or [self._first]
+            return self.texts.ids(text, True) or [self._first]
+        return self.texts.ids(self.renderer.render(text, add_generation_prompt=True), False) or [self._first]
 
     def _finished(self, prompt: Text, response: list[int], counted: bool = False) -> Encoded:
         self.retokenized += counted
-        ids = self._without_tail(response)
+        ids = self.texts.without_tail(response)
         ids = ids if ids and ids[-1] in self.stop_tokens else [*ids, self.stop_tokens[0]]
         return Encoded(self.prompt(prompt), ids, [True] * len(ids))
 
@@ -148,15 +148,16 @@ class Encoder:
             self.retokenized += 1
             pieces, at = [], spans[0][1]
             for turn, begin, end in spans:
-                pieces += [(self._behind(full[at:begin]), None), (self._behind(full[begin:end]), turn)]
+                pieces += [(self.texts.behind(full[at:begin]), None), (self.texts.behind(full[begin:end]), turn)]
                 at = end
         ids: list[int] = []
         mask: list[bool] = []
-        for found, turn in pieces:
-            own = len(self._without_tail(found)) if turn is not None else 0
+        for found, of in pieces:
+            own = len(self.texts.without_tail(found)) if of is not None else 0
             ids += found
-            mask += [place < own and is_learned(turn or {}) for place in range(len(found))]
-        ids, mask = ids[: len(ids) - len(found) + own], mask[: len(ids) - len(found) + own]
+            mask += [place < own and is_learned(of or {}) for place in range(len(found))]
+        end = len(ids) - len(found) + own  # without what the template writes behind the last turn
+        ids, mask = ids[:end], mask[:end]
         if ids[-1] not in self.stop_tokens:
             ids, mask = [*ids, self.stop_tokens[0]], [*mask, is_learned(turns[-1])]
         return Encoded(self.prompt(talk), ids, mask)
@@ -180,14 +181,14 @@ class Encoder:
         self, full: str, spans: list[tuple[Message, int, int]]
     ) -> list[tuple[list[int], Message | None]] | None:
         """The ids of the whole text, split at the spans; None where the ids of a text up to a span do not begin them."""
-        whole = self._ids(full, False)
+        whole = self.texts.ids(full, False)
         found: list[tuple[list[int], Message | None]] = []
         at = None
         for turn, begin, end in spans:
-            start = self._ids(full[:begin], False)
+            start = self.texts.ids(full[:begin], False)
             if whole[: len(start)] != start:
                 return None
-            stop = common_length(whole, self._ids(full[:end], False))
+            stop = common_length(whole, self.texts.ids(full[:end], False))
             found += [(whole[len(start) if at is None else at : len(start)], None), (whole[len(start) : stop], turn)]
             at = stop
         return found
@@ -200,7 +201,8 @@ class Encoder:
         """
         base = self.renderer.render(talk)
         one, other = (
-            self.renderer.render(talk.followed_by([{"role": "assistant", "content": letter}])) for letter in "\u03b1\u03b2"
+            self.renderer.render(talk.followed_by([{"role": "assistant", "content": letter}]))
+            for letter in "\u03b1\u03b2"
         )
         header = min(common_length(one, other), common_length(full, one))
         if not (full.startswith(base) and start.startswith(base)) or header < len(base):
@@ -210,47 +212,9 @@ class Encoder:
             )
         return full[header:]
 
-    def _ids(self, text: str, special: bool) -> list[int]:
-        """Ids of a text; with `special` those that the tokenizer puts at its beginning, once, and none at its end."""
-        key = (text, special)
-        if key not in self._recent:
-            if len(self._recent) > 7:
-                self._recent.pop(next(iter(self._recent)))
-            self._recent[key] = self._tokenize(text, special)
-        return self._recent[key]
-
-    def _tokenize(self, text: str, special: bool) -> list[int]:
-        try:
-            ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        except Exception as error:  # half of a surrogate pair, for one
-            raise UserError(f"the tokenizer cannot read the text {text!r:.60}: {error}; fix the row") from error
-        if special:
-            begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-            if len(ids) > 1 and ids[0] == ids[1] == begin is not None:
-                ids = ids[1:]  # the text begins with it too
-            if len(ids) > 1 and ids[-1] == end and end in self.stop_tokens:
-                ids = ids[:-1]
-        return ids
-
-    def _behind(self, text: str) -> list[int]:
-        """Ids of a text that follows another one: without the space that some tokenizers put at a beginning."""
-        for anchor in ANCHORS:
-            alone, both = self._tokenize(anchor, False), self._tokenize(anchor + text, False)
-            if both[: len(alone)] == alone:
-                return both[len(alone) :]
-        return self._tokenize(text, False)
-
-    def _without_tail(self, ids: list[int]) -> list[int]:
-        """Templates write a newline after the stop token, Phi-3's another stop token after that: the first of them is the end."""
-        last = next((i for i in range(len(ids) - 1, max(len(ids) - 4, -1), -1) if ids[i] in self.stop_tokens), len(ids))
-        for index in range(last - 1, -1, -1) if last < len(ids) else ():
-            if ids[index] in self.stop_tokens:
-                last = index
-            elif self.tokenizer.decode(ids[index]).strip():
-                break
-        return ids[: last + 1]
-
-    def together(self, prompt: Text, responses: Sequence[Text], max_length: int | None) -> tuple[list[int], list[Encoded]]:
+    def together(
+        self, prompt: Text, responses: Sequence[Text], max_length: int | None
+    ) -> tuple[list[int], list[Encoded]]:
         """Encode responses that are compared, all behind the same prompt, truncated for all alike.
 
         Returns:
@@ -349,54 +313,6 @@ class Encoder:
 
     def _count(self, what: str) -> None:
         self.truncated_counts[what] = self.truncated_counts.get(what, 0) + 1
-
-
-def left_padded(
-    sequences: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """int64 [N, P] and bool [N, P]: sequences that end in the last column."""
-    width = max(1, max(map(len, sequences)))
-    tokens = torch.full((len(sequences), width), pad, dtype=torch.long)
-    mask = torch.zeros(len(sequences), width, dtype=torch.bool)
-    for row, ids in enumerate(sequences):
-        if len(ids):
-            tokens[row, width - len(ids) :], mask[row, width - len(ids) :] = torch.tensor(ids), True
-    return tokens.to(device), mask.to(device)
-
-
-def right_padded(
-    sequences: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """int64 [N, T] and bool [N, T]: sequences that begin in the first column."""
-    tokens, mask = left_padded([list(ids)[::-1] for ids in sequences], pad, device)
-    return tokens.flip(-1), mask.flip(-1)
-
-
-def recorded_rows(
-    prompts: list[list[int]],
-    responses: list[list[int]],
-    groups: list[int],
-    stop_tokens: list[int],
-    pad: int,
-    masks: list[list[bool]] | None = None,
-) -> Rows:
-    """Build `Rows` of B prompts with a recorded response each; `masks` say which of its tokens are learned, by default all."""
-    tokens, prompt_mask = left_padded(prompts, pad)
-    generated, mask = right_padded(responses, pad)
-    if masks is not None:
-        mask = mask & right_padded(masks, 0)[0].bool()
-    truncated = torch.tensor([not ids or ids[-1] not in stop_tokens for ids in responses])
-    return Rows(torch.cat([tokens, generated], 1), prompt_mask, mask, torch.tensor(groups), truncated)
-
-
-def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Count the elements that both begin with.
-
-    >>> common_length("abc", "abd")
-    2
-    """
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _texts(turns: list[Message]) -> str:

@@ -53,7 +53,7 @@ class TemplateRenderer:
         try:
             return self._as_text(talk, add_generation_prompt)
         except Exception as error:  # Jinja's errors, and those of Python that an expression of a template raises
-            said = f"{messages[0].get('role')}: {str(messages[0].get('content')):.60}" if messages else ""
+            said = f"{messages[0].get('role')}: {messages[0].get('content')!s:.60}" if messages else ""
             raise UserError(
                 f"the chat template cannot render the conversation that begins with {said!r}: {error}; fix the row, or set "
                 "chat_template beside the model's name to another template"

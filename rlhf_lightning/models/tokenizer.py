@@ -103,7 +103,9 @@ def _ids(value: int | list[int] | None) -> list[int]:
 
 def adds_embeddings(config: ModelConfig) -> bool:
     """Tell whether the tokenizer may have more tokens than the base has embeddings: new ones, or those of an adapter's run."""
-    return bool(config.new_tokens) or (config.name_or_path is not None and is_adapter(resolve_path(config.name_or_path)))
+    return bool(config.new_tokens) or (
+        config.name_or_path is not None and is_adapter(resolve_path(config.name_or_path))
+    )
 
 
 def _check_vocabulary(tokenizer: Any, model_config: Any, config: ModelConfig) -> None:

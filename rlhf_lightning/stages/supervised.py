@@ -74,8 +74,14 @@ class SupervisedStage(Stage):
     def screen_rows(self) -> dict[str, Screening]:
         """Encode every row once before weights are loaded; see `screen`."""
         rewards, used = self.evaluation_rewards.values(), ("prompt", "completion", "messages")
-        return screen(self.trainer.datamodule,  # type: ignore[attr-defined]
-            self.encoder_of_run, self.encoded, used, rewards, self.trainer.predicting)
+        return screen(
+            self.trainer.datamodule,  # type: ignore[attr-defined]
+            self.encoder_of_run,
+            self.encoded,
+            used,
+            rewards,
+            self.trainer.predicting,
+        )
 
     def encoded(self, row: dict[str, Any]) -> list[Encoded]:
         """Encode the learned turns of a row, truncated to `max_length`."""

@@ -68,7 +68,9 @@ def test_any_rows_are_read_refused_or_counted(
     flat = any({"message_id", "text", "role"} <= row.keys() for row in rows)
     one_to_one = kind in ("InstructionData", "PromptData", "RankingData")
     if skip and found.refusal is None and one_to_one and not flat:
-        assert len(found.value) + sum(data.report.get(x, 0) for x in data.report if x not in ("duplicates", "overlap")) == len(rows)
+        assert len(found.value) + sum(
+            data.report.get(x, 0) for x in data.report if x not in ("duplicates", "overlap")
+        ) == len(rows)
 
 
 CELLS = st.lists(st.lists(TEXT, max_size=4), max_size=4)
@@ -94,7 +96,12 @@ def test_any_csv(
 
 
 @budget(300)
-@given(data=st.data(), rows=ROWS, kind=st.sampled_from(KINDS), name=st.sampled_from(["rows.json", "rows.jsonl", "r.jsonl.gz"]))
+@given(
+    data=st.data(),
+    rows=ROWS,
+    kind=st.sampled_from(KINDS),
+    name=st.sampled_from(["rows.json", "rows.jsonl", "r.jsonl.gz"]),
+)
 def test_any_damaged_json(
     data: st.DataObject,
     rows: list[dict[str, Any]],
@@ -115,9 +122,7 @@ def test_any_damaged_parquet(
     data: st.DataObject, kind: str, skip: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = st.none() | st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
-    rows = data.draw(
-        st.lists(st.fixed_dictionaries({name: values for name in COLUMNS[:6]}), min_size=1, max_size=4)
-    )
+    rows = data.draw(st.lists(st.fixed_dictionaries({name: values for name in COLUMNS[:6]}), min_size=1, max_size=4))
     held = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), held)
     path = tmp_path / "rows.parquet"

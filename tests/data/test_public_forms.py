@@ -85,7 +85,9 @@ def test_rows_of_one_message_each_are_the_tree_that_they_make(tmp_path: Path) ->
         root = tree(i)["prompt"]
         rows.append({"message_id": f"m{i}", "parent_id": None, "text": root["text"], "role": "prompter"})
         for k, reply in enumerate(root["replies"]):
-            rows.append({"message_id": f"m{i}.{k}", "parent_id": f"m{i}", **{x: reply[x] for x in ("text", "role", "rank")}})
+            rows.append(
+                {"message_id": f"m{i}.{k}", "parent_id": f"m{i}", **{x: reply[x] for x in ("text", "role", "rank")}}
+            )
     found = rows_of(tmp_path, "PreferenceData", rows[::-1])
     assert {text_of(row["chosen"]) for row in found} == {"good 0", "good 1", "good 2"}
     orphan = {"message_id": "x", "parent_id": "nobody", "text": "t", "role": "assistant"}
@@ -114,7 +116,13 @@ def test_ties_and_rows_marked_as_bad_are_counted_and_not_learned(
         ({"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": 2}, "b"),
         ({"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -1}, "a"),
         ({"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1}, "b"),
-        ({"instruction": "q", "completions": [{"response": "a", "overall_score": 2}, {"response": "b", "overall_score": 9}]}, "b"),
+        (
+            {
+                "instruction": "q",
+                "completions": [{"response": "a", "overall_score": 2}, {"response": "b", "overall_score": 9}],
+            },
+            "b",
+        ),
         ({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, "a"),
     ],
 )

@@ -84,7 +84,9 @@ def test_long_pairs_are_truncated_or_dropped_and_equal_ones_are_counted(
     assert [row["chosen"][0]["content"] for row in data.train_rows] == ["good"]
     assert "too long and are dropped" in capsys.readouterr().out
     with pytest.raises(UserError, match="no train row is left of 1"):
-        pairs_screened(made(PreferenceData, lines(tmp_path / "l.jsonl", rows[1:]), on_too_long="drop"), encoder, length=30)
+        pairs_screened(
+            made(PreferenceData, lines(tmp_path / "l.jsonl", rows[1:]), on_too_long="drop"), encoder, length=30
+        )
 
 
 def test_columns_that_nothing_reads_are_named_once(
@@ -117,7 +119,9 @@ def test_what_a_template_leaves_out_is_said(tmp_path: Path, capsys: pytest.Captu
 def test_markers_without_a_token_are_said_with_what_adds_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = made(PreferenceData, lines(tmp_path / "r.jsonl", [{"prompt": [u("q")], "chosen": [a("a")], "rejected": [a("b")]}]))
+    data = made(
+        PreferenceData, lines(tmp_path / "r.jsonl", [{"prompt": [u("q")], "chosen": [a("a")], "rejected": [a("b")]}])
+    )
     pairs_screened(data, encoder_of("sentencepiece_with_space", TEMPLATES["chatml"]))
     said = capsys.readouterr().out
     assert "set new_tokens: ['<|im_start|>', '<|im_end|>'] beside the model's name" in said
@@ -139,7 +143,11 @@ def test_rows_of_one_prompt_are_on_one_side_of_the_split(tmp_path: Path) -> None
     first = [{row["messages"][0]["content"] for row in rows} for rows in (data.train_rows, data.validation_rows)]
     assert not first[0] & first[1]
     with pytest.raises(UserError, match="rows of one prompt stay together"):
-        made(PreferenceData, lines(tmp_path / "o.jsonl", [{**row, "prompt": "q"} for row in rows]), validation_fraction=0.1)
+        made(
+            PreferenceData,
+            lines(tmp_path / "o.jsonl", [{**row, "prompt": "q"} for row in rows]),
+            validation_fraction=0.1,
+        )
 
 
 def test_duplicates_and_overlap_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,10 +165,18 @@ def test_duplicates_and_overlap_are_counted_once(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("kind", "row", "expected"),
     [
-        (InstructionData, {"messages": [{"role": "narrator", "content": "x"}, a("y")]}, "message 1 has the role 'narrator'"),
+        (
+            InstructionData,
+            {"messages": [{"role": "narrator", "content": "x"}, a("y")]},
+            "message 1 has the role 'narrator'",
+        ),
         (InstructionData, {"messages": [u("x"), {**a("y"), "weight": 0}]}, "no turn to learn"),
         (InstructionData, {"messages": [u("x"), {**a("y"), "weight": 0.5}]}, "weight 0.5; expected 0 (context) or 1"),
-        (InstructionData, {"messages": [u("x"), {**a("y"), "train": "perhaps"}]}, "train 'perhaps'; expected true or false"),
+        (
+            InstructionData,
+            {"messages": [u("x"), {**a("y"), "train": "perhaps"}]},
+            "train 'perhaps'; expected true or false",
+        ),
         (InstructionData, {"messages": [u("x"), {"role": "assistant", "content": None}]}, "message 2 has content null"),
         (InstructionData, {"messages": [u("x"), a("")]}, "message 2 of the assistant is empty"),
         (InstructionData, {"messages": [u("x"), {"role": "assistant", "content": 3}]}, "content of type int"),
@@ -182,10 +198,22 @@ def test_duplicates_and_overlap_are_counted_once(tmp_path: Path, capsys: pytest.
             "'tokenize', which the library sets itself",
         ),
         (InstructionData, {"messages": [u("x"), {"from": "function_call", "value": "no"}]}, "expected JSON with name"),
-        (PreferenceData, {"prompt": "Q", "chosen": [u("Q"), a("x")], "rejected": [u("P"), a("y")]}, "'rejected' has no answer"),
-        (PreferenceData, {"prompt": "Q", "chosen": [u("Q"), a("x"), u("z")], "rejected": [a("y")]}, "'chosen' does not end"),
+        (
+            PreferenceData,
+            {"prompt": "Q", "chosen": [u("Q"), a("x")], "rejected": [u("P"), a("y")]},
+            "'rejected' has no answer",
+        ),
+        (
+            PreferenceData,
+            {"prompt": "Q", "chosen": [u("Q"), a("x"), u("z")], "rejected": [a("y")]},
+            "'chosen' does not end",
+        ),
         (PreferenceData, {"prompt": "Q", "chosen": [u("Q")], "rejected": [a("y")]}, "holds the prompt and no answer"),
-        (LabelledData, {"prompt": "q", "response": "a", "label": "perhaps"}, "'label' must be true or false, found 'perhaps'"),
+        (
+            LabelledData,
+            {"prompt": "q", "response": "a", "label": "perhaps"},
+            "'label' must be true or false, found 'perhaps'",
+        ),
     ],
 )
 def test_a_bad_row_of_each_kind_is_named_and_skipped_by_choice(
@@ -208,7 +236,12 @@ def test_a_bad_row_of_each_kind_is_named_and_skipped_by_choice(
 @pytest.mark.parametrize("name", ["human", "Prompter", "USER"])
 @pytest.mark.parametrize("other", ["gpt", "ChatGPT", "model", "bot", "Assistant"])
 def test_roles_by_their_common_names(name: str, other: str, tmp_path: Path) -> None:
-    talk = [{"from": name, "value": "q"}, {"from": other, "value": "a"}, {"role": "Observation", "content": "o"}, a("b")]
+    talk = [
+        {"from": name, "value": "q"},
+        {"from": other, "value": "a"},
+        {"role": "Observation", "content": "o"},
+        a("b"),
+    ]
     data = made(InstructionData, lines(tmp_path / "r.jsonl", [{"conversations": talk}]))
     messages = data.train_rows[0]["messages"]
     assert [turn["role"] for turn in messages] == ["user", "assistant", "tool", "assistant"]

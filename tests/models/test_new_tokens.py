@@ -27,7 +27,9 @@ NEW = ["<|im_start|>", "<|im_end|>"]
 
 
 def config_of(folder: str, lora: LoraOptions | None) -> ModelConfig:
-    return ModelConfig(name_or_path=folder, new_tokens=NEW, chat_template="chatml", stop_tokens=["<|im_end|>"], lora=lora)
+    return ModelConfig(
+        name_or_path=folder, new_tokens=NEW, chat_template="chatml", stop_tokens=["<|im_end|>"], lora=lora
+    )
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])  # gpt2 ties its head to its embedding

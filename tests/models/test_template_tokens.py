@@ -16,7 +16,18 @@ from rlhf_lightning.models.conversation import Conversation, learned_turns
 from rlhf_lightning.models.encoding import Encoder
 
 TEXTS = st.one_of(
-    st.sampled_from(["The answer", "hi", "  indented", "tail \n", "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627", "\U0001f9d1\u200d\U0001f680", "a\n\nb"]),
+    st.sampled_from(
+        [
+            "The answer",
+            "hi",
+            "  indented",
+            "tail \n",
+            "\u05e9\u05dc\u05d5\u05dd",
+            "\u0645\u0631\u062d\u0628\u0627",
+            "\U0001f9d1\u200d\U0001f680",
+            "a\n\nb",
+        ]
+    ),
     st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20),
 )
 
@@ -57,6 +68,17 @@ def test_the_ids_of_a_turn_are_the_rest_of_those_of_the_whole_text(kind: str, ta
         assert found.response[-1] == tokenizer.eos_token_id
 
 
+def own_text(tokenizer: Any, talk: list[dict[str, Any]]) -> str:
+    """What the template adds to a prompt for its last turn, up to the stop token."""
+    start = tokenizer.apply_chat_template(talk[:-1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(talk, tokenize=False)
+    return str(whole[len(start) : whole.index(tokenizer.eos_token, len(start)) + len(tokenizer.eos_token)])
+
+
+def letters(text: str) -> str:
+    return "".join(text.split())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(talk=conversations(), first=TEXTS)
@@ -66,12 +88,17 @@ def test_nothing_of_the_user_is_under_the_mask_of_a_response_of_several_turns(
     tokenizer = KINDS[kind]()
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id])
     prompt, rest = [{"role": "user", "content": first}], [turn for turn in talk if turn["role"] != "system"][1:]
-    try:
-        found = encoder.encode(prompt, rest)
-    except UserError as refused:
-        assert "cannot be one response" in str(refused)
-        return
+    found = encoder.encode(prompt, rest)
     whole = plain_ids(tokenizer, [*prompt, *rest])
+    if encoder.retokenized:  # tokens merge over a turn
+        learned_text = tokenizer.decode([i for i, mask in zip(found.response, found.mask, strict=True) if mask])
+        answers = [
+            own_text(tokenizer, [*prompt, *rest[: i + 1]]) for i, x in enumerate(rest) if x["role"] == "assistant"
+        ]
+        assert (
+            letters(learned_text) == letters("".join(answers)) or kind == "wordpiece_like"
+        )  # which has unknown tokens
+        return
     assert whole[: len(found.prompt) + len(found.response)] == found.prompt + found.response
     learned = set()
     for place, turn in enumerate(rest):
@@ -151,7 +178,9 @@ def test_tools_and_template_arguments_reach_the_template() -> None:
     talk = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": None, "tool_calls": call}]
     prompt = Conversation(talk[:1], tools, {"enable_thinking": False})
     found = encoder.encode(prompt, talk[1:])
-    theirs = tokenizer.apply_chat_template(talk[:1], tools=tools, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    theirs = tokenizer.apply_chat_template(
+        talk[:1], tools=tools, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
     assert tokenizer.decode(found.prompt) == theirs
     assert tokenizer.decode(found.response) == '<call>{"name": "add", "arguments": {"a": 1}}</call><|im_end|>'
     bare = copy.deepcopy(KINDS["byte_level"]())

@@ -116,7 +116,9 @@ def test_a_truncated_pair_is_behind_one_prompt_also_for_the_model(tmp_path: Path
     with torch.no_grad():
         found = Policy(AutoModelForCausalLM.from_pretrained(folder))(pairs).logprobs
     prompt = template_ids(tokenizer, row["prompt"], add_generation_prompt=True)
-    answers = [learned_ids(tokenizer, [*row["prompt"], *row[name]], 1)[0][len(prompt) :] for name in ("chosen", "rejected")]
+    answers = [
+        learned_ids(tokenizer, [*row["prompt"], *row[name]], 1)[0][len(prompt) :] for name in ("chosen", "rejected")
+    ]
     kept = prompt[len(prompt) - 48 + max(map(len, answers)) :]
     for i, answer in enumerate(answers):
         ids = kept + answer
