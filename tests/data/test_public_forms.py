@@ -59,6 +59,7 @@ def test_each_cell_of_the_table(form: Form, task: str, cell: Cell, tmp_path: Pat
         assert isinstance(prompt, str) or prompt[-1]["role"] == "user"
 
 
+@pytest.mark.skipif(not PAGE.is_file(), reason="the docs are not there")
 def test_the_table_in_the_docs_is_this_one() -> None:
     assert PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip() == table()
 

@@ -16,7 +16,7 @@ from rlhf_lightning.models.encoding import Encoder, recorded_rows
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards import ModelReward
 from rlhf_lightning.rollouts.preferences import encode_pairs
-from rlhf_lightning.rollouts.reference_cache import ReferenceCache
+from rlhf_lightning.rollouts.reference_cache import ReferenceCache, content_keys
 from rlhf_lightning.types import Completions
 
 
@@ -167,3 +167,11 @@ def test_generated_text_is_scored_as_a_message_also_where_a_template_puts_a_spac
     assert tokenizer.decode(recorded) == " yes<|im_end|>"
     assert encoder.generated([u("hi")], " yes") == recorded  # of a policy with this template
     assert encoder.generated([u("hi")], "yes") == recorded  # of one without the space
+
+
+def test_a_reference_is_kept_for_tokens_and_for_which_of_them_are_learned() -> None:
+    first, second = (
+        content_keys(recorded_rows([[5]], [[6, 7, 8, 2]], [0], [2], 0, [mask]))
+        for mask in ([True, True, True, True], [True, False, False, True])
+    )
+    assert first != second
