@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 # A process of tests takes a core and up to 2 GiB; `make test PARALLEL=` runs them all in one.
 PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: first-run test check pipeline environment
+.PHONY: first-run test fuzz check pipeline environment
 
 # Install into .venv and run PPO on the playground: two or three minutes on a laptop, no network but the package registry.
 first-run: environment
@@ -14,6 +14,10 @@ first-run: environment
 test: environment
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# Twenty times as many generated files as `make test` takes.
+fuzz: environment
+	FUZZ=nightly $(BIN)/python -m pytest tests/data/test_fuzz_readers.py
 
 # Everything a commit must pass.
 check: test

@@ -198,6 +198,12 @@ KNOWN = {
 """Columns of which a file has at least one if it is of a form that a function reads."""
 
 
+def is_known(form: str, have: set[str], first: Row) -> bool:
+    """Tell whether rows with these columns are of a form that a function reads, other than our own columns."""
+    own_pairs = form == "pairs" and bool({"chosen", "rejected"} & have)
+    return bool(form) and not own_pairs and (bool(set(KNOWN[form]) & have) or is_tree(first))
+
+
 ALWAYS = ("system", "tools", "functions", "history", "chat_template_kwargs")
 ANSWERS = {"instructions": ("label", "deleted"), "pairs": ("score_chosen", "score_rejected"), "rated": ("helpfulness",)}
 

@@ -14,7 +14,7 @@ from rlhf_lightning.data.messages import RESERVED, BadRow, UnusedRow
 from rlhf_lightning.data.reading import Source, read
 from rlhf_lightning.data.splits import count_duplicates, count_overlap, split_by_prompt
 from rlhf_lightning.data.trees import COLUMNS as MESSAGE_COLUMNS
-from rlhf_lightning.data.trees import is_tree, trees
+from rlhf_lightning.data.trees import trees
 from rlhf_lightning.errors import UserError, nearest
 
 Row = dict[str, Any]
@@ -259,7 +259,7 @@ class FileData(RowData):
         have = set().union(*(row.keys() for row in source.rows[:100]))
         self.read_columns |= forms.read_columns(self.form, have, self.columns)
         ours_there = (have - set(self.remove_columns)) | set(self.columns)
-        known = bool(set(forms.KNOWN.get(self.form, ())) & ours_there) or (self.form and is_tree(source.rows[0]))
+        known = forms.is_known(self.form, ours_there, source.rows[0])
         for ours in dict.fromkeys((*self.columns, *(() if known else self.required))):
             theirs = self.columns.get(ours, ours)
             if theirs not in have:

@@ -106,6 +106,8 @@ def _apply(data: Any, split: str, found: Screening, count: int) -> None:
         more = f" (and {len(found.faults) - 1} more bad rows)" if len(found.faults) > 1 else ""
         raise UserError(f"{found.faults[0]}{more}; or set data.on_bad_row: skip")
     if found.faults:
+        if isinstance(report := getattr(data, "report", None), dict):
+            report["bad_rows"] = report.get("bad_rows", 0) + len(found.faults)
         print_once(f"data: skipped {len(found.faults)} bad {split} rows: {'; '.join(found.faults[:3])}")
     drops = getattr(data, "on_too_long", "truncate") == "drop"
     if found.too_long:

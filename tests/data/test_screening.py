@@ -61,6 +61,7 @@ def test_a_row_that_the_template_refuses_is_named_and_can_be_skipped(
     data = made(PreferenceData, path, on_bad_row="skip")
     pairs_screened(data, encoder)
     assert len(data.train_rows) == 2
+    assert data.report == {"bad_rows": 1, "duplicates": 1}
     assert "skipped 1 bad train rows" in capsys.readouterr().out
 
 
@@ -291,3 +292,29 @@ def test_cells_of_a_csv_keep_their_text(tmp_path: Path) -> None:
     assert made(InstructionData, str(tmp_path / "s.csv")).train_rows == [{"prompt": "1+1", "completion": "2"}]
     (tmp_path / "r.json").write_text('[{"prompt": "A", "answer": "2020-01-01", "n": 501}]')
     assert made(PromptData, str(tmp_path / "r.json")).train_rows == [{"prompt": "A", "answer": "2020-01-01", "n": 501}]
+
+
+def test_a_conversation_keeps_its_tools_through_loaders_and_moves(tmp_path: Path) -> None:
+    from lightning.fabric.utilities import move_data_to_device
+
+    rows = [{"prompt": [u(f"q{i}")], "tools": [{"name": "f"}]} for i in range(4)]
+    data = made(PromptData, lines(tmp_path / "r.jsonl", rows), num_workers=1, batch_size=2)
+    for batch in data.train_dataloader():
+        for row in move_data_to_device(batch, "cpu"):
+            assert row["prompt"].tools == [{"name": "f"}]
+
+
+def test_a_missing_side_of_a_pair_is_a_missing_column(tmp_path: Path) -> None:
+    path = lines(tmp_path / "r.jsonl", [{"prompt": "q", "chosen": "a", "reject": "b"}])
+    with pytest.raises(UserError, match="has no column 'rejected'; .*did you mean 'reject'"):
+        made(PreferenceData, path)
+
+
+def test_template_arguments_and_tools_of_the_config_are_for_rows_without_their_own(tmp_path: Path) -> None:
+    rows = [{"prompt": [u("a")]}, {"prompt": [u("b")], "tools": [{"name": "own"}], "chat_template_kwargs": {"x": 2}}]
+    data = made(
+        PromptData, lines(tmp_path / "r.jsonl", rows), tools=[{"name": "f"}], chat_template_kwargs={"x": 1, "y": 1}
+    )
+    found = {row["prompt"][0]["content"]: row["prompt"] for row in data.train_rows}
+    assert (found["a"].tools, found["a"].template_arguments) == ([{"name": "f"}], {"x": 1, "y": 1})
+    assert (found["b"].tools, found["b"].template_arguments) == ([{"name": "own"}], {"x": 2, "y": 1})
