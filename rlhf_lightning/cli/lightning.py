@@ -181,6 +181,7 @@ class ParsedCLI(CLI):
     """Only parses when it is constructed; classes are made by `build`, and the subcommand is run by `run`."""
 
     is_building = False
+    has_trainer = True
 
     def _set_seed(self) -> None:
         if self.is_building:
@@ -195,9 +196,17 @@ class ParsedCLI(CLI):
         if self.is_building:
             super()._run_subcommand(subcommand)
 
-    def build(self) -> None:
-        """Seed all random numbers, then make the stage, the data module and the trainer."""
-        self.is_building = True
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Make the trainer, unless `build` was asked for none."""
+        return super().instantiate_trainer(**kwargs) if self.has_trainer else None
+
+    def build(self, trainer: bool = True) -> None:
+        """Seed all random numbers, then make the stage, the data module and the trainer.
+
+        Args:
+            trainer: False makes no trainer, whose options may need devices that this machine lacks.
+        """
+        self.is_building, self.has_trainer = True, trainer
         self._set_seed()
         self.instantiate_classes()
 

@@ -15,11 +15,14 @@ from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.signals import StoppedBySignal
 
 COMMANDS = {
+    "show": "rlhf_lightning.cli.show",
     "init": "rlhf_lightning.cli.init",
     "schema": "rlhf_lightning.cli.schema",
     "feedback": "rlhf_lightning.feedback.command",
 }
-"""Subcommand: its module, which has `HELP`, `arguments(parser)` and `run(options) -> int` and imports nothing heavy."""
+"""Subcommand: its module, which has `HELP`, `arguments(parser)` and `run(options) -> int` and imports nothing heavy.
+
+A module with `TAKES_OVERRIDES = True` gets the words that its parser does not know as `options.overrides`."""
 
 LIGHTNING = {
     "fit": "train: supervised, a reward model, or a policy, as the config says",
@@ -75,7 +78,11 @@ def _run(words: list[str]) -> int:
         module = command(first)
         parser = CommandParser(prog=f"rlhf_lightning {first}", description=module.HELP)
         module.arguments(parser)
-        return int(module.run(parser.parse_args(words[1:])))
+        if not getattr(module, "TAKES_OVERRIDES", False):
+            return int(module.run(parser.parse_args(words[1:])))
+        options, overrides = parser.parse_known_args(words[1:])
+        options.overrides = overrides
+        return int(module.run(options))
     if first in LIGHTNING:
         from rlhf_lightning.cli.reading import run
 

@@ -57,6 +57,16 @@ def build(config: Config) -> tuple[Any, Any, Any]:
     return config.parsed.model, config.parsed.datamodule, config.parsed.trainer
 
 
+def build_without_trainer(config: Config) -> tuple[Any, Any]:
+    """Make the stage and the data module that a config describes; its trainer may need devices that this machine lacks.
+
+    Raises:
+        UserError: a value does not suit its class.
+    """
+    config.parsed.build(trainer=False)
+    return config.parsed.model, config.parsed.datamodule
+
+
 def run(words: Sequence[str]) -> None:
     """Run a subcommand between two lines that name its folder.
 

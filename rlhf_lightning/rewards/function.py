@@ -77,6 +77,12 @@ class FunctionReward(Reward):
                     f"{nearest(p.name, available)}"
                 )
 
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """Name the columns that are parameters of the function; all of them where it takes any keyword."""
+        parameters = _parameters(self.function or _import(self.name))
+        takes_all = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return columns if takes_all else [name for name in columns if name in parameters]
+
     def __call__(self, completions: Completions) -> Sequence[float | None]:
         """Call the function under the retry policy, and wait for its result if it is async."""
         function = self.function or _import(self.name)

@@ -45,6 +45,10 @@ class WeightedSum(Reward):
         for reward in self.rewards.values():
             reward.check_columns(columns, where)
 
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """Name the columns of every reward of the sum."""
+        return {name for reward in self.rewards.values() for name in reward.used_columns(columns)}
+
     def share(self, base: SharedBase) -> None:
         """Let every reward use the policy's base model where it can."""
         for reward in self.rewards.values():

@@ -20,8 +20,8 @@ class RolloutBuffer:
 
     Each epoch shuffles the prompts, and the loss groups of each prompt, and splits them into `minibatches` optimiser steps. The
     responses to a prompt stay adjacent, so that a step computes the prompt once. Each step is split into `accumulate`
-    micro-batches with about the same number of tokens. Every micro-batch has the weight of its whole step over all ranks, so the gradient does
-    not depend on the split.
+    micro-batches with about the same number of tokens. Every micro-batch has the weight of its whole step over all ranks, so
+    the gradient does not depend on the split.
 
     Args:
         batch: rows from `Algorithm.prepare`.
