@@ -93,6 +93,7 @@ class Encoder:
                 [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
             )
             talk = conversation(prompt)
+            _check_answer(turns)
             if len(turns) > 1:
                 return self._several_turns(talk, turns)
             self.renderer.check_last(turns[-1])
@@ -313,6 +314,21 @@ class Encoder:
 
     def _count(self, what: str) -> None:
         self.truncated_counts[what] = self.truncated_counts.get(what, 0) + 1
+
+
+def _check_answer(turns: list[Message]) -> None:
+    """Refuse a response that begins or ends with a turn that the assistant did not write, or that is not learned.
+
+    Raises:
+        UserError: naming the role.
+    """
+    for turn in (turns[0], turns[-1]) if turns else ({},):
+        if turn.get("role") != "assistant":
+            raise UserError(
+                f"a response must begin and end with the assistant, and has a turn of {turn.get('role')!r} there"
+            )
+    if not any(is_learned(turn) for turn in turns):
+        raise UserError("a response has no turn to learn: all have weight 0, or train or trainable false")
 
 
 def _texts(turns: list[Message]) -> str:
