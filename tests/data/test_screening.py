@@ -306,7 +306,7 @@ def test_a_conversation_keeps_its_tools_through_loaders_and_moves(tmp_path: Path
 
 def test_a_missing_side_of_a_pair_is_a_missing_column(tmp_path: Path) -> None:
     path = lines(tmp_path / "r.jsonl", [{"prompt": "q", "chosen": "a", "reject": "b"}])
-    with pytest.raises(UserError, match="has no column 'rejected'; .*did you mean 'reject'"):
+    with pytest.raises(UserError, match=r"has no column 'rejected'; .*did you mean 'reject'"):
         made(PreferenceData, path)
 
 
