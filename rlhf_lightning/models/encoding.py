@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.conversation import Conversation, Message, conversation, is_learned
+from rlhf_lightning.models.conversation import Conversation, Message, as_rendered, conversation, is_learned
 from rlhf_lightning.models.padding import left_padded, recorded_rows, right_padded
 from rlhf_lightning.models.rendering import TemplateRenderer
 from rlhf_lightning.models.text_ids import TextIds, common_length
@@ -85,6 +85,7 @@ class Encoder:
         Raises:
             UserError: the template refuses the conversation, or renders the prompt otherwise once the response follows.
         """
+        prompt = as_rendered(prompt)
         if isinstance(prompt, str):
             answer = response if isinstance(response, str) else _texts(response)
             start, full, special = prompt, prompt + answer, True
@@ -113,6 +114,7 @@ class Encoder:
         The text of a message does not have the space that a template may write before it, and generated text does. Without
         such a space the text is the message.
         """
+        prompt = as_rendered(prompt)
         if not isinstance(prompt, str) and (bare := text.strip()) != text:
             talk = conversation(prompt)
             start = self.renderer.render(talk, add_generation_prompt=True)
@@ -122,6 +124,7 @@ class Encoder:
         return self.response(prompt, text)
 
     def _whole_prompt(self, text: Text) -> list[int]:
+        text = as_rendered(text)
         if isinstance(text, str):
             return self.texts.ids(text, True) or [self._first]
         return self.texts.ids(self.renderer.render(text, add_generation_prompt=True), False) or [self._first]
