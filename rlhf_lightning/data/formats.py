@@ -15,7 +15,7 @@ from rlhf_lightning.data.messages import (
     check_says_something,
     text_or_messages,
 )
-from rlhf_lightning.models.conversation import Conversation, Message, is_learned
+from rlhf_lightning.models.conversation import Conversation, Message, UserText, is_learned
 
 __all__ = ["BadRow", "UnusedRow", "text_or_messages"]
 Text = str | Conversation
@@ -124,6 +124,8 @@ def answered(prompt: Text, answers: dict[str, Text]) -> tuple[Text, dict[str, Te
     longest = max(prompts, key=len)
     if any(own not in (longest, talk) for own in prompts):
         raise BadRow(f"columns {' and '.join(answers)} repeat two different prompts")
+    if isinstance(prompt, str) and longest == talk:
+        return UserText(prompt), found  # the column stays what the file says
     return Conversation(longest, talk.tools, talk.template_arguments), found
 
 

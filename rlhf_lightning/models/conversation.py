@@ -45,6 +45,21 @@ class Conversation(list[Message]):
         return self
 
 
+class UserText(str):
+    """Text of a file that is a user's message, as its answers are conversations; equal to the text, and rendered as a message."""
+
+    __slots__ = ()
+
+
+def as_rendered(prompt: str | list[Message]) -> str | list[Message]:
+    """Make a conversation of text that is a user's message; other prompts stay as they are.
+
+    >>> as_rendered(UserText("hi"))
+    [{'role': 'user', 'content': 'hi'}]
+    """
+    return Conversation([{"role": "user", "content": str(prompt)}]) if isinstance(prompt, UserText) else prompt
+
+
 def conversation(messages: Iterable[Message]) -> Conversation:
     """Convert a list of messages; a conversation stays itself."""
     return messages if isinstance(messages, Conversation) else Conversation(messages)
@@ -73,6 +88,8 @@ def learned_turns(prompt: Any, completion: Any) -> list[tuple[Any, Any]]:
         prompt: text or messages.
         completion: text, or messages of which the assistant's are learned.
     """
+    if not isinstance(completion, str):
+        prompt = as_rendered(prompt)
     if isinstance(prompt, str) or isinstance(completion, str):
         return [(prompt, completion)]
     whole = conversation(prompt).followed_by(completion) if prompt else conversation(completion)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.conversation import Conversation, Message, conversation, is_learned
+from rlhf_lightning.models.conversation import Conversation, Message, as_rendered, conversation, is_learned
 from rlhf_lightning.models.padding import left_padded, recorded_rows, right_padded
 from rlhf_lightning.models.rendering import TemplateRenderer
 from rlhf_lightning.models.text_ids import TextIds, common_length
@@ -85,6 +85,7 @@ class Encoder:
         Raises:
             UserError: the template refuses the conversation, or renders the prompt otherwise once the response follows.
         """
+        prompt = as_rendered(prompt)
         if isinstance(prompt, str):
             answer = response if isinstance(response, str) else _texts(response)
             start, full, special = prompt, prompt + answer, True
@@ -93,6 +94,7 @@ class Encoder:
                 [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
             )
             talk = conversation(prompt)
+            _check_answer(turns)
             if len(turns) > 1:
                 return self._several_turns(talk, turns)
             self.renderer.check_last(turns[-1])
@@ -112,6 +114,7 @@ class Encoder:
         The text of a message does not have the space that a template may write before it, and generated text does. Without
         such a space the text is the message.
         """
+        prompt = as_rendered(prompt)
         if not isinstance(prompt, str) and (bare := text.strip()) != text:
             talk = conversation(prompt)
             start = self.renderer.render(talk, add_generation_prompt=True)
@@ -121,6 +124,7 @@ class Encoder:
         return self.response(prompt, text)
 
     def _whole_prompt(self, text: Text) -> list[int]:
+        text = as_rendered(text)
         if isinstance(text, str):
             return self.texts.ids(text, True) or [self._first]
         return self.texts.ids(self.renderer.render(text, add_generation_prompt=True), False) or [self._first]
@@ -313,6 +317,21 @@ class Encoder:
 
     def _count(self, what: str) -> None:
         self.truncated_counts[what] = self.truncated_counts.get(what, 0) + 1
+
+
+def _check_answer(turns: list[Message]) -> None:
+    """Refuse a response that begins or ends with a turn that the assistant did not write, or that is not learned.
+
+    Raises:
+        UserError: naming the role.
+    """
+    for turn in (turns[0], turns[-1]) if turns else ({},):
+        if turn.get("role") != "assistant":
+            raise UserError(
+                f"a response must begin and end with the assistant, and has a turn of {turn.get('role')!r} there"
+            )
+    if not any(is_learned(turn) for turn in turns):
+        raise UserError("a response has no turn to learn: all have weight 0, or train or trainable false")
 
 
 def _texts(turns: list[Message]) -> str:

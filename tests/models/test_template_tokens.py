@@ -121,6 +121,33 @@ def test_a_prefix_space_is_only_where_the_whole_text_has_it() -> None:
     assert tokenizer.convert_ids_to_tokens(plain.response) == ["The", "</s>"]
 
 
+def test_a_text_behind_a_prompt_that_is_no_prefix_has_no_space_of_its_own() -> None:
+    tokenizer = copy.deepcopy(KINDS["sentencepiece_with_space"]())
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "<|assistant|>\n{% endif", "<|assistant|>\n<think>\n{% endif"
+    )
+    encoder = Encoder(tokenizer, [2])
+    found = encoder.encode([{"role": "user", "content": "hi"}], "The answer")
+    assert tokenizer.convert_ids_to_tokens(found.response) == ["The", "\u2581answer", "</s>"]
+    assert encoder.retokenized == 1
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        ([{"role": "user", "content": "x"}], "turn of 'user' there"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "turn of 'user' there"),
+        ([{"role": "assistant", "content": "y"}, {"role": "tool", "content": "x"}], "turn of 'tool' there"),
+        ([{"role": "assistant", "content": "y", "weight": 0}], "no turn to learn"),
+        ([], "turn of None there"),
+    ],
+)
+def test_a_response_that_is_not_the_assistants_is_refused(turns: list[dict[str, Any]], said: str) -> None:
+    encoder = Encoder(KINDS["byte_level"](), [3])
+    with pytest.raises(UserError, match=said):
+        encoder.encode([{"role": "user", "content": "q"}], turns)
+
+
 def test_a_prompt_that_merges_with_its_answer_is_counted_and_the_prompt_stays_what_generation_is_given() -> None:
     tokenizer = KINDS["byte_level"]()
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id])

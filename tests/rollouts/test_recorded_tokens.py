@@ -95,7 +95,9 @@ def test_log_probabilities_of_a_pair_are_those_of_the_template_text(kind: str, n
     folder, tokenizer = folder_of(tmp_path / "model", kind), KINDS[kind]()
     row, talks = PAIRS[name]
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id])
-    pairs = encode_pairs(encoder, rows_of(tmp_path / "rows.jsonl", row), None)
+    rows = rows_of(tmp_path / "rows.jsonl", row)
+    assert rows[0]["prompt"] == row.get("prompt", [u("q")])  # the column stays what the file says
+    pairs = encode_pairs(encoder, rows, None)
     with torch.no_grad():
         policy = Policy(AutoModelForCausalLM.from_pretrained(folder))
         found = policy(pairs).logprobs
