@@ -72,13 +72,13 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-data.batch_size", "4"], ["-data.batch_size begins with one dash; did you mean '--data.batch_size'?"]),
         (
             ["--model.algorithm", "DPO", "--model.algorithm.responses_per_prompt", "1"],
-            ["responses_per_prompt is 1", "at least 2"],
+            ["responses_per_prompt is 1", "2 or more"],
         ),
         (
             ["--model.algorithm", "REINFORCE", "--model.algorithm.responses_per_prompt", "1"],
-            ["leave_one_out", "at least 2"],
+            ["leave_one_out", "2 or more"],
         ),
-        (["--model.algorithm.minibatches", "0"], ["minibatches is 0", "at least 1"]),
+        (["--model.algorithm.minibatches", "0"], ["minibatches is 0", "1 or more"]),
         (
             [*SMALL, "--model.algorithm.minibatches", "5"],
             ["PPO.minibatches is 5", "of 4 rows", "fill 4 optimiser steps"],
@@ -226,7 +226,7 @@ def test_rows_of_another_stage(fails: Callable[..., str]) -> None:
     Path("rated.jsonl").write_text('{"prompt": "2+2?", "response": "4", "rating": 1}\n' * 4)
     rated = ["--data", "RatingData", "--data.train", "rated.jsonl", "--data.validation_fraction", "0"]
     line = fails("fit", "--config", "reward.yaml", *rated)
-    assert "no row of the train data has two with different ratings; use objective: regression" in line
+    assert "no row of the train data has two with different ratings; set it to regression" in line
     Path("rows.jsonl").write_text('{"query": "2+2?", "completion": "4"}\n')
     line = fails("fit", "--config", "sft.yaml", "--data", "InstructionData", "--data.train", "rows.jsonl")
     assert "no column 'prompt' and no 'messages' among completion, query; say which it is with data.columns" in line
@@ -348,7 +348,7 @@ def test_a_reward_function_in_a_file_that_is_no_python(fails: Callable[..., str]
     words = ["--model.reward", "FunctionReward", "--model.reward.function", function]
     line = fails("fit", "--config", "ppo.yaml", *SMALL, *words)
     assert f"reward function {function}: " in line
-    assert "unfinished.py:2 is no Python: '(' was never closed" in line
+    assert "unfinished.py:2 is not valid Python: '(' was never closed" in line
 
 
 def test_a_tokenizer_without_pad_or_stop_token(fails: Callable[..., str], tokenizer: Any) -> None:

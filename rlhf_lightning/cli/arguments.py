@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf_lightning.cli.config_files import find_config, last_value, load_config, merged
-from rlhf_lightning.cli.early_check import check_keys
+from rlhf_lightning.cli.key_check import check_keys
 from rlhf_lightning.cli.overrides import as_config, expand_home, values, without_nulls
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.folder import check_checkpoint, check_folder, choose_folder, report_earlier_run, resolve_last
+from rlhf_lightning.run.folder import check_folder, choose_folder, report_earlier_run
+from rlhf_lightning.run.last_checkpoint import check_checkpoint, resolve_last
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import rlhf_lightning.algorithms
 import rlhf_lightning.callbacks
 import rlhf_lightning.data
-import rlhf_lightning.generation.local
+import rlhf_lightning.generation
 import rlhf_lightning.playground
 import rlhf_lightning.rewards
 import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
-from rlhf_lightning.cli.messages import one_line_error
+from rlhf_lightning.cli.jsonargparse_errors import one_line_error
 from rlhf_lightning.errors import UserError, nearest
-from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
+from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
+from rlhf_lightning.run.checkpoints import Checkpoints
 from rlhf_lightning.run.curves import Curves
 from rlhf_lightning.run.export import Export
 from rlhf_lightning.run.metrics_csv import MetricsFile

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.cli.config_files import find_config, load_config
-from rlhf_lightning.cli.early_check import IMPORT_PATH
+from rlhf_lightning.cli.key_check import IMPORT_PATH
 from rlhf_lightning.cli.known_schema import OWN_SCHEMA, digest
 from rlhf_lightning.cli.shipped import SCHEMA
 from rlhf_lightning.errors import UserError

@@ -1,4 +1,4 @@
-"""Chat templates that ship with the package; each renders a role and a key of a message, or refuses it."""
+"""Chat templates that a config names, `dialogue` and `chatml`; each renders a role and a key of a message, or refuses it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rewards.retry import RetryPolicy, short_description
+from rlhf_lightning.rewards.retry_and_timeout import RetryPolicy, short_description
 from rlhf_lightning.types import Completions
 
 

@@ -14,7 +14,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rewards.retry import RetryPolicy, is_transient
+from rlhf_lightning.rewards.retry_and_timeout import RetryPolicy, is_transient
 from rlhf_lightning.types import Completions
 
 

@@ -18,10 +18,10 @@ from rlhf_lightning.types import Batch
 class RolloutBuffer:
     """Holds one `Batch`. Its state is the tensors, the seed and the cursor.
 
-    Each epoch shuffles the prompts, and the loss groups of each prompt, and splits them into `minibatches` optimiser steps. The
-    responses to a prompt stay adjacent, so that a step computes the prompt once. Each step is split into `accumulate`
-    micro-batches with about the same number of tokens. Every micro-batch has the weight of its whole step over all ranks, so
-    the gradient does not depend on the split.
+    Each epoch shuffles the prompts, and the loss groups of each prompt, and splits them into `minibatches` optimiser
+    steps. The responses to a prompt stay adjacent, so that a step computes the prompt once. Each step is split into
+    `accumulate` micro-batches with about the same number of tokens. Every micro-batch has the weight of its whole step
+    over all ranks, so the gradient does not depend on the split.
 
     Args:
         batch: rows from `Algorithm.prepare`.

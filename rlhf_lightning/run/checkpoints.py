@@ -1,26 +1,23 @@
-"""Atomic checkpoints, and the events at which a run writes one."""
+"""Choose the events at which a run writes a checkpoint, and which checkpoints it keeps."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from rlhf_lightning.distributed import all_gather, any_rank
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.checkpoint_files import newest_first, plain_only
+from rlhf_lightning.run.atomic_checkpoints import remove_abandoned
+from rlhf_lightning.run.last_checkpoint import newest_first
 from rlhf_lightning.run.signals import StoppedBySignal, requeue
 from rlhf_lightning.training.lightning_compat import (
     cluster_environment,
@@ -31,76 +28,6 @@ from rlhf_lightning.training.lightning_compat import (
 
 EARLIER = "earlier"
 """Folder for the checkpoints of an earlier run, until the run that starts over has written its first."""
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Write a temporary file, flush it to disk, then rename it; a failure leaves the earlier checkpoint as it was.
-
-    Only plain tensors and numbers are read, unless `--weights_only false` is set.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            UserError: the disk is full, or the file cannot be written for another reason.
-        """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            with _locked(partial) as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except (OSError, RuntimeError) as error:  # torch reports some failures to write as RuntimeError
-            generated = partial.stat().st_size if partial.exists() else 0
-            partial.unlink(missing_ok=True)  # before what is free is counted
-            free = os.statvfs(target.parent)
-            raise UserError(
-                f"checkpoint {target} could not be written: {_cause(error)} after {generated / 2**20:.0f} MiB, "
-                f"{free.f_bavail * free.f_frsize / 2**20:.0f} MiB are free there; earlier checkpoints are complete; "
-                "free some space and resume with --ckpt_path last"
-            ) from error
-        except BaseException:  # an interruption
-            partial.unlink(missing_ok=True)
-            raise
-
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint.
-
-        Raises:
-            UserError: the file holds objects that could run code.
-        """
-        with plain_only(path):
-            return super().load_checkpoint(path, map_location, weights_only is not False)
-
-
-def _locked(path: Path) -> BinaryIO:
-    """Open a file for writing with a lock that ends with this process; who gets the lock may remove an abandoned file."""
-    while True:
-        file = open(path, "wb")  # noqa: SIM115  (the caller closes it)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # else another process removed it before the lock was taken
-            return file
-        file.close()
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove the partial files of killed processes; a file that another process is writing stays."""
-    for path in folder.glob(".*.partial"):
-        with suppress(OSError), open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-
-
-def _cause(error: BaseException) -> str:
-    origin: BaseException | None = error
-    while origin is not None and not isinstance(origin, OSError):
-        origin = origin.__cause__ or origin.__context__
-    return str(origin.strerror if isinstance(origin, OSError) else error).splitlines()[0]
 
 
 class Checkpoints(Checkpoint):

@@ -1,4 +1,4 @@
-"""The folder of a run and the checkpoint that it resumes from, found before torch is imported."""
+"""Choose the folder that a run writes to, before torch is imported."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from rlhf_lightning.errors import UserError, nearest
-from rlhf_lightning.run.checkpoint_files import check, newest_complete
+from rlhf_lightning.errors import UserError
 
 FOLDER_OF_RUN = "RLHF_LIGHTNING_RUN_FOLDER"
 """Environment variable by which the first process passes the folder to the processes it starts: their clocks differ."""
-LIGHTNING_NAMES = ("last", "best", "hpc", "registry")
-"""Values of `ckpt_path` that are no paths."""
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_")
 
 
@@ -82,37 +79,3 @@ def report_earlier_run(folder: Path) -> None:
     """Print that the files of an earlier run will be replaced, if there are any."""
     if (folder / "metrics.csv").exists() and is_first_process():
         print(f"starting over in {folder}: files of an earlier run are replaced (--ckpt_path last resumes that run)")
-
-
-def check_checkpoint(name: str | None) -> None:
-    """Refuse a checkpoint that is missing or damaged.
-
-    Raises:
-        UserError: naming the nearest checkpoint beside it.
-    """
-    if name is None or name.startswith(LIGHTNING_NAMES) or "://" in name:
-        return
-    if Path(name).exists():
-        check(Path(name))
-        return
-    beside = [path.name for path in Path(name).parent.glob("*.ckpt")]
-    hint = nearest(Path(name).name, beside) if beside else "pass the path of a .ckpt file, or `last`"
-    raise UserError(f"checkpoint {name} does not exist; {hint}")
-
-
-def resolve_last(folder: Path, subcommand: str) -> Path | None:
-    """Find the newest complete checkpoint of a run; print a line about each newer one that is damaged.
-
-    Returns:
-        The path; None if there is none, so that training starts from scratch.
-
-    Raises:
-        UserError: there is none, and the subcommand measures a checkpoint.
-    """
-    path, lines = newest_complete(folder / "checkpoints")
-    if path is None and subcommand != "fit":
-        raise UserError(f"--ckpt_path last: no complete checkpoint in {folder}")
-    if is_first_process():
-        for line in [*lines, *([] if path else [f"no checkpoint in {folder} yet: starting from scratch"])]:
-            print(line, flush=True)
-    return path

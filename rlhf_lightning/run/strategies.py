@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
-from rlhf_lightning.run.checkpoint_files import plain_only
+from rlhf_lightning.run.checkpoint_integrity import plain_only
 from rlhf_lightning.training.lightning_compat import use_data_parallel_alone
 
 

@@ -16,7 +16,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from rlhf_lightning.cli import known_schema
-from rlhf_lightning.cli.early_check import check_keys
+from rlhf_lightning.cli.key_check import check_keys
 from rlhf_lightning.cli.known_schema import OWN_SCHEMA, load_schema
 from rlhf_lightning.cli.shipped import SCHEMA, shipped_folder
 from rlhf_lightning.errors import UserError

@@ -35,7 +35,7 @@ from rlhf_lightning.console import print_first_time
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.backbone import backbone_of, supports_packing
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
-from rlhf_lightning.rewards import retry
+from rlhf_lightning.rewards import retry_and_timeout
 from rlhf_lightning.rollouts import reference_cache, rollout_loader
 from rlhf_lightning.run import checkpoints, out_of_memory
 from rlhf_lightning.stages import reward
@@ -294,7 +294,7 @@ def register() -> None:
     torch.set_num_threads(1)
     torch.Generator = Generator
     _Generators().__enter__()
-    for module in (memory, out_of_memory, retry, random_states):
+    for module in (memory, out_of_memory, retry_and_timeout, random_states):
         module.torch = _AsCuda()
     for module in (resume, validation, checkpoints, rollout_loader, reference_cache, reward):
         module.all_gather = _all_gather

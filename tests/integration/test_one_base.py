@@ -42,7 +42,9 @@ def test_four_roles_on_one_base_learn_what_they_learn_on_bases_of_their_own(
 ) -> None:
     words = [*PPO, "--model.reward.name_or_path", reward, "--trainer.val_check_interval", "1.0"]
     one = run("one", "fit", *words)
-    assert f"the reward model {reward} shares the policy's base (model.share_base: false" in capsys.readouterr().out
+    assert (
+        f"the reward model {reward} shares the policy's base (set model.share_base to false" in capsys.readouterr().out
+    )
     four = run("four", "fit", *words, "--model.share_base", "false")
     assert "shares" not in capsys.readouterr().out
     for first, second in zip(metrics(one), metrics(four), strict=True):

@@ -14,7 +14,7 @@ from combinations import SEEDS, drawn
 from leavings import ROLLOUTS, SMALL, differing, equal, lines, metrics, weights
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.run.checkpoint_files import newest_complete
+from rlhf_lightning.run.last_checkpoint import newest_complete
 
 CHECKPOINTS = """
 trainer:

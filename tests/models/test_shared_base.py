@@ -201,7 +201,9 @@ def test_a_reward_model_on_the_policys_base_scores_as_on_its_own(
     WeightedSum({"learned": reward}).share(SharedBase(policy.model, config))
     said = capsys.readouterr().out.splitlines()
     kind = ", quantised to nf4" if quantization else ""
-    assert said == [f"the reward model {folder} shares the policy's base{kind} (model.share_base: false loads another)"]
+    assert said == [
+        f"the reward model {folder} shares the policy's base{kind} (set model.share_base to false to load another)"
+    ]
     reward.load(torch.device("cpu"))
     mask = torch.cat([rows.prompt_mask, rows.mask], 1)
     policy.train()  # as while it learns
@@ -250,7 +252,7 @@ def test_what_is_no_adapter_of_the_policys_base_is_loaded_by_itself(
         assert reward.model is None
     halves = ModelReward(reward_folder(tiny_model_folder("llama"), "halves"), dtype="bfloat16")
     halves.share(base)
-    assert "is loaded with a base of its own: its dtype is bfloat16, the base's float32" in capsys.readouterr().out
+    assert "is loaded with its own base: its dtype is bfloat16, and the base's is float32" in capsys.readouterr().out
     assert halves.model is None
     assert set(dict(base.model.named_parameters())) == names
     halves.load(torch.device("cpu"))

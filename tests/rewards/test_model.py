@@ -36,7 +36,7 @@ def test_a_reward_model_scores_as_transformers_does(
         ids = reward.encoder.prompt(prompt) + tokenizer(response, add_special_tokens=False)["input_ids"] + [stop]
         expected = (plain(input_ids=torch.tensor([ids])).logits.item() - 0.5) / 2.0
         assert value == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         ModelReward("./nowhere").check()
 
 

@@ -113,7 +113,7 @@ def test_overlap_refuses_rewards_that_are_models() -> None:
     function = FunctionReward("math.sqrt")
     assert PolicyStage(**options, reward=WeightedSum({"f": function}), overlap=2).roles.overlap == 2
     for reward in (ModelReward("none"), WeightedSum({"f": function, "m": ModelReward("none")})):
-        with pytest.raises(UserError, match=r"overlap is 2: .* FunctionReward and ServerReward"):
+        with pytest.raises(UserError, match=r"overlap is 2: .*FunctionReward, ServerReward"):
             PolicyStage(**options, reward=reward, overlap=2)
     with pytest.raises(UserError, match="overlap is 0"):
         PolicyStage(**options, reward=function, overlap=0)

@@ -13,13 +13,15 @@ import torch
 
 from rlhf_lightning.cli.arguments import Arguments
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.checkpoint_files import check, damage, newest_complete
-from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints, remove_abandoned
+from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints, remove_abandoned
+from rlhf_lightning.run.checkpoint_integrity import damage
+from rlhf_lightning.run.checkpoints import Checkpoints
+from rlhf_lightning.run.last_checkpoint import newest_complete, refuse_damaged
 
 FULL = """
 import resource, signal, sys, torch
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.checkpoints import AtomicCheckpoints
+from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 writer = AtomicCheckpoints()
 writer.save_checkpoint({"step": 1}, "checkpoints/step-1.ckpt")
@@ -45,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 WRITES = """
 import sys, time, torch
-from rlhf_lightning.run.checkpoints import AtomicCheckpoints
+from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
 def save(checkpoint, file):
     print("writes", flush=True)
     time.sleep(60)
@@ -105,7 +107,7 @@ def test_a_damaged_one_is_refused_and_last_goes_back(
     harm(folder / "checkpoints/step-3.ckpt")  # type: ignore[operator]
     os.utime(folder / "checkpoints/step-3.ckpt", (time.time(), time.time() + 3))
     with pytest.raises(UserError, match=r"step-3.ckpt is damaged: .+; pass step-2.ckpt beside it"):
-        check(folder / "checkpoints/step-3.ckpt")
+        refuse_damaged(folder / "checkpoints/step-3.ckpt")
     monkeypatch.chdir(folder)
     words = ["fit", "--config", "ppo", "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
     assert Arguments.of(words).words[-1] == f"--ckpt_path={folder}/checkpoints/step-2.ckpt"

@@ -143,5 +143,5 @@ def test_a_function_is_told_how_to_be_a_reward(folder: str, tmp_path: Path) -> N
         UserError, match=r"the reward 'mean' is no Reward; .* FunctionReward\('.*test_python_interface.polite'\)"
     ):
         trainer(tmp_path).fit(stage, datamodule=Data())
-    with pytest.raises(UserError, match=r"the import path of a function, .*: '.*test_python_interface.polite'"):
+    with pytest.raises(UserError, match=r"set it to the import path '.*test_python_interface.polite'"):
         FunctionReward(polite)  # type: ignore[arg-type]

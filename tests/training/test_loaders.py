@@ -51,7 +51,7 @@ def test_a_new_loader_resumes_where_the_checkpoint_or_the_old_one_was(module: Ca
 def test_an_epoch_has_the_batches_that_lightning_takes(module: Callable[..., Any], limit: float, taken: int) -> None:
     loaders = LoaderBinding(module(limit_train_batches=limit, overfit_batches=2))
     assert loaders.epoch(8) == {"limit": taken, "repeat": True}
-    with pytest.raises(UserError, match="gives no batch"):
+    with pytest.raises(UserError, match="has no batch"):
         loaders.epoch(0)
 
 

@@ -15,7 +15,7 @@ from completions import completions
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards import FunctionReward, WeightedSum, score
-from rlhf_lightning.rewards.retry import RetryPolicy, is_transient
+from rlhf_lightning.rewards.retry_and_timeout import RetryPolicy, is_transient
 
 ROWS = completions(["a", "b"])
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_lightning.cli import early_check, known_schema
+from rlhf_lightning.cli import key_check, known_schema
 from rlhf_lightning.cli.arguments import Arguments
-from rlhf_lightning.cli.early_check import check_keys
+from rlhf_lightning.cli.key_check import check_keys
 from rlhf_lightning.cli.overrides import as_config
 from rlhf_lightning.cli.shipped import SCHEMA
 from rlhf_lightning.errors import UserError
@@ -195,7 +195,7 @@ def test_another_version_of_a_package_may_have_other_keys(monkeypatch: pytest.Mo
     ours = {"model": {"class_path": "PolicyStage", "init_args": {"policyy": 3}}}
     schema = json.loads(SCHEMA.read_text())
     schema["x-versions"]["lightning"] = "1.0"
-    monkeypatch.setattr(early_check, "load_schema", lambda: known_schema.KnownSchema(schema))
+    monkeypatch.setattr(key_check, "load_schema", lambda: known_schema.KnownSchema(schema))
     check_keys(trainer)
     check_keys({"trainer": {"callbacks": "NewCallback"}})
     with pytest.raises(UserError, match="policyy"):
@@ -209,7 +209,7 @@ def test_a_parameter_and_a_class_that_the_source_has_are_accepted_although_the_s
     del schema["$defs"]["rlhf_lightning.algorithms.ppo.PPO"]["properties"]["clip_range"]
     rules = schema["$defs"]["Algorithm"]["anyOf"][1]["allOf"]
     rules[:] = [rule for rule in rules if "DPO" not in rule["if"]["properties"]["class_path"]["enum"]]
-    monkeypatch.setattr(early_check, "load_schema", lambda: known_schema.KnownSchema(schema))
+    monkeypatch.setattr(key_check, "load_schema", lambda: known_schema.KnownSchema(schema))
     check_keys(
         as_config(["--model", "PolicyStage", "--model.algorithm", "PPO", "--model.algorithm.clip_range", "1"], dict)
     )
