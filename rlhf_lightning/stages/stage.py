@@ -40,6 +40,7 @@ from rlhf_lightning.training.optimizers import build_optimizer, scheduler_config
 from rlhf_lightning.training.precision import check_device, keep_float32
 from rlhf_lightning.training.random_states import random_states, set_random_states
 from rlhf_lightning.training.resume import rewind_to_step_start
+from rlhf_lightning.training.schedules import resolve_total_steps
 from rlhf_lightning.training.validation import Sample, ValidationMetrics
 from rlhf_lightning.types import LossOutput, RawRows, RowsT
 
@@ -377,7 +378,9 @@ class Stage(LightningModule):
         optimizer = build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
         if self.make_lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(self.make_lr_scheduler(optimizer))}
+        scheduler = self.make_lr_scheduler(optimizer)
+        resolve_total_steps(scheduler, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(scheduler)}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Nothing: `optimizer_step` has freed those of the step before, and `backward_loss` has taken some of this one's already."""
