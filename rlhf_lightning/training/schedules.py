@@ -1,7 +1,7 @@
 """Learning-rate schedules with warm-up; the number of optimizer steps comes from the trainer.
 
-A schedule is chosen in one line: `lr_scheduler: {class_path: WarmupCosine, init_args: {warmup_ratio: 0.03}}`. The learning rate of
-step n is that of the function of the same name in transformers (`get_cosine_schedule_with_warmup` and others).
+A config chooses one in a line: `lr_scheduler: {class_path: WarmupCosine, init_args: {warmup_ratio: 0.03}}`. The learning rate
+of step n is that of the function of the same name in transformers (`get_cosine_schedule_with_warmup` and others).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from abc import abstractmethod
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
@@ -68,7 +69,7 @@ class WarmupSchedule(LRScheduler):
             group["lr"] = rate
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Compute the learning rate of every parameter group for the step to come."""
         factor = self.factor(self.last_epoch)
         return [rate * factor for rate in self.base_lrs]
@@ -172,9 +173,9 @@ class ScheduleFunction(LRScheduler):
         """Step the scheduler that the function returned."""
         self.inner.step(*args)
 
-    def get_last_lr(self) -> list[float]:
+    def get_last_lr(self) -> list[float | Tensor]:
         """Return the learning rate of every parameter group."""
-        rates: list[float] = self.inner.get_last_lr()
+        rates: list[float | Tensor] = self.inner.get_last_lr()
         return rates
 
     def state_dict(self) -> dict[str, Any]:
