@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "rlhf_lightning"
 
 ROOMS = [
-    {"errors", "types", "distributed", "io", "console", "seeding"},
+    {"errors", "types", "distributed", "io", "console", "seeding", "session"},
     {"functional"},
     {"models"},
     {"algorithms", "rewards", "generation"},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -14,7 +15,10 @@ from rlhf_lightning.data.reading import Source, read
 from rlhf_lightning.errors import UserError, nearest
 
 Row = dict[str, Any]
-Paths = str | list[str] | None
+if TYPE_CHECKING:
+    Paths = str | Iterable[Any] | None  # Python takes rows in memory as well
+else:
+    Paths = str | list[str] | None  # what a config can hold
 SHOWN_FAULTS = 3
 
 
@@ -103,7 +107,7 @@ class FileData(RowData):
 
     Args:
         train: JSON lines, JSON, CSV (these also as .gz) or Parquet, a glob, a list of these, or a hub name
-            (`name`, `name:config`, `name@split`).
+            (`name`, `name:config`, `name@split`). In Python also a `datasets.Dataset`, a DataFrame or a list of dictionaries.
         validation: held-out rows; without it `validation_fraction` of the training rows.
         test: for `test`; by default the validation rows. predict: for `predict`, likewise.
         columns: our name of a column: the file's name of it, where they differ.

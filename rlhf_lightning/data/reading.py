@@ -12,7 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.data.objects import first_rows, is_rows, label
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.session import named_object
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
 
@@ -27,10 +29,18 @@ class Source:
     """`file:line` or `name, row n` of each row."""
     faults: list[str] = field(default_factory=list)
     """One message for each row that could not be read."""
+    entry: int = 0
+    """Which of the sources in `data.train` it comes from: a glob is one."""
 
 
-def read(source: str | list[str], limit: int | None = None) -> Iterator[Source]:
-    """Every source of a path, a glob, a hub name (`name`, `name:config`, `name@split`), or a list of these.
+def entries(source: Any, key: str = "data.train") -> list[Any]:
+    """The sources that a value of `data.train` lists, each a path, a glob, a hub name or a data set in memory."""
+    source = named_object(source, key)
+    return [source] if isinstance(source, str) or is_rows(source) else [named_object(each, key) for each in source]
+
+
+def read(source: Any, limit: int | None = None) -> Iterator[Source]:
+    """Every source of a path, a glob, a hub name (`name`, `name:config`, `name@split`), a data set in memory, or a list of these.
 
     Args:
         source: one or several of them.
@@ -39,12 +49,23 @@ def read(source: str | list[str], limit: int | None = None) -> Iterator[Source]:
     Raises:
         UserError: a file is missing, or cannot be read at all.
     """
-    names = [source] if isinstance(source, str) else source
-    paths = [path for name in names for path in _expanded(name)]
-    yield from (_read_one(path, limit) for path in paths)
+    for entry, given in enumerate(entries(source)):
+        found = (
+            (_read_one(path, limit) for path in expanded(given))
+            if isinstance(given, str)
+            else [_in_memory(given, limit)]
+        )
+        for each in found:
+            each.entry = entry
+            yield each
 
 
-def _expanded(name: str) -> list[str]:
+def _in_memory(rows: Any, limit: int | None) -> Source:
+    found = list(first_rows(rows, limit))
+    return Source(label(rows), found, [f"{label(rows)}, row {i + 1}" for i in range(len(found))])
+
+
+def expanded(name: str) -> list[str]:
     name = os.path.expanduser(name)
     if Path(name).is_file():
         return [name]

@@ -15,6 +15,7 @@ from typing import Any
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.retry import RetryPolicy, short_description
+from rlhf_lightning.session import named_object
 from rlhf_lightning.types import Completions
 
 
@@ -28,7 +29,8 @@ class FunctionReward(Reward):
     abandoned and goes on (as a daemon, which ends with the process), and a retry runs beside it. An async one is cancelled.
 
     Args:
-        function: `module.name`, or `path/to/file.py:name`; the current folder is searched first. (`__main__.name` in a notebook.)
+        function: `module.name`, or `path/to/file.py:name`; the current folder is searched first. In Python also the function
+            itself, or any other callable.
         arguments: further keyword arguments.
         timeout: seconds for one call; null for no limit.
         retries: further calls after one that took too long or raised an OSError such as ConnectionError; any other error
@@ -40,18 +42,21 @@ class FunctionReward(Reward):
 
     def __init__(
         self,
-        function: str,
+        function: str | Callable[..., Any],
         arguments: dict[str, Any] | None = None,
         timeout: float | None = None,
         retries: int = 0,
         backoff: float = 2.0,
     ) -> None:
-        if not isinstance(function, str):  # a checkpoint's run, and a config, could not name it
-            path = f"{getattr(function, '__module__', 'module')}.{getattr(function, '__name__', 'name')}"
-            raise UserError(f"FunctionReward takes the import path of a function, not the function itself: {path!r}")
-        self.name, self.arguments = function, arguments or {}
-        self.patience = RetryPolicy(f"reward FunctionReward {function}", timeout, retries, backoff)
-        self.function: Callable[..., Any] | None = None
+        function = named_object(function, "FunctionReward.function")
+        self.by_path = isinstance(function, str)
+        if not self.by_path and not callable(function):
+            raise UserError(
+                f"FunctionReward.function is {function!r:.60}; set it to an import path, or pass a callable"
+            )
+        self.function: Callable[..., Any] | None = None if isinstance(function, str) else function
+        self.name, self.arguments = function if isinstance(function, str) else callable_name(function), arguments or {}
+        self.patience = RetryPolicy(f"reward FunctionReward {self.name}", timeout, retries, backoff)
 
     def check(self) -> None:
         """Import the function, which takes what it will be given.
@@ -59,7 +64,8 @@ class FunctionReward(Reward):
         Raises:
             UserError: it cannot be imported, or has no parameter of an argument's name.
         """
-        self.function = _imported(self.name)
+        self.function = _imported(self.name) if self.by_path else self.function
+        assert self.function is not None
         parameters = _parameters(self.function)
         for name in self.arguments if parameters else ():
             if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -97,6 +103,23 @@ class FunctionReward(Reward):
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return known
         return {name: known[name] for name in parameters if name in known}
+
+
+def callable_name(function: Any) -> str:
+    """What messages call a callable: its qualified name, or its type's.
+
+    >>> callable_name(len), callable_name(lambda responses: [0])
+    ('builtins.len', 'rlhf_lightning.rewards.function.<lambda>')
+    """
+    function = getattr(function, "func", function)  # of a functools.partial
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def as_reward(reward: Any) -> Any:
+    """A reward as it is given; any other callable as a `FunctionReward`."""
+    plain = callable(reward) and not isinstance(reward, Reward | type)
+    return FunctionReward(reward) if plain else reward
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -10,6 +10,7 @@ import torch
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.models.shared_base import SharedBase
 from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import Completions
 
 
@@ -17,11 +18,12 @@ class WeightedSum(Reward):
     """The weighted sum of named rewards; each is logged as `reward/<name>`. What one of them cannot score has no score.
 
     Args:
-        rewards: by name.
+        rewards: by name; in Python also functions.
         weights: by the same names; 1 where none is given.
     """
 
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None) -> None:
+        rewards = {name: as_reward(reward) for name, reward in rewards.items()}
         self.rewards, self.weights = rewards, weights or {}
         for name in self.weights:
             if name not in rewards:

@@ -33,6 +33,7 @@ from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import build_reference
 from rlhf_lightning.models.shared_base import SharedBase, add_critic_adapter
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
 from rlhf_lightning.rollouts.collector import Collector, mean_score
 from rlhf_lightning.rollouts.preferences import encode_pairs
@@ -90,6 +91,7 @@ class PolicyStage(Stage):
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler, on_nonfinite)
+        reward = as_reward(reward)
         if reward is None and not algorithm.learns_from_pairs:
             raise UserError(
                 f"{type(algorithm).__name__} learns from rewards and there is none: set model.reward, or use an algorithm "
@@ -107,7 +109,7 @@ class PolicyStage(Stage):
         self.overlap = overlap
         self.algorithm, self.reward, self.reference_kind, self.critic_kind = algorithm, reward, reference, critic
         self.generation, self.iterations, self.predict_temperature = generation, iterations, predict_temperature
-        self.evaluation_rewards = evaluation_rewards or {}
+        self.evaluation_rewards = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
         self.max_prompt_length, self.max_length, self.share_base = max_prompt_length, max_length, share_base
         self.policy: Policy | None = None
         self.collector: Collector | None = None

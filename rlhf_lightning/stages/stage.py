@@ -109,7 +109,7 @@ class Stage(LightningModule):
         if data is None:
             raise UserError(
                 f"{type(self).__name__} takes its rows from a data module, and there is none: give `data:` in the config, or in "
-                "Python trainer.fit(stage, datamodule=a LightningDataModule that returns your loaders)"
+                "Python trainer.fit(stage, datamodule=LoaderData(train_loader, validation_loader)), from rlhf_lightning"
             )
         for name, wrap in {
             "train_dataloader": lambda loader: self._continued(train, loader),
@@ -262,8 +262,7 @@ class Stage(LightningModule):
         """Find what is wrong with rewards before weights are loaded, and note the best there can be."""
         for name, reward in rewards.items():
             if not isinstance(reward, Reward):
-                given = f"{getattr(reward, '__module__', 'module')}.{getattr(reward, '__name__', 'name')}"
-                raise UserError(f"the reward {name!r} is no Reward; a function is given as FunctionReward({given!r})")
+                raise UserError(f"the reward {name!r} is {reward!r:.60}; pass a Reward or a function of `responses`")
             reward.check()
             if reward.best is not None:
                 self.best[f"val/reward/{name}"] = reward.best

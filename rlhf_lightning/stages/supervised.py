@@ -19,6 +19,7 @@ from rlhf_lightning.models.export import export_model, sub_state
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.row_source import RowSource
 from rlhf_lightning.rollouts.step_loader import StepLoader
@@ -57,7 +58,8 @@ class SupervisedStage(Stage):
         super().__init__(model, optimizer, lr_scheduler, on_nonfinite)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.completion_only, self.max_length, self.generation = completion_only, max_length, generation
-        self.evaluation_rewards, self.predict_temperature = evaluation_rewards or {}, predict_temperature
+        self.evaluation_rewards = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
+        self.predict_temperature = predict_temperature
         self.policy: Policy | None = None
 
     def setup(self, stage: str) -> None:
