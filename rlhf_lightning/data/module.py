@@ -11,7 +11,17 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.console import print_once
 from rlhf_lightning.data.formats import BadRow
-from rlhf_lightning.data.reading import Source, read
+from rlhf_lightning.data.objects import is_iterable_only
+from rlhf_lightning.data.reading import Source, entries, read
+from rlhf_lightning.data.mixing import (
+    check_mix,
+    check_options,
+    epoch_batches,
+    held_out_prompts,
+    prompt_key,
+    streamed_head,
+    train_loader,
+)
 from rlhf_lightning.errors import UserError, nearest
 
 Row = dict[str, Any]
@@ -29,11 +39,13 @@ class PlacedRow(dict[str, Any]):
     'rows.jsonl:3'
     """
 
-    __slots__ = ("place",)
+    __slots__ = ("entry", "place")
 
-    def __init__(self, row: Row, place: str = "") -> None:
+    def __init__(self, row: Row, place: str = "", entry: int = 0) -> None:
         super().__init__(row)
         self.place = place
+        self.entry = entry
+        """Which of the sources in `data.train` it comes from."""
 
 
 class RowData(LightningDataModule):
@@ -118,6 +130,12 @@ class FileData(RowData):
         on_bad_row: stop, or leave the row out and count it.
         num_workers: processes that load rows.
         seed: of the split.
+        streaming: read training rows when they are needed; memory does not depend on their number. Only the first thousand are
+            checked before the run.
+        steps_per_epoch: batches of an epoch; a streamed data set, whose length is not known, needs it or trainer.max_steps.
+        shuffle_buffer: rows of a streamed file that are shuffled together; 1 keeps the order of the file.
+        mix: weights of the sources that `train` lists, in the same order: [3, 1] takes three rows of the first for one of the
+            second, whatever their sizes, and repeats the shorter.
     """
 
     required: tuple[str, ...] = ("prompt",)
@@ -137,8 +155,16 @@ class FileData(RowData):
         on_bad_row: Literal["raise", "skip"] = "raise",
         num_workers: int = 0,
         seed: int = 0,
+        streaming: bool = False,
+        steps_per_epoch: int | None = None,
+        shuffle_buffer: int = 10_000,
+        mix: list[float] | None = None,
     ) -> None:
         super().__init__(batch_size, validation_batch_size, num_workers, seed)
+        endless = limit is None and not isinstance(train, str) and any(map(is_iterable_only, entries(train or ())))
+        self.streaming, self.steps_per_epoch = streaming or endless, steps_per_epoch
+        self.shuffle_buffer, self.mix = shuffle_buffer, mix
+        check_options(self)
         if not 0 <= validation_fraction < 1:
             raise UserError(f"data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
         if limit is not None and limit < 1:
@@ -148,6 +174,19 @@ class FileData(RowData):
         self.limit, self.on_bad_row = limit, on_bad_row
         self.report: dict[str, int] = {}
         self._whole: list[Row] | None = None
+        self._held_out: set[str] = set()
+
+    def setup(self, stage: str) -> None:
+        """Read and check everything that `stage` needs; of a streamed training set the first rows."""
+        if stage == "fit" and self.streaming:
+            epoch_batches(self, self.trainer)
+        super().setup(stage)
+
+    def train_dataloader(self) -> Any:
+        """Shuffled batches; a streamed, mixed or sized data set gives a loader that resumes by its own state."""
+        if self.streaming or self.mix is not None or self.steps_per_epoch is not None:
+            return train_loader(self, self.trainer)
+        return super().train_dataloader()
 
     def row(self, row: Row) -> Row:
         """One row in the form that stages read.
@@ -163,6 +202,8 @@ class FileData(RowData):
 
     def rows(self, split: str) -> list[Row] | None:
         """See `RowData.rows`."""
+        if self.streaming and (split == "train" or (split == "validation" and self.sources["validation"] is None)):
+            return self._streamed(split)
         if split in ("train", "validation") and self.sources["validation"] is None:
             rows = self._whole = self._whole or self._read("train")
             if rows is None:
@@ -178,23 +219,65 @@ class FileData(RowData):
         found = self._read(split)
         return found if found is not None else self.rows("validation") if split in ("test", "predict") else None
 
+    def _streamed(self, split: str) -> list[Row] | None:
+        """The checked rows of a streamed training set, or those of them that are held out."""
+        if self._whole is None:
+            self._whole = streamed_head(self)
+            self._held_out = held_out_prompts(self, self._whole)
+        rows = [row for row in self._whole if (prompt_key(row) in self._held_out) == (split == "validation")]
+        return rows or None
+
+    def accept(self, raw: Row, place: str, entry: int = 0) -> Row:
+        """A raw row in the form that stages read.
+
+        Raises:
+            BadRow: what is wrong with it; the message begins with its place.
+        """
+        try:
+            return PlacedRow(self.row(self._renamed(raw)), place, entry)
+        except BadRow as error:
+            raise BadRow(f"{place}: {error}") from error
+
+    def accept_train(self, raw: Row, place: str) -> Row | None:
+        """`accept`, of a streamed row; None if its prompt is held out."""
+        row = self.accept(raw, place)
+        return None if prompt_key(row) in self._held_out else row
+
+    def tell_late(self, fault: str) -> None:
+        """Stop at a bad row that is found during the run, or count it.
+
+        Raises:
+            UserError: `on_bad_row` is raise.
+        """
+        if self.on_bad_row == "raise" or self.report.get("bad_rows", 0) < SHOWN_FAULTS:
+            self.tell([fault], 0)
+        else:
+            self.report["bad_rows"] += 1
+
+    def teardown(self, stage: str) -> None:
+        """Say how many bad rows a streamed data set had."""
+        if self.streaming and stage == "fit" and (count := self.report.get("bad_rows", 0)) > SHOWN_FAULTS:
+            print_once(f"data: skipped {count} bad rows, counted each time they were read")
+
     def _read(self, split: str) -> list[Row] | None:
         given = self.sources[split]
         if given is None:
             return None
+        if split == "train":
+            check_mix(self)
         rows: list[Row] = []
         faults: list[str] = []
         for source in read(given, self.limit):
             if len(rows) == self.limit:
                 break
-            self._check_columns(source)
+            self.check_columns(source)
             faults += source.faults
             for raw, place in zip(source.rows, source.places, strict=True):
                 try:
-                    rows.append(PlacedRow(self.row(self._renamed(raw)), place))
+                    rows.append(self.accept(raw, place, source.entry))
                 except BadRow as error:
-                    faults.append(f"{place}: {error}")
-        self._tell(faults, len(rows))
+                    faults.append(str(error))
+        self.tell(faults, len(rows))
         if not rows:
             raise UserError(f"data set {given} is empty: no row to use")
         return self.arranged(rows[: self.limit])
@@ -204,7 +287,12 @@ class FileData(RowData):
         kept = {name: value for name, value in row.items() if name not in theirs}
         return {**kept, **{ours: row.get(their) for ours, their in self.columns.items()}}
 
-    def _check_columns(self, source: Source) -> None:
+    def check_columns(self, source: Source) -> None:
+        """Refuse a source without a column that rows need.
+
+        Raises:
+            UserError: naming the column and the nearest that there is.
+        """
         if not source.rows:
             return
         have = set().union(*(row.keys() for row in source.rows[:100]))
@@ -217,7 +305,12 @@ class FileData(RowData):
                     f"{hint + ' Say' if hint.startswith('did') else 'say'} which it is with data.columns: {{{ours}: …}}"
                 )
 
-    def _tell(self, faults: list[str], good: int) -> None:
+    def tell(self, faults: list[str], good: int) -> None:
+        """Stop at bad rows, or count and show them.
+
+        Raises:
+            UserError: `on_bad_row` is raise.
+        """
         if not faults:
             return
         if self.on_bad_row == "raise":

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.data.formats import BadRow
 from rlhf_lightning.data.objects import first_rows, is_rows, label
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.session import named_object
@@ -66,6 +67,11 @@ def _in_memory(rows: Any, limit: int | None) -> Source:
 
 
 def expanded(name: str) -> list[str]:
+    """Return the files of a path or a glob; a hub name as it is.
+
+    Raises:
+        UserError: there is no such file.
+    """
     name = os.path.expanduser(name)
     if Path(name).is_file():
         return [name]
@@ -95,13 +101,22 @@ def _ending(path: Path) -> str:
     return path.with_suffix("").suffix + ".gz" if path.suffix == ".gz" else path.suffix
 
 
+def suffix_of(path: Path) -> str:
+    """Return the kind of a file, without the .gz.
+
+    Raises:
+        UserError: it is none that is read.
+    """
+    if suffix := _suffix(path):
+        return suffix
+    raise UserError(f"data file {path}: unknown kind {_ending(path)!r}; expected one of: {', '.join(SUFFIXES)}")
+
+
 def _read_one(name: str, limit: int | None) -> Source:
     path = Path(name)
     if not path.is_file():
         return _from_hub(name, limit)
-    suffix = _suffix(path)
-    if not suffix:
-        raise UserError(f"data file {name}: unknown kind {_ending(path)!r}; expected one of: {', '.join(SUFFIXES)}")
+    suffix = suffix_of(path)
     try:
         return _json_lines(path, limit) if suffix == ".jsonl" else _whole(path, suffix, limit)
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -115,19 +130,28 @@ def _json_lines(path: Path, limit: int | None) -> Source:
             break
         place = f"{path}:{number}"
         try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
-        except UnicodeDecodeError as error:
-            source.faults.append(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)")
-            continue
-        except json.JSONDecodeError as error:
-            source.faults.append(f"{place}: not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
-            continue
-        if isinstance(row, dict):
-            source.rows.append(row)
+            source.rows.append(parse_json_line(line, place, number))
             source.places.append(place)
-        else:
-            source.faults.append(f"{place}: expected an object with columns, found {type(row).__name__}")
+        except BadRow as error:
+            source.faults.append(str(error))
     return source
+
+
+def parse_json_line(line: bytes, place: str, number: int) -> dict[str, Any]:
+    """Return the row of a line of a file; the first may begin with a byte order mark.
+
+    Raises:
+        BadRow: it is none; the message begins with its place.
+    """
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
+    except UnicodeDecodeError as error:
+        raise BadRow(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)") from error
+    except json.JSONDecodeError as error:
+        raise BadRow(f"{place}: not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from error
+    if not isinstance(row, dict):
+        raise BadRow(f"{place}: expected an object with columns, found {type(row).__name__}")
+    return row
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -155,19 +179,35 @@ def _whole(path: Path, suffix: str, limit: int | None) -> Source:
 
 
 def _from_hub(name: str, limit: int | None) -> Source:
+    try:
+        data = hub_data(name, streaming=limit is not None)  # else all of it would be downloaded
+    except UserError:  # without a network a data set of the cache can be loaded, and not streamed
+        data = hub_data(name)
+    rows = [dict(row) for row in islice(data, limit)]
+    return Source(name, rows, [f"{name}, row {i + 1}" for i in range(len(rows))])
+
+
+def hub_data(name: str, streaming: bool = False) -> Any:
+    """Return a data set of the hub.
+
+    Args:
+        name: `name`, `name:config`, `name@split`.
+        streaming: open it instead of downloading it.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     import datasets
 
     path, _, split = name.partition("@")
     repository, _, config = path.partition(":")
     try:
-        found = datasets.load_dataset(repository, config or None, split=split or "train")
+        return datasets.load_dataset(repository, config or None, split=split or "train", streaming=streaming)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name!r} is neither a file here nor a data set on the hub that can be loaded: {reason}"
         ) from error
-    rows = [dict(row) for row in islice(found, limit)]
-    return Source(name, rows, [f"{name}, row {i + 1}" for i in range(len(rows))])
 
 
 class _quiet:

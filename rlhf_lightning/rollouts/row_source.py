@@ -59,12 +59,18 @@ class RowSource:
     """Batches of rows from any data loader, without end, in an order that depends on `seed` alone and can be continued.
 
     Before each pass the global random state is seeded with (seed, pass) and put back, so a plain
-    `DataLoader(shuffle=True)` repeats itself; a restored source takes up the pass where it was.
+    `DataLoader(shuffle=True)` repeats itself; a restored source takes up the pass where it was. A loader with `state_dict` and
+    `load_state_dict` is restored by its own state; of any other the batches already taken are read again and skipped.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int) -> None:
         self.loader, self.seed, self.passes, self.taken = loader, seed, 0, 0
         self._batches: Iterator[Any] | None = None
+        self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+        self._initial = self._loader_state()
+
+    def _loader_state(self) -> dict[str, Any]:
+        return {"loader": self.loader.state_dict()} if self.stateful else {}  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         try:
@@ -96,19 +102,31 @@ class RowSource:
                 # not torch.manual_seed, which seeds the generators of GPUs too, and those are not put back
                 torch.default_generator.manual_seed(derive_seed(self.seed, self.passes) % 2**63)
                 self._batches = iter(self.loader)
-                for _ in range(self.taken + 1):  # a DataLoader draws its order with the first batch, not with iter()
+                skipped = 0 if self.stateful else self.taken
+                for _ in range(skipped + 1):  # a DataLoader draws its order with the first batch, not with iter()
                     batch = next(self._batches, None)
         self.taken += batch is not None
         return batch
 
     def restart(self) -> None:
         """Begin with the first row again."""
-        self.load_state_dict({"passes": 0, "taken": 0})
+        self.load_state_dict({"passes": 0, "taken": 0, **self._initial})
 
-    def state_dict(self) -> dict[str, int]:
-        """Which pass, and how much of it is taken."""
-        return {"passes": self.passes, "taken": self.taken}
+    def state_dict(self) -> dict[str, Any]:
+        """Which pass, how much of it is taken, and the loader's own state where it has one."""
+        return {"passes": self.passes, "taken": self.taken, **self._loader_state()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from there."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there.
+
+        Raises:
+            UserError: it is the state of another kind of loader.
+        """
+        if self.stateful != ("loader" in state):
+            raise UserError(
+                "the checkpoint is of a run with another kind of train data loader; resume with the data (data.streaming, "
+                "data.mix, data.steps_per_epoch) that it was started with"
+            )
+        if self.stateful:
+            self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
         self.passes, self.taken, self._batches = state["passes"], state["taken"], None

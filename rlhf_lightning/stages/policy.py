@@ -221,7 +221,8 @@ class PolicyStage(Stage):
         return ResponseGenerator(self.policy, self.generation, self.encoder_of_run)
 
     def _reference(self) -> Any:
-        if self.reward is not None:
+        streamed = getattr(self.trainer.datamodule, "streaming", False)  # type: ignore[attr-defined]
+        if self.reward is not None or streamed:  # whose rows are not known before the first step
             return build_reference(self.reference_kind, self.config, self.policy.model, self.device)  # type: ignore[union-attr]
         path = Path(self.trainer.default_root_dir) / "reference_logprobs.safetensors"
         return ReferenceCache(path, bool(self.trainer.ckpt_path))
