@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli.arguments import FOLDER_OF_RUN, Arguments
+from rlhf_lightning.cli.failures import user_error
 from rlhf_lightning.cli.initialize import initialize
-from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.signals import StoppedBySignal
 
 HELP = """usage: rlhf_lightning {fit,validate,test,predict} --config NAME [--config NAME ...] [--KEY VALUE ...]
@@ -51,13 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return _ended(end)
     except Exception as error:
-        cause = _user_error(error)
+        cause = user_error(error)
         if cause is not None:
             return _fault(f"error: {' '.join(str(cause).split())}", 2)
-        text = " ".join(str(error).split())
-        if found := re.search(r"Problem with given class_path '([^']+)': (.+?)(?: Requirement '| - |$)", text):
-            return _fault(f"error: {found[1]} cannot be made: {found[2]}", 2)
-        text = text[:500]
+        text = " ".join(str(error).split())[:500]
         return _fault(f"error: {type(error).__name__}: {text} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
     return 0
 
@@ -82,13 +78,6 @@ def _ended(end: SystemExit) -> int:
     if type(end).__name__ == "SIGTERMException":
         return _fault("terminated", 143)
     return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The fault that a user can mend, also inside what jsonargparse or Lightning made of it."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _fault(line: str, status: int) -> int:

@@ -41,9 +41,35 @@ def named_object(value: Any, key: str) -> Any:
     if not is_object_name(value):
         return value
     if value not in _OBJECTS:
-        argument = key.replace(".", "__")
         raise UserError(
             f"{key} is {value!r}, an object of the Python session that wrote this config; it cannot be repeated from YAML: pass "
-            f'the object again in Python, rlhf_lightning.fit("config.yaml", {argument}=…), or set {key} to a file or import path'
+            f"the object again to rlhf_lightning.fit in Python, or set {key} to a file or an import path"
         )
     return _OBJECTS[value]
+
+
+def class_of(value: Any) -> str:
+    """Give the import path of a class whose call returns `value`, for a config that wants a class and its arguments."""
+
+    def new(cls: type) -> Any:
+        return value
+
+    def init(self: Any) -> None:
+        """Change nothing: the object is made already."""
+
+    name = f"{CLASS}{len(_OBJECTS) + 1}"
+    _OBJECTS[name] = value
+    globals()[name] = type(name, (type(value),), {"__new__": new, "__init__": init, "__module__": __name__})
+    return f"{__name__}.{name}"
+
+
+CLASS = "_Object"
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith(CLASS):
+        raise UserError(
+            f"class_path {__name__}.{name} is an object of the Python session that wrote this config; it cannot be repeated from "
+            "YAML: pass the object again in Python, or set a class of your own and its arguments"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

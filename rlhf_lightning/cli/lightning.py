@@ -33,6 +33,7 @@ import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
 from rlhf_lightning.cli.arguments import Arguments
 from rlhf_lightning.cli.messages import one_line_error
+from rlhf_lightning.cli.python_values import note_objects
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.checkpoints import AtomicCheckpoints, Checkpoints
 from rlhf_lightning.run.curves import Curves
@@ -107,6 +108,7 @@ class RunConfig(SaveConfigCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         if stage == "fit" or not path.exists():
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            note_objects(path)
 
 
 class CLI(LightningCLI):

@@ -8,7 +8,8 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class FunctionReward(Reward):
 
     def _answer(self, answer: Any) -> Any:
         if inspect.isawaitable(answer):
-            return asyncio.run(_awaited(answer, self.patience.own_limit))
+            return _run_async(_awaited(answer, self.patience.own_limit))
         return list(answer) if inspect.isgenerator(answer) else answer  # within the time limit
 
     def _chosen(self, function: Callable[..., Any], completions: Completions) -> dict[str, Any]:
@@ -128,6 +129,16 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
         return inspect.signature(function).parameters
     except (ValueError, TypeError):
         return {}
+
+
+def _run_async(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end; in a thread of its own where a loop is running already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 async def _awaited(answer: Awaitable[Any], limit: float | None) -> Any:

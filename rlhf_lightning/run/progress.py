@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
+from rlhf_lightning.console import in_notebook
+
 EVERY_SECONDS = 5.0
 
 
@@ -33,8 +35,9 @@ class Bar(_ToRun, TQDMProgressBar):
 class PlainProgress(_ToRun):
     """A line now and then: step, what the progress bar would show, seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_seconds: float = EVERY_SECONDS) -> None:
         super().__init__()
+        self.every_seconds = every_seconds
         self.started = self.told = time.monotonic()
         self.enabled = True
 
@@ -58,7 +61,7 @@ class PlainProgress(_ToRun):
         """Tell, if it is time."""
         total = self.total_train_batches
         done = int(kwargs.get("batch_idx", args[-1] if args else 0)) + 1
-        if time.monotonic() - self.told < EVERY_SECONDS and done not in (1, total):
+        if time.monotonic() - self.told < self.every_seconds and done not in (1, total):
             return
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " if (trainer.max_epochs or 1) > 1 else ""
         self._tell(f"{epoch}batch {done}/{total}", trainer, pl_module)
@@ -75,5 +78,7 @@ class PlainProgress(_ToRun):
 
 
 def Progress() -> ProgressBar:
-    """A bar in a terminal, lines elsewhere."""
+    """A bar in a terminal, lines elsewhere; in a notebook a line every half minute."""
+    if in_notebook():
+        return PlainProgress(every_seconds=30.0)
     return Bar(leave=True) if sys.stdout.isatty() else PlainProgress()
