@@ -136,7 +136,11 @@ def main(arguments: list[str] | None = None) -> int:
     rows = {step: digest for step, _, digest in found["many"][2]}
     same = all(rows[step] == digest for step, _, digest in resumed) and resumed[-1][0] == given.steps
     print(f"killed at step {killed}, resumed at step {resumed[0][0]}: {'the same rows' if same else 'OTHER ROWS'}")
-    return 0 if same and ratio <= MOST_MEMORY and found["many"][0] <= FIRST_STEP and len(set(rows.values())) == len(rows) else 1
+    return (
+        0
+        if same and ratio <= MOST_MEMORY and found["many"][0] <= FIRST_STEP and len(set(rows.values())) == len(rows)
+        else 1
+    )
 
 
 if __name__ == "__main__":

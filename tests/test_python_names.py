@@ -15,7 +15,7 @@ SOURCE = ast.parse(Path(rlhf_lightning.__file__).read_text())
 
 
 def names_for_type_checkers() -> dict[str, str]:
-    (block,) = [node for node in SOURCE.body if isinstance(node, ast.If)]
+    block = next(node for node in SOURCE.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     return {name.asname or "": str(node.module) for node in imports for name in node.names if name.asname == name.name}
 

@@ -74,12 +74,14 @@ def _run(arguments: Arguments) -> None:
 
 
 def _command(config: Config | Sequence[Config], scratch: Path) -> list[str]:
-    configs = [config] if isinstance(config, str | Path | Mapping) else list(config)
+    configs = list(config) if isinstance(config, list | tuple) else [config]
     words = ["fit"]
     for number, each in enumerate(configs):
         if isinstance(each, Mapping):
             path = scratch / ("python.yaml" if not number else f"python-{number}.yaml")
-            path.write_text(json.dumps({key: config_value(value, key) for key, value in each.items()}), encoding="utf-8")
+            path.write_text(
+                json.dumps({key: config_value(value, key) for key, value in each.items()}), encoding="utf-8"
+            )
             each = path
         elif not isinstance(each, str | Path):
             raise UserError(f"fit takes the name of a config or a dictionary, found {type(each).__name__} {each!r:.60}")

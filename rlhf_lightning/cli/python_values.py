@@ -65,7 +65,9 @@ def _object(value: Any, key: str) -> Any:
     if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
         return value.item()
     if type(value).__qualname__ in ("function", "builtin_function_or_method", "method"):
-        raise UserError(f"{key} is {value!r:.60}; pass a class, its import path, or a dictionary with class_path and init_args")
+        raise UserError(
+            f"{key} is {value!r:.60}; pass a class, its import path, or a dictionary with class_path and init_args"
+        )
     return {"class_path": session.class_of(value)}
 
 
@@ -77,7 +79,9 @@ def _data(value: Any) -> Any:
     if hasattr(value, "batch_size") and hasattr(value, "collate_fn"):
         value = LoaderData(train=value)
     if not isinstance(value, LightningDataModule):
-        raise UserError(f"data is a {type(value).__name__}; pass rows as data__train=…, or a data module or DataLoader as data=…")
+        raise UserError(
+            f"data is a {type(value).__name__}; pass rows as data__train=…, or a data module or DataLoader as data=…"
+        )
     return {"class_path": session.class_of(value)}
 
 
@@ -85,7 +89,9 @@ def _rows(value: Any) -> Any:
     from rlhf_lightning.data.objects import check_object, is_rows
 
     if not is_rows(value):
-        return [each if isinstance(each, str) else str(each) if isinstance(each, Path) else _rows(each) for each in value]
+        return [
+            each if isinstance(each, str) else str(each) if isinstance(each, Path) else _rows(each) for each in value
+        ]
     check_object(value)
     return session.name_object(value, type(value).__name__)
 
@@ -94,12 +100,18 @@ def _function(value: Any) -> str:
     """The import path of a function that another process could import; else the name of the object."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     importable = module not in (None, "__main__") and getattr(sys.modules.get(str(module)), str(name), None) is value
-    return f"{module}.{name}" if importable else session.name_object(value, getattr(value, "__name__", type(value).__name__))
+    return (
+        f"{module}.{name}"
+        if importable
+        else session.name_object(value, getattr(value, "__name__", type(value).__name__))
+    )
 
 
 def _import_path(kind: type, key: str) -> str:
     if "<locals>" in kind.__qualname__:
-        raise UserError(f"{key} is the class {kind.__name__}, defined inside a function; define it outside, or pass an object of it")
+        raise UserError(
+            f"{key} is the class {kind.__name__}, defined inside a function; define it outside, or pass an object of it"
+        )
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -124,5 +136,7 @@ def note_objects(path: Path) -> None:
 
     text = path.read_text(encoding="utf-8")
     if keys := list(dict.fromkeys(objects_in(yaml.safe_load(text)))):
-        line = f"# cannot be repeated from YAML: {', '.join(keys)} came from Python; pass the same to rlhf_lightning.fit"
+        line = (
+            f"# cannot be repeated from YAML: {', '.join(keys)} came from Python; pass the same to rlhf_lightning.fit"
+        )
         path.write_text(f"{line}\n{text}", encoding="utf-8")

@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.console import print_once
 from rlhf_lightning.data.formats import BadRow
-from rlhf_lightning.data.objects import is_iterable_only
-from rlhf_lightning.data.reading import Source, entries, read
 from rlhf_lightning.data.mixing import (
     check_mix,
     check_options,
@@ -22,6 +20,8 @@ from rlhf_lightning.data.mixing import (
     streamed_head,
     train_loader,
 )
+from rlhf_lightning.data.objects import is_endless
+from rlhf_lightning.data.reading import Source, entries, read
 from rlhf_lightning.errors import UserError, nearest
 
 Row = dict[str, Any]
@@ -161,7 +161,7 @@ class FileData(RowData):
         mix: list[float] | None = None,
     ) -> None:
         super().__init__(batch_size, validation_batch_size, num_workers, seed)
-        endless = limit is None and not isinstance(train, str) and any(map(is_iterable_only, entries(train or ())))
+        endless = limit is None and train is not None and any(map(is_endless, entries(train)))
         self.streaming, self.steps_per_epoch = streaming or endless, steps_per_epoch
         self.shuffle_buffer, self.mix = shuffle_buffer, mix
         check_options(self)

@@ -33,6 +33,11 @@ def is_iterable_only(value: Any) -> bool:
     return named or (hasattr(value, "__iter__") and not hasattr(value, "__len__"))
 
 
+def is_endless(source: Any) -> bool:
+    """Whether a source of `data.train` has no known end, and so is streamed."""
+    return not isinstance(source, str) and is_iterable_only(source)
+
+
 def row_getter(value: Any) -> tuple[int, Callable[[int], dict[str, Any]]]:
     """The number of rows of a data set in memory, and the row of a number.
 

@@ -211,7 +211,9 @@ class StreamReader(ForwardReader):
 
     def __init__(self, name: str, data: Any) -> None:
         super().__init__(name)
-        self.data = data.with_format(None) if hasattr(data, "with_format") else data  # whose state is that of its beginning
+        self.data = (
+            data.with_format(None) if hasattr(data, "with_format") else data
+        )  # whose state is that of its beginning
         self.stateful = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
         self.start = copy.deepcopy(self.data.state_dict()) if self.stateful else None
 

@@ -14,7 +14,7 @@ from rlhf_lightning.errors import UserError
 if TYPE_CHECKING:
     import pandas
 
-SIGNS = ("config.yaml", "metrics.csv", "predictions.jsonl")
+SIGNS = ("config.yaml", "metrics.csv", "summary.json", "predictions.jsonl")
 """Files of which a run's folder has at least one."""
 
 
@@ -126,7 +126,11 @@ class Curve:
         """Return the image as HTML, for notebooks that show no other."""
         image = self._repr_png_()
         data = base64.b64encode(image).decode() if image else ""
-        return f'<img alt="curves of {html.escape(self.run.folder.name)}" src="data:image/png;base64,{data}">' if image else None
+        return (
+            f'<img alt="curves of {html.escape(self.run.folder.name)}" src="data:image/png;base64,{data}">'
+            if image
+            else None
+        )
 
     def __repr__(self) -> str:
         return f"curves of {self.run!r}"

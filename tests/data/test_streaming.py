@@ -129,7 +129,9 @@ def test_weights_are_portions_of_every_batch_whatever_the_sizes(tmp_path: Path) 
     long = json_lines(tmp_path / "long.jsonl", [{"prompt": f"l{i}", "number": "long"} for i in range(40)])
     short = json_lines(tmp_path / "short.jsonl", [{"prompt": f"s{i}", "number": "short"} for i in range(6)])
     for streaming in (True, False):
-        data = streamed([long, short], mix=[1, 3], streaming=streaming, batch_size=8, steps_per_epoch=None if not streaming else 4)
+        data = streamed(
+            [long, short], mix=[1, 3], streaming=streaming, batch_size=8, steps_per_epoch=None if not streaming else 4
+        )
         source = source_of(data)
         assert len(source) == (4 if streaming else 5)  # 46 rows, in memory, are five batches
         batches = [source.next() for _ in range(10)]
@@ -228,7 +230,9 @@ def test_options_that_cannot_work_are_one_line(options: dict[str, Any], line: st
 def test_what_cannot_be_streamed_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(ROWS))
-    with pytest.raises(UserError, match=r"rows.json is one JSON array, which cannot be streamed; convert it to JSON lines"):
+    with pytest.raises(
+        UserError, match=r"rows.json is one JSON array, which cannot be streamed; convert it to JSON lines"
+    ):
         source_of(streamed(str(path)))
     rated = [{"prompt": "p", "response": "r", "rating": 1}]
     with pytest.raises(UserError, match="RatingData groups rows of the whole file"):
@@ -298,7 +302,13 @@ def test_training_resumes_at_the_same_row(tmp_path: Path, tiny_model_folder: Cal
 
     def parts() -> tuple[SupervisedStage, InstructionData]:
         data = InstructionData(
-            train=paths, mix=[2, 1], streaming=True, batch_size=3, shuffle_buffer=5, steps_per_epoch=9, validation_fraction=0
+            train=paths,
+            mix=[2, 1],
+            streaming=True,
+            batch_size=3,
+            shuffle_buffer=5,
+            steps_per_epoch=9,
+            validation_fraction=0,
         )
         return SupervisedStage(ModelConfig(name_or_path=tiny_model_folder("llama"))), data
 
@@ -315,7 +325,9 @@ def test_training_resumes_at_the_same_row(tmp_path: Path, tiny_model_folder: Cal
     assert any(not torch.equal(a, b) for a, b in zip(stage.parameters(), stopped.parameters(), strict=True))
 
 
-def test_pairs_are_streamed_with_a_reference_of_its_own(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:
+def test_pairs_are_streamed_with_a_reference_of_its_own(
+    tmp_path: Path, tiny_model_folder: Callable[[str], str]
+) -> None:
     rows = [{"prompt": f"say {i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(1500)]
     path = json_lines(tmp_path / "pairs.jsonl", rows)
     data = PreferenceData(train=path, streaming=True, batch_size=2, validation_fraction=0, shuffle_buffer=1400)
