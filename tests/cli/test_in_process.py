@@ -107,7 +107,7 @@ def test_the_saved_config_says_in_one_line_that_it_cannot_be_repeated(
     config["model"]["init_args"]["algorithm"] = {"class_path": "DPO"}
     config["trainer"]["callbacks"] = []
     with pytest.raises(
-        UserError, match="'python:DataFrame#999', an object of the Python session that wrote this config"
+        UserError, match=r"'python:DataFrame#999', an object of the Python session that wrote this config"
     ):
         rlhf_lightning.fit(config, folder=tmp_path / "a")
     config["trainer"]["callbacks"] = [{"class_path": "rlhf_lightning.session._Object999"}]
@@ -135,12 +135,12 @@ def test_a_run_shows_what_is_in_its_folder(fitted: tuple[Run, Seen, list[str]]) 
 
 def test_a_run_in_progress_and_no_run(fitted: tuple[Run, Seen, list[str]], tmp_path: Path) -> None:
     (tmp_path / "later" / "run").mkdir(parents=True)
-    with pytest.raises(UserError, match="later is no run's folder; it holds no config.yaml"):
+    with pytest.raises(UserError, match=r"later is no run's folder; it holds no config.yaml"):
         Run(tmp_path / "later")
     (tmp_path / "later" / "run" / "metrics.csv").write_text("step,loss/policy\n1,0.5\n2,0.")
     with pytest.raises(UserError, match=r"give one of those in it, such as .*later/run"):
         Run(tmp_path / "later")
-    with pytest.raises(UserError, match="there is no such folder"):
+    with pytest.raises(UserError, match=r"there is no such folder"):
         Run(tmp_path / "nothing")
     run = Run(tmp_path / "later" / "run")
     assert run.metrics.to_dict("records") == [{"step": 1, "loss/policy": 0.5}]
@@ -219,7 +219,7 @@ def test_values_become_what_a_config_holds() -> None:
     assert config_value(rows, "data.train") == name
     path = config_value(LengthReward(3), "model.reward")["class_path"]
     assert path.startswith("rlhf_lightning.session._Object")
-    with pytest.raises(UserError, match="is the class Inner, defined inside a function"):
+    with pytest.raises(UserError, match=r"is the class Inner, defined inside a function"):
 
         class Inner:
             pass

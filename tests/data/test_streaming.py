@@ -235,15 +235,15 @@ def test_what_cannot_be_streamed_is_one_line(tmp_path: Path) -> None:
     ):
         source_of(streamed(str(path)))
     rated = [{"prompt": "p", "response": "r", "rating": 1}]
-    with pytest.raises(UserError, match="RatingData groups rows of the whole file"):
+    with pytest.raises(UserError, match=r"RatingData groups rows of the whole file"):
         RatingData(train=rated, streaming=True, steps_per_epoch=1).setup("fit")
-    with pytest.raises(UserError, match="source 2 of data.train has no row to train on"):
+    with pytest.raises(UserError, match=r"source 2 of data.train has no row to train on"):
         source_of(PromptData(train=[ROWS[:9], ROWS[9:10]], mix=[1, 1], validation=ROWS[:1], limit=9))
     data = streamed(json_lines(tmp_path / "rows.jsonl", ROWS))
     source = source_of(data)
-    with pytest.raises(UserError, match="another kind of train data loader"):
+    with pytest.raises(UserError, match=r"another kind of train data loader"):
         source.load_state_dict({"passes": 0, "taken": 3})
-    with pytest.raises(UserError, match="a run with 1 data sources and data.train has 2"):
+    with pytest.raises(UserError, match=r"a run with 1 data sources and data.train has 2"):
         source_of(streamed([ROWS, ROWS], mix=[1, 1])).load_state_dict(source.state_dict())
 
 
@@ -315,8 +315,8 @@ def test_training_resumes_at_the_same_row(tmp_path: Path, tiny_model_folder: Cal
     stage, data = parts()
     fitted(stage, data, tmp_path, max_epochs=2, accumulate_grad_batches=3)
     stopped, data = parts()
+    killer = Kill(4, tmp_path / "stopped.ckpt")
     with pytest.raises(RuntimeError, match="killed"):
-        killer = Kill(4, tmp_path / "stopped.ckpt")
         fitted(stopped, data, tmp_path, max_epochs=2, accumulate_grad_batches=3, callbacks=[killer])
     resumed, data = parts()
     trainer = fitted(resumed, data, tmp_path, str(tmp_path / "stopped.ckpt"), max_epochs=2, accumulate_grad_batches=3)

@@ -156,10 +156,10 @@ def test_a_reward_is_any_callable(folder: str, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_called_is_no_reward(folder: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="FunctionReward.function is 3; set it to an import path, or pass a callable"):
+    with pytest.raises(UserError, match=r"FunctionReward.function is 3; set it to an import path, or pass a callable"):
         FunctionReward(3)  # type: ignore[arg-type]
     stage = PolicyStage(**{**options("ppo", folder), "reward": LengthReward})
-    with pytest.raises(UserError, match="the reward 'mean' is <class .*LengthReward'>; pass a Reward or a function"):
+    with pytest.raises(UserError, match=r"the reward 'mean' is <class .*LengthReward'>; pass a Reward or a function"):
         trainer(tmp_path).fit(stage, datamodule=Data())
 
 
@@ -174,7 +174,7 @@ def test_plain_loaders_work_through_a_data_module(folder: str, tmp_path: Path) -
         UserError, match=r"trainer.fit\(stage, datamodule=LoaderData\(train_loader, validation_loader\)\)"
     ):
         trainer(tmp_path).fit(SupervisedStage(**options("sft", folder)), train)
-    with pytest.raises(UserError, match="LoaderData.train is not given"):
+    with pytest.raises(UserError, match=r"LoaderData.train is not given"):
         trainer(tmp_path).fit(SupervisedStage(**options("sft", folder)), datamodule=LoaderData())
-    with pytest.raises(UserError, match="LoaderData.train is 'rows.jsonl'; expected a DataLoader"):
+    with pytest.raises(UserError, match=r"LoaderData.train is 'rows.jsonl'; expected a DataLoader"):
         LoaderData("rows.jsonl")
