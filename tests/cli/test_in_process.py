@@ -219,11 +219,11 @@ def test_values_become_what_a_config_holds() -> None:
     assert config_value(rows, "data.train") == name
     path = config_value(LengthReward(3), "model.reward")["class_path"]
     assert path.startswith("rlhf_lightning.session._Object")
-    with pytest.raises(UserError, match=r"is the class Inner, defined inside a function"):
 
-        class Inner:
-            pass
+    class Inner:
+        pass
 
+    with pytest.raises(UserError, match="is the class Inner, defined inside a function"):
         config_value(Inner, "model.algorithm")
 
 
