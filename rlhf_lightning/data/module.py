@@ -126,7 +126,7 @@ class FileData(RowData):
         validation_fraction: split off the training rows if there is no validation file.
         batch_size: rows of an optimiser step's part; for policy optimisation the prompts of a rollout.
         validation_batch_size: by default as many.
-        limit: read no more rows than this for each split, from its beginning.
+        limit: read no more rows than this for each split, from its beginning; with `mix`, of each source.
         on_bad_row: stop, or leave the row out and count it.
         num_workers: processes that load rows.
         seed: of the split.
@@ -227,7 +227,7 @@ class FileData(RowData):
         rows = [row for row in self._whole if (prompt_key(row) in self._held_out) == (split == "validation")]
         return rows or None
 
-    def accept(self, raw: Row, place: str, entry: int = 0) -> Row:
+    def accept(self, raw: Row, place: str, entry: int = 0) -> PlacedRow:
         """A raw row in the form that stages read.
 
         Raises:
@@ -249,10 +249,11 @@ class FileData(RowData):
         Raises:
             UserError: `on_bad_row` is raise.
         """
-        if self.on_bad_row == "raise" or self.report.get("bad_rows", 0) < SHOWN_FAULTS:
+        if self.on_bad_row == "raise":
             self.tell([fault], 0)
-        else:
-            self.report["bad_rows"] += 1
+        self.report["bad_rows"] = self.report.get("bad_rows", 0) + 1
+        if self.report["bad_rows"] <= SHOWN_FAULTS:
+            print_once(f"data: skipped a bad row: {fault}")
 
     def teardown(self, stage: str) -> None:
         """Say how many bad rows a streamed data set had."""
@@ -265,10 +266,10 @@ class FileData(RowData):
             return None
         if split == "train":
             check_mix(self)
-        rows: list[Row] = []
+        rows: list[PlacedRow] = []
         faults: list[str] = []
         for source in read(given, self.limit):
-            if len(rows) == self.limit:
+            if len(rows) == self.limit and self.mix is None:
                 break
             self.check_columns(source)
             faults += source.faults
@@ -280,7 +281,10 @@ class FileData(RowData):
         self.tell(faults, len(rows))
         if not rows:
             raise UserError(f"data set {given} is empty: no row to use")
-        return self.arranged(rows[: self.limit])
+        if self.mix is None or split != "train":
+            return self.arranged(list[Row](rows[: self.limit]))
+        groups = [[row for row in rows if row.entry == entry][: self.limit] for entry in range(len(self.mix))]
+        return self.arranged([row for group in groups for row in group])
 
     def _renamed(self, row: Row) -> Row:
         theirs = set(self.columns.values())

@@ -144,6 +144,13 @@ def test_weights_are_portions_of_every_batch_whatever_the_sizes(tmp_path: Path) 
         assert [source.next() for _ in range(5)] == following
 
 
+def test_a_limit_is_of_each_source_that_is_mixed() -> None:
+    for streaming in (True, False):
+        source = source_of(streamed([ROWS[:20], ROWS[20:]], mix=[1, 1], limit=5, streaming=streaming))
+        seen = Counter(numbers([source.next() for _ in range(10)]))
+        assert seen == {row["number"]: 5 for row in [*ROWS[:5], *ROWS[20:25]]}
+
+
 def test_a_sized_epoch_in_memory(tmp_path: Path) -> None:
     data = streamed(ROWS, streaming=False, steps_per_epoch=3)
     source = source_of(data)
@@ -238,7 +245,7 @@ def test_what_cannot_be_streamed_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"RatingData groups rows of the whole file"):
         RatingData(train=rated, streaming=True, steps_per_epoch=1).setup("fit")
     with pytest.raises(UserError, match=r"source 2 of data.train has no row to train on"):
-        source_of(PromptData(train=[ROWS[:9], ROWS[9:10]], mix=[1, 1], validation=ROWS[:1], limit=9))
+        source_of(PromptData(train=[ROWS[:9], []], mix=[1, 1], validation=ROWS[:1]))
     data = streamed(json_lines(tmp_path / "rows.jsonl", ROWS))
     source = source_of(data)
     with pytest.raises(UserError, match=r"another kind of train data loader"):
