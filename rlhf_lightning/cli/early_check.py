@@ -17,7 +17,7 @@ from rlhf_lightning.cli.functions import is_plain_function
 from rlhf_lightning.cli.plugin_files import PACKAGE, shipped_folder, third_party_classes
 from rlhf_lightning.errors import UserError, nearest
 
-READ = ("stages", "algorithms", "rewards", "data", "playground", "generation", "models", "run")
+READ = ("stages", "training", "algorithms", "rewards", "data", "playground", "generation", "models", "run")
 CALLABLES = ("OptimizerCallable", "LRSchedulerCallable")
 """What the annotation of a key says whose class is called later."""
 LIGHTNING = ("LightningModule", "LightningDataModule", "Callback", "Logger", *CALLABLES)
