@@ -194,6 +194,14 @@ def test_an_interruption_is_a_keyboard_interrupt(tmp_path: Path) -> None:
         rlhf_lightning.fit("ppo.yaml", folder=tmp_path, model__reward=stop, model__algorithm="REINFORCE", **SMALL)
 
 
+def test_a_run_that_exits_does_not_end_the_notebook(tmp_path: Path) -> None:
+    def leave(responses: list[str]) -> list[float]:
+        sys.exit(3)
+
+    with pytest.raises(UserError, match="the run was ended with status 3"):
+        rlhf_lightning.fit("ppo.yaml", folder=tmp_path, model__reward=leave, model__algorithm="REINFORCE", **SMALL)
+
+
 def test_values_become_what_a_config_holds() -> None:
     kl = dataclasses.asdict(KLPenalty(coef=0.3))
     grpo = config_value(GRPO(kl=KLPenalty(coef=0.3)), "model.algorithm")
