@@ -29,8 +29,12 @@ class MapStyle(Dataset[dict[str, Any]]):
 
 
 class Streamed(IterableDataset[dict[str, Any]]):
+    read = 0
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(ROWS)
+        for row in ROWS:
+            self.read += 1
+            yield row
 
 
 def rows_of(train: Any, **options: Any) -> list[dict[str, Any]]:
@@ -63,6 +67,7 @@ def test_values_and_types_are_those_of_the_object(kind: str) -> None:
 @pytest.mark.parametrize("rows", [datasets.Dataset.from_list(ROWS).to_iterable_dataset(), Streamed()])
 def test_a_limit_makes_an_end_of_what_has_none(rows: Any) -> None:
     assert [row["prompt"] for row in rows_of(rows, limit=2)] == ["a", "b"]
+    assert getattr(rows, "read", 2) == 2  # and no further
 
 
 def test_every_kind_of_missing_value_is_none() -> None:
