@@ -31,7 +31,9 @@ import rlhf_lightning.playground
 import rlhf_lightning.rewards
 import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
+import rlhf_lightning.training.schedules
 from rlhf_lightning.cli.jsonargparse_errors import one_line_error
+from rlhf_lightning.cli.python_values import note_objects
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
 from rlhf_lightning.run.checkpoints import Checkpoints
@@ -123,6 +125,7 @@ class RunConfig(SaveConfigCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         if stage == "fit" or not path.exists():
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            note_objects(path)
 
 
 class CLI(LightningCLI):

@@ -1,5 +1,6 @@
 """Lightning data modules."""
 
+from rlhf_lightning.data.loaders import LoaderData
 from rlhf_lightning.data.module import FileData, RowData
 from rlhf_lightning.data.modules import (
     InstructionData,
@@ -14,6 +15,7 @@ __all__ = [
     "FileData",
     "InstructionData",
     "LabelledData",
+    "LoaderData",
     "PreferenceData",
     "PromptData",
     "RankingData",

@@ -1,109 +1,35 @@
-"""Base classes of the data modules: sources, splits, faults of rows, loaders."""
+"""The base of the data modules that read files: sources, splits, faults of rows, streams."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_lightning.console import print_once
 from rlhf_lightning.data import forms
 from rlhf_lightning.data.formats import Context, context_of
 from rlhf_lightning.data.messages import RESERVED, BadRow, UnusedRow
-from rlhf_lightning.data.reading import Source, read
-from rlhf_lightning.data.splits import count_duplicates, count_overlap, split_by_prompt
-from rlhf_lightning.data.trees import COLUMNS as MESSAGE_COLUMNS
-from rlhf_lightning.data.trees import trees
+from rlhf_lightning.data.mixing import (
+    check_mix,
+    check_options,
+    epoch_batches,
+    held_out_prompts,
+    streamed_head,
+    train_loader,
+)
+from rlhf_lightning.data.objects import is_endless
+from rlhf_lightning.data.reading import Source, entries, read
+from rlhf_lightning.data.row_data import Row, RowData
+from rlhf_lightning.data.splits import count_duplicates, count_overlap, prompt_key, split_by_prompt
+from rlhf_lightning.data.tables import PlacedRow
+from rlhf_lightning.data.trees import joined
 from rlhf_lightning.errors import UserError, nearest
 
-Row = dict[str, Any]
-Paths = str | list[str] | None
+if TYPE_CHECKING:
+    Paths = str | Iterable[Any] | None  # Python takes rows in memory as well
+else:
+    Paths = str | list[str] | None  # the types that a config can hold
 SHOWN_FAULTS = 3
-
-
-class PlacedRow(dict[str, Any]):
-    """A row that knows where it was read: whatever shuffles and splits rows, a fault can still name the file and line.
-
-    >>> PlacedRow({"prompt": "hi"}, "rows.jsonl:3").place
-    'rows.jsonl:3'
-    """
-
-    __slots__ = ("place",)
-
-    def __init__(self, row: Row, place: str = "") -> None:
-        super().__init__(row)
-        self.place = place
-
-
-class RowData(LightningDataModule):
-    """Rows as plain dictionaries, in batches that are lists; the stage makes tokens of them."""
-
-    def __init__(
-        self, batch_size: int = 8, validation_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
-    ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
-        if validation_batch_size is not None and validation_batch_size < 1:
-            raise UserError(f"data.validation_batch_size is {validation_batch_size}; it must be at least 1")
-        if num_workers < 0:
-            raise UserError(f"data.num_workers is {num_workers}; it must be at least 0")
-        self.batch_size, self.validation_batch_size = batch_size, validation_batch_size or batch_size
-        self.num_workers, self.seed = num_workers, seed
-        self.train_rows: list[Row] | None = None
-        self.validation_rows: list[Row] | None = None
-        self.test_rows: list[Row] | None = None
-        self.predict_rows: list[Row] | None = None
-
-    def rows(self, split: str) -> list[Row] | None:
-        """The rows of `train`, `validation`, `test` or `predict`; None where there are none."""
-        raise NotImplementedError
-
-    def setup(self, stage: str) -> None:
-        """Read and check the rows that `stage` needs."""
-        needed = {
-            "fit": ("train", "validation"),
-            "validate": ("validation",),
-            "test": ("test",),
-            "predict": ("predict",),
-        }
-        for split in needed[stage]:
-            if getattr(self, f"{split}_rows") is None:
-                setattr(self, f"{split}_rows", self.rows(split))
-        self.say_duplicates()
-
-    def say_duplicates(self) -> None:
-        """Say once how many rows are there twice."""
-
-    def _loader(self, rows: list[Row] | None, batch_size: int, train: bool = False) -> Any:
-        if not rows:
-            return []
-        whole = train and len(rows) >= batch_size
-        return DataLoader(
-            rows,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            shuffle=train,
-            drop_last=whole,
-            num_workers=self.num_workers,
-            collate_fn=list,
-        )
-
-    def train_dataloader(self) -> Any:
-        """Shuffled; the last batch is dropped if it is not full."""
-        return self._loader(self.train_rows, self.batch_size, train=True)
-
-    def val_dataloader(self) -> Any:
-        """In the order of the file."""
-        return self._loader(self.validation_rows, self.validation_batch_size)
-
-    def test_dataloader(self) -> Any:
-        """In the order of the file."""
-        return self._loader(self.test_rows, self.validation_batch_size)
-
-    def predict_dataloader(self) -> Any:
-        """In the order of the file."""
-        return self._loader(self.predict_rows, self.validation_batch_size)
 
 
 class FileData(RowData):
@@ -111,7 +37,7 @@ class FileData(RowData):
 
     Args:
         train: JSON lines, JSON, CSV (these also as .gz) or Parquet, a glob, a list of these, or a hub name
-            (`name`, `name:config`, `name@split`).
+            (`name`, `name:config`, `name@split`). In Python also a `datasets.Dataset`, a DataFrame or a list of dictionaries.
         validation: held-out rows; without it `validation_fraction` of the training rows, all rows of a prompt together.
         test: for `test`; by default the validation rows. predict: for `predict`, likewise.
         columns: our name of a column: the file's name of it, where they differ.
@@ -119,13 +45,19 @@ class FileData(RowData):
         validation_fraction: split off the training rows if there is no validation file.
         batch_size: rows of an optimiser step's part; for policy optimisation the prompts of a rollout.
         validation_batch_size: by default as many.
-        limit: read no more rows than this for each split, from its beginning.
+        limit: read no more rows than this for each split, from its beginning; with `mix`, of each source.
         on_bad_row: stop, or skip the row and count it.
         on_too_long: truncate rows that are longer than the stage's max_length (or the model's context), or drop and count them.
         tools: for the chat template, of conversations whose row has no column `tools`.
         chat_template_kwargs: arguments of the chat template, such as enable_thinking; the row's column replaces single ones.
         num_workers: processes that load rows.
         seed: of the split.
+        streaming: read training rows when they are needed; memory does not depend on their number. Only the first thousand are
+            checked before the run.
+        steps_per_epoch: batches of an epoch; a streamed data set, whose length is not known, needs it or trainer.max_steps.
+        shuffle_buffer: rows of a streamed file that are shuffled together; 1 keeps the order of the file.
+        mix: weights of the sources that `train` lists, in the same order: [3, 1] takes three rows of the first for one of the
+            second, whatever their sizes, and repeats the shorter.
     """
 
     required: tuple[str, ...] = ("prompt",)
@@ -151,8 +83,16 @@ class FileData(RowData):
         on_too_long: Literal["truncate", "drop"] = "truncate",
         tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        streaming: bool = False,
+        steps_per_epoch: int | None = None,
+        shuffle_buffer: int = 10_000,
+        mix: list[float] | None = None,
     ) -> None:
         super().__init__(batch_size, validation_batch_size, num_workers, seed)
+        endless = limit is None and train is not None and any(map(is_endless, entries(train)))
+        self.streaming, self.steps_per_epoch = streaming or endless, steps_per_epoch
+        self.shuffle_buffer, self.mix = shuffle_buffer, mix
+        check_options(self)
         if not 0 <= validation_fraction < 1:
             raise UserError(f"data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
         if limit is not None and limit < 1:
@@ -167,7 +107,22 @@ class FileData(RowData):
         self.read_columns: set[str] = set()
         """Columns of the files that rows were made of."""
         self._whole: list[Row] | None = None
+        self.unused: dict[str, int] = {}
+        """Rows that are of no use to this kind of data, by reason."""
         self._counted = False
+        self._held_out: set[str] = set()
+
+    def setup(self, stage: str) -> None:
+        """Read and check everything that `stage` needs; of a streamed training set the first rows."""
+        if stage == "fit" and self.streaming:
+            epoch_batches(self, self.trainer)
+        super().setup(stage)
+
+    def train_dataloader(self) -> Any:
+        """Shuffled batches; a streamed, mixed or sized data set gives a loader that resumes by its own state."""
+        if self.streaming or self.mix is not None or self.steps_per_epoch is not None:
+            return train_loader(self, self.trainer)
+        return super().train_dataloader()
 
     def row(self, row: Row) -> Row:
         """Convert one row to the form that stages read.
@@ -187,6 +142,8 @@ class FileData(RowData):
 
     def rows(self, split: str) -> list[Row] | None:
         """Read the rows of a split; see `RowData.rows`."""
+        if self.streaming and (split == "train" or (split == "validation" and self.sources["validation"] is None)):
+            return self._streamed(split)
         if split in ("train", "validation") and self.sources["validation"] is None:
             rows = self._whole = self._whole or self._read("train")
             if rows is None:
@@ -200,6 +157,50 @@ class FileData(RowData):
             return train if split == "train" else held or None
         found = self._read(split)
         return found if found is not None else self.rows("validation") if split in ("test", "predict") else None
+
+    def _streamed(self, split: str) -> list[Row] | None:
+        """Return the checked rows of a streamed training set, or those of them that are held out."""
+        if self._whole is None:
+            self._whole = streamed_head(self)
+            self._held_out = held_out_prompts(self, self._whole)
+        rows = [row for row in self._whole if (prompt_key(row) in self._held_out) == (split == "validation")]
+        return rows or None
+
+    def accept(self, raw: Row, place: str, entry: int = 0) -> list[PlacedRow]:
+        """Make the rows that stages read from a raw row; none of a row that is not used.
+
+        Raises:
+            BadRow: what is wrong with it; the message begins with its place.
+        """
+        try:
+            return [PlacedRow(self.row(each), place, entry) for each in self._expanded(self._renamed(raw))]
+        except BadRow as error:
+            raise BadRow(f"{place}: {error}") from error
+        except UnusedRow as reason:
+            self.unused[str(reason)] = self.unused.get(str(reason), 0) + 1
+            return []
+
+    def accept_train(self, raw: Row, place: str) -> list[Row]:
+        """Make rows from a streamed raw row, without those whose prompt is held out."""
+        filled = {name: value for name, value in raw.items() if value is not None}
+        return [row for row in self.accept(filled, place) if prompt_key(row) not in self._held_out]
+
+    def tell_late(self, fault: str) -> None:
+        """Stop at a bad row that is found during the run, or count it.
+
+        Raises:
+            UserError: `on_bad_row` is raise.
+        """
+        if self.on_bad_row == "raise":
+            self.tell([fault], 0)
+        self.report["bad_rows"] = self.report.get("bad_rows", 0) + 1
+        if self.report["bad_rows"] <= SHOWN_FAULTS:
+            print_once(f"data: skipped a bad row: {fault}")
+
+    def teardown(self, stage: str) -> None:
+        """Say how many bad rows a streamed data set had."""
+        if self.streaming and stage == "fit" and (count := self.report.get("bad_rows", 0)) > SHOWN_FAULTS:
+            print_once(f"data: skipped {count} bad rows, counted each time they were read")
 
     def say_duplicates(self) -> None:
         """Say once how many training rows are there twice, and how many held-out prompts are learned from."""
@@ -220,26 +221,28 @@ class FileData(RowData):
         given = self.sources[split]
         if given is None:
             return None
-        rows: list[Row] = []
+        if split == "train":
+            check_mix(self)
+        rows: list[PlacedRow] = []
         faults: list[str] = []
-        unused: dict[str, int] = {}
         for source in read(given, self.limit):
-            if self.limit is not None and len(rows) >= self.limit:
+            if self.limit is not None and len(rows) >= self.limit and self.mix is None:
                 break
-            source = _joined(source)
-            self._check_columns(source)
+            entry, source = source.entry, joined(source)
+            self.check_columns(source)
             faults += source.faults
             for raw, place in zip(source.rows, source.places, strict=True):
                 try:
-                    rows += [PlacedRow(self.row(each), place) for each in self._expanded(self._renamed(raw))]
+                    rows += self.accept(raw, place, entry)
                 except BadRow as error:
-                    faults.append(f"{place}: {error}")
-                except UnusedRow as reason:
-                    unused[str(reason)] = unused.get(str(reason), 0) + 1
-        self._tell(faults, len(rows), unused)
+                    faults.append(str(error))
+        self.tell(faults, len(rows))
         if not rows:
             raise UserError(f"data set {given} is empty: no row to use")
-        return self.arranged(rows[: self.limit])
+        if self.mix is None or split != "train":
+            return self.arranged(list[Row](rows[: self.limit]))
+        groups = [[row for row in rows if row.entry == entry][: self.limit] for entry in range(len(self.mix))]
+        return self.arranged([row for group in groups for row in group])
 
     def _expanded(self, row: Row) -> list[Row]:
         return getattr(forms, self.form)(row) if self.form else [row]
@@ -253,7 +256,12 @@ class FileData(RowData):
             renamed["prompt"] = forms.instruction(renamed["prompt"], kept)
         return renamed
 
-    def _check_columns(self, source: Source) -> None:
+    def check_columns(self, source: Source) -> None:
+        """Refuse a source without a column that rows need.
+
+        Raises:
+            UserError: naming the column and the nearest that there is.
+        """
         if not source.rows:
             return
         have = set().union(*(row.keys() for row in source.rows[:100]))
@@ -269,7 +277,13 @@ class FileData(RowData):
                     f"{hint + ' Say' if hint.startswith('did') else 'say'} which it is with data.columns: {{{ours}: …}}"
                 )
 
-    def _tell(self, faults: list[str], good: int, unused: dict[str, int]) -> None:
+    def tell(self, faults: list[str], good: int) -> None:
+        """Stop at bad rows, or count and show them; say how many rows are of no use.
+
+        Raises:
+            UserError: a row is bad and `on_bad_row` is raise.
+        """
+        unused, self.unused = self.unused, {}
         for reason, count in unused.items():
             self.report[reason] = self.report.get(reason, 0) + count
             print_once(f"data: {count} rows are not used and {good} are: {reason}")
@@ -281,14 +295,3 @@ class FileData(RowData):
         self.report["bad_rows"] = self.report.get("bad_rows", 0) + len(faults)
         shown = "; ".join(faults[:SHOWN_FAULTS])
         print_once(f"data: skipped {len(faults)} bad rows and kept {good}: {shown}")
-
-
-def _joined(source: Source) -> Source:
-    """The source without columns of nulls; rows of one message each, as Open Assistant has them, as trees."""
-    filled = {name for row in source.rows for name, value in row.items() if value is not None}
-    rows = [{name: value for name, value in row.items() if name in filled} for row in source.rows]
-    source = Source(source.name, rows, source.places, source.faults)
-    if rows and set(MESSAGE_COLUMNS) - {"parent_id"} <= filled and "parent_id" in source.rows[0].keys() | filled:
-        found, places, faults = trees(rows, source.places)
-        return Source(source.name, found, places, source.faults + faults)
-    return source

@@ -142,7 +142,7 @@ class RatingData(FileData):
             key = repr((row["prompt"], getattr(row["prompt"], "tools", None)))
             if key not in latest or len(latest[key]["rated"]) == RATED:
                 kept = {name: value for name, value in row.items() if name not in ("response", "rating")}
-                latest[key] = PlacedRow({**kept, "rated": []}, getattr(row, "place", ""))
+                latest[key] = PlacedRow({**kept, "rated": []}, getattr(row, "place", ""), getattr(row, "entry", 0))
                 found.append(latest[key])
             latest[key]["rated"].append((row["response"], row["rating"]))
         return found

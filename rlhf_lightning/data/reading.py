@@ -8,9 +8,12 @@ import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from rlhf_lightning.data.objects import first_rows, is_rows, label
 from rlhf_lightning.data.tables import Source, csv_file, json_file, json_lines, numbered, parquet_file
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.session import named_object
 
 __all__ = ["Source", "read"]
 
@@ -20,8 +23,14 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".par
 READERS = {".jsonl": json_lines, ".json": json_file, ".csv": csv_file, ".parquet": parquet_file}
 
 
-def read(source: str | list[str], limit: int | None = None) -> Iterator[Source]:
-    """Every source of a path, a glob, a hub name (`name`, `name:config`, `name@split`), or a list of these.
+def entries(source: Any, key: str = "data.train") -> list[Any]:
+    """The sources that a value of `data.train` lists, each a path, a glob, a hub name or a data set in memory."""
+    source = named_object(source, key)
+    return [source] if isinstance(source, str) or is_rows(source) else [named_object(each, key) for each in source]
+
+
+def read(source: Any, limit: int | None = None) -> Iterator[Source]:
+    """Every source of a path, a glob, a hub name (`name`, `name:config`, `name@split`), a data set in memory, or a list of these.
 
     Args:
         source: one or several of them.
@@ -30,12 +39,27 @@ def read(source: str | list[str], limit: int | None = None) -> Iterator[Source]:
     Raises:
         UserError: a file is missing, or cannot be read at all.
     """
-    names = [source] if isinstance(source, str) else source
-    paths = [path for name in names for path in _expanded(name)]
-    yield from (_read_one(path, limit) for path in paths)
+    for entry, given in enumerate(entries(source)):
+        found = (
+            (_read_one(path, limit) for path in expanded(given))
+            if isinstance(given, str)
+            else [_in_memory(given, limit)]
+        )
+        for each in found:
+            each.entry = entry
+            yield each
 
 
-def _expanded(name: str) -> list[str]:
+def _in_memory(rows: Any, limit: int | None) -> Source:
+    return numbered(label(rows), first_rows(rows, limit))
+
+
+def expanded(name: str) -> list[str]:
+    """Return the files of a path or a glob; a hub name as it is.
+
+    Raises:
+        UserError: there is no such file.
+    """
     name = os.path.expanduser(name)
     if Path(name).is_file():
         return [name]
@@ -65,13 +89,22 @@ def _ending(path: Path) -> str:
     return path.with_suffix("").suffix + ".gz" if path.suffix == ".gz" else path.suffix
 
 
+def suffix_of(path: Path) -> str:
+    """Return the kind of a file, without the .gz.
+
+    Raises:
+        UserError: it is none that is read.
+    """
+    if suffix := _suffix(path):
+        return suffix
+    raise UserError(f"data file {path}: unknown kind {_ending(path)!r}; expected one of: {', '.join(SUFFIXES)}")
+
+
 def _read_one(name: str, limit: int | None) -> Source:
     path = Path(name)
     if not path.is_file():
         return _from_hub(name, limit)
-    suffix = _suffix(path)
-    if not suffix:
-        raise UserError(f"data file {name}: unknown kind {_ending(path)!r}; expected one of: {', '.join(SUFFIXES)}")
+    suffix = suffix_of(path)
     try:
         return READERS[suffix](path, limit)
     except (OSError, EOFError, zlib.error) as error:
@@ -81,15 +114,31 @@ def _read_one(name: str, limit: int | None) -> Source:
 
 
 def _from_hub(name: str, limit: int | None) -> Source:
+    try:
+        data = hub_data(name, streaming=limit is not None)  # else all of it would be downloaded
+    except UserError:  # without a network a data set of the cache can be loaded, and not streamed
+        data = hub_data(name)
+    return numbered(name, (dict(row) for row in islice(data, limit)))
+
+
+def hub_data(name: str, streaming: bool = False) -> Any:
+    """Return a data set of the hub.
+
+    Args:
+        name: `name`, `name:config`, `name@split`.
+        streaming: open it instead of downloading it.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     import datasets
 
     path, _, split = name.partition("@")
     repository, _, config = path.partition(":")
     try:
-        found = datasets.load_dataset(repository, config or None, split=split or "train")
+        return datasets.load_dataset(repository, config or None, split=split or "train", streaming=streaming)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name!r} is neither a file here nor a data set on the hub that can be loaded: {reason}"
         ) from error
-    return numbered(name, (dict(row) for row in islice(found, limit)))

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.data.messages import BadRow
 from rlhf_lightning.errors import UserError
 
 LONGEST_CELL = 2**31 - 1
@@ -27,16 +28,32 @@ class Source:
     """`file:line` or `name, row n` of each row."""
     faults: list[str] = field(default_factory=list)
     """One message for each row that could not be read."""
+    entry: int = 0
+    """The index of the source among those that `data.train` lists; a glob is one."""
 
     def add(self, row: Any, place: str) -> None:
         """Add a row that JSON gave, or a fault."""
-        if not isinstance(row, dict):
-            self.faults.append(f"{place}: expected an object with columns, found {type(row).__name__}")
-        elif fault := unreadable_text(row):
-            self.faults.append(f"{place}: {fault}")
-        else:
-            self.rows.append(row)
+        try:
+            self.rows.append(checked_row(row, place))
             self.places.append(place)
+        except BadRow as error:
+            self.faults.append(str(error))
+
+
+class PlacedRow(dict[str, Any]):
+    """A row with the place that it was read from, so that a message can name file and line after shuffles and splits.
+
+    >>> PlacedRow({"prompt": "hi"}, "rows.jsonl:3").place
+    'rows.jsonl:3'
+    """
+
+    __slots__ = ("entry", "place")
+
+    def __init__(self, row: dict[str, Any], place: str = "", entry: int = 0) -> None:
+        super().__init__(row)
+        self.place = place
+        self.entry = entry
+        """The index of its source among those that `data.train` lists."""
 
 
 def unreadable_text(row: dict[str, Any]) -> str | None:
@@ -59,14 +76,39 @@ def json_lines(path: Path, limit: int | None) -> Source:
             break
         place = f"{path}:{number}"
         try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
-        except UnicodeDecodeError as error:
-            source.faults.append(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)")
-        except (ValueError, RecursionError) as error:
-            source.faults.append(f"{place}: not JSON: {_json_fault(error)}")
-        else:
-            source.add(row, place)
+            source.rows.append(parse_json_line(line, place, number))
+            source.places.append(place)
+        except BadRow as error:
+            source.faults.append(str(error))
     return source
+
+
+def parse_json_line(line: bytes, place: str, number: int) -> dict[str, Any]:
+    """Return the row of a line of a file; the first may begin with a byte order mark.
+
+    Raises:
+        BadRow: the line is no object of readable text; the message begins with its place.
+    """
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
+    except UnicodeDecodeError as error:
+        raise BadRow(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)") from error
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"{place}: not JSON: {_json_fault(error)}") from error
+    return checked_row(row, place)
+
+
+def checked_row(row: Any, place: str) -> dict[str, Any]:
+    """Return a row that is an object of readable text.
+
+    Raises:
+        BadRow: it is none; the message begins with its place.
+    """
+    if not isinstance(row, dict):
+        raise BadRow(f"{place}: expected an object with columns, found {type(row).__name__}")
+    if fault := unreadable_text(row):
+        raise BadRow(f"{place}: {fault}")
+    return row
 
 
 def _json_fault(error: ValueError | RecursionError) -> str:
@@ -124,7 +166,7 @@ def csv_file(path: Path, limit: int | None) -> Source:
         reader = csv.reader(file, strict=True)
         try:
             names = next((cells for cells in reader if cells), [])
-            _check_names(path, names)
+            check_names(path, names)
             for number, cells in enumerate((cells for cells in reader if cells), 1):
                 if len(source.rows) == limit:
                     break
@@ -140,7 +182,12 @@ def csv_file(path: Path, limit: int | None) -> Source:
     return source
 
 
-def _check_names(path: Path, names: list[str]) -> None:
+def check_names(path: Path, names: list[str]) -> None:
+    """Refuse a CSV file whose header has a name twice.
+
+    Raises:
+        UserError: naming the column.
+    """
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"data file {path} is no good CSV: the column {twice!r} is there twice")

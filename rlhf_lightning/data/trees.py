@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_lightning.data.messages import BadRow, UnusedRow
+from rlhf_lightning.data.tables import Source
 
 Row = dict[str, Any]
 COLUMNS = ("message_id", "parent_id", "text", "role")
@@ -113,3 +114,14 @@ def compared_replies(row: Row) -> list[Row]:
     if not found:
         raise UnusedRow("no message with two ranked answers")
     return found
+
+
+def joined(source: Source) -> Source:
+    """Return the source without columns of nulls; rows of one message each, as Open Assistant has them, become trees."""
+    filled = {name for row in source.rows for name, value in row.items() if value is not None}
+    rows = [{name: value for name, value in row.items() if name in filled} for row in source.rows]
+    source = Source(source.name, rows, source.places, source.faults)
+    if rows and set(COLUMNS) - {"parent_id"} <= filled and "parent_id" in source.rows[0].keys() | filled:
+        found, places, faults = trees(rows, source.places)
+        return Source(source.name, found, places, source.faults + faults)
+    return source

@@ -25,6 +25,7 @@ from rlhf_lightning.models.encoding import Encoded
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.collector import Collector, mean_score
 from rlhf_lightning.rollouts.preferences import encoded_pair
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
@@ -93,6 +94,8 @@ class PolicyStage(Stage):
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(policy), policy.max_tokens_per_batch)
+        reward = as_reward(reward)
+        held_out = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
         _check_algorithm(algorithm, reward, generation)
         check_minimum(1, iterations=iterations, max_prompt_length=max_prompt_length)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
@@ -102,7 +105,7 @@ class PolicyStage(Stage):
         self.policy: Policy | None = None
         self.roles = Roles(
             self, self.text, algorithm, generation,
-            reward=reward, evaluation_rewards=evaluation_rewards or {}, reference=reference, critic=critic,
+            reward=reward, evaluation_rewards=held_out, reference=reference, critic=critic,
             share_base=share_base, overlap=overlap, max_length=max_length,
         )  # fmt: skip
         self.stopper = UpdateStopper(self, algorithm)

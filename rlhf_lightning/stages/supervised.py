@@ -19,6 +19,7 @@ from rlhf_lightning.models.encoding import Encoded, recorded_rows
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.training.checks import check_minimum
@@ -68,7 +69,8 @@ class SupervisedStage(Stage):
         super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(model), model.max_tokens_per_batch)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.completion_only, self.max_length, self.generation = completion_only, max_length, generation
-        self.evaluation_rewards, self.predict_temperature = evaluation_rewards or {}, predict_temperature
+        self.evaluation_rewards = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
+        self.predict_temperature = predict_temperature
         self.policy: Policy | None = None
 
     def setup(self, stage: str) -> None:
