@@ -64,15 +64,13 @@ def replace_schedule_words(
         if replaced and flag.lstrip("-").split(".")[:2] == ["model", KEY]:
             del rest[: int(has_value)]
         elif flag in ("--config", "-c") and (equals or has_value):
-            result += ["--config", _config_word(value if equals else rest.pop(0), load)]
+            path = value if equals else rest.pop(0)
+            content = load(Path(path))
+            rewritten = with_schedule_classes(content)
+            same = [word] if equals else [word, path]
+            result += same if rewritten == content else ["--config", json.dumps(rewritten)]
         else:
             result.append(word)
     if replaced:
         result += ["--config", json.dumps({"model": {"init_args": {KEY: _schedule(schedule)}}})]
     return result
-
-
-def _config_word(path: str, load: Callable[[Path], dict[str, Any]]) -> str:
-    content = load(Path(path))
-    rewritten = with_schedule_classes(content)
-    return path if rewritten == content else json.dumps(rewritten)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from rlhf_lightning.console import print_once
 from rlhf_lightning.data.messages import BadRow
@@ -15,15 +15,46 @@ from rlhf_lightning.data.splits import prompt_key
 from rlhf_lightning.data.streaming import RowStream, StreamLoader
 from rlhf_lightning.errors import UserError
 
-if TYPE_CHECKING:
-    from rlhf_lightning.data.module import FileData
-
 Row = dict[str, Any]
 CHECKED = 1000
 """Rows of a streamed data set that are read and checked before weights are loaded."""
 
 
-def check_options(data: FileData) -> None:
+class MixedData(Protocol):
+    """The options and methods of `FileData` that streaming and mixing use."""
+
+    streaming: bool
+    steps_per_epoch: int | None
+    shuffle_buffer: int
+    mix: list[float] | None
+    limit: int | None
+    batch_size: int
+    num_workers: int
+    seed: int
+    validation_fraction: float
+    train_rows: list[Row] | None
+
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        """Files, hub names or objects by split."""
+
+    def accept(self, raw: Row, place: str, entry: int = 0) -> Sequence[Row]:
+        """Make rows from a raw row."""
+
+    def accept_train(self, raw: Row, place: str) -> Sequence[Row]:
+        """Make rows from a streamed raw row."""
+
+    def check_columns(self, source: Source) -> None:
+        """Refuse a source without a column that rows need."""
+
+    def tell(self, faults: list[str], good: int) -> None:
+        """Stop at bad rows, or count and show them."""
+
+    def tell_late(self, fault: str) -> None:
+        """Stop at a bad row that is found during the run, or count it."""
+
+
+def check_options(data: MixedData) -> None:
     """Refuse options that cannot work together.
 
     Raises:
@@ -44,18 +75,12 @@ def check_options(data: FileData) -> None:
         )
 
 
-def streamed_head(data: FileData) -> list[Row]:
+def streamed_head(data: MixedData) -> list[Row]:
     """Read and check the first rows of a streamed training set, and say so.
 
     Raises:
-        UserError: a row or a column is wrong, or the kind of data needs the whole file.
+        UserError: a row or a column is wrong.
     """
-    from rlhf_lightning.data.module import FileData
-
-    if type(data).arranged is not FileData.arranged:
-        raise UserError(
-            f"{type(data).__name__} groups rows of the whole file, which a stream never has; set data.streaming: false"
-        )
     sources = _sources(data)
     rows: list[Row] = []
     faults: list[str] = []
@@ -68,7 +93,7 @@ def streamed_head(data: FileData) -> list[Row]:
     return rows
 
 
-def held_out_prompts(data: FileData, rows: list[Row]) -> set[str]:
+def held_out_prompts(data: MixedData, rows: list[Row]) -> set[str]:
     """Choose prompts of the checked rows for validation; no row with one of them is ever trained on.
 
     Raises:
@@ -86,7 +111,7 @@ def held_out_prompts(data: FileData, rows: list[Row]) -> set[str]:
     return set(random.Random(data.seed).sample(prompts, held))
 
 
-def train_loader(data: FileData, trainer: Any) -> StreamLoader:
+def train_loader(data: MixedData, trainer: Any) -> StreamLoader:
     """Return the loader of streamed, mixed or sized training rows."""
     if data.streaming:
         streams = [
@@ -104,7 +129,7 @@ def train_loader(data: FileData, trainer: Any) -> StreamLoader:
     return StreamLoader(streams, data.mix or [1.0], data.batch_size, batches)
 
 
-def epoch_batches(data: FileData, trainer: Any) -> int:
+def epoch_batches(data: MixedData, trainer: Any) -> int:
     """Return the batches of an epoch of a data set whose length is not known.
 
     Raises:
@@ -121,7 +146,7 @@ def epoch_batches(data: FileData, trainer: Any) -> int:
     return int(steps * trainer.accumulate_grad_batches)
 
 
-def check_mix(data: FileData) -> None:
+def check_mix(data: MixedData) -> None:
     """Refuse weights that are not one a source.
 
     Raises:
@@ -133,7 +158,7 @@ def check_mix(data: FileData) -> None:
         )
 
 
-def _sources(data: FileData) -> list[list[Reader]]:
+def _sources(data: MixedData) -> list[list[Reader]]:
     """Readers of each source that has a weight of its own; of all files together without `mix`."""
     given = data.sources["train"]
     if given is None:
@@ -143,7 +168,7 @@ def _sources(data: FileData) -> list[list[Reader]]:
     return found if data.mix is not None else [[reader for own in found for reader in own]]
 
 
-def _first_rows(data: FileData, own: Sequence[Reader], count: int, faults: list[str]) -> list[Row]:
+def _first_rows(data: MixedData, own: Sequence[Reader], count: int, faults: list[str]) -> list[Row]:
     rows: list[Row] = []
     for reader in own:
         if len(rows) >= count:

@@ -160,6 +160,10 @@ class FileData(RowData):
 
     def _streamed(self, split: str) -> list[Row] | None:
         """Return the checked rows of a streamed training set, or those of them that are held out."""
+        if type(self).arranged is not FileData.arranged:
+            raise UserError(
+                f"{type(self).__name__} groups rows of the whole file, which a stream never has; set data.streaming: false"
+            )
         if self._whole is None:
             self._whole = streamed_head(self)
             self._held_out = held_out_prompts(self, self._whole)

@@ -149,7 +149,7 @@ def json_file(path: Path, limit: int | None) -> Source:
     if not isinstance(found, list):
         raise UserError(f"data file {path} must hold a list of objects, found {type(found).__name__}")
     source = Source(str(path), [])
-    for number, row in enumerate(islice(found, limit), 1):
+    for number, row in enumerate(found[:limit], 1):
         source.add(row, f"{path}, row {number}")
     return source
 

@@ -173,6 +173,15 @@ class ScheduleFunction(LRScheduler):
         """Step the scheduler that the function returned."""
         self.inner.step(*args)
 
+    def get_lr(self) -> list[float | Tensor]:
+        """Compute the learning rate of every parameter group for the step to come."""
+        rates: list[float | Tensor] = self.inner.get_lr()
+        return rates
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        """Start at a milestone of a sequence, which calls this of each of its schedules."""
+        self.inner._update_lr(epoch)
+
     def get_last_lr(self) -> list[float | Tensor]:
         """Return the learning rate of every parameter group."""
         rates: list[float | Tensor] = self.inner.get_last_lr()

@@ -62,7 +62,9 @@ def test_a_function_of_transformers_in_a_file_and_in_words(tmp_path: Path) -> No
     cosine = expected("get_cosine_schedule_with_warmup", num_warmup_steps=3, num_training_steps=STEPS)
     in_file = {"class_path": COSINE, "init_args": {"num_warmup_steps": 3}}
     assert rates(tmp_path, in_file) == cosine
-    assert rates(tmp_path, None, f"--model.lr_scheduler={COSINE}", "--model.lr_scheduler.num_warmup_steps", "3") == cosine
+    assert (
+        rates(tmp_path, None, f"--model.lr_scheduler={COSINE}", "--model.lr_scheduler.num_warmup_steps", "3") == cosine
+    )
     five = expected("get_cosine_schedule_with_warmup", num_warmup_steps=5, num_training_steps=STEPS)
     assert rates(tmp_path, in_file, "--model.lr_scheduler.num_warmup_steps=5") == five
 

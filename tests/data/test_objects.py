@@ -104,8 +104,8 @@ def test_messages_of_parquet_read_by_pandas_are_lists(tmp_path: Any) -> None:
 
 
 def test_columns_and_bad_rows_are_named() -> None:
-    with pytest.raises(UserError, match=r"data set DataFrame has no column 'prompt'; it has: question"):
-        rows_of(pandas.DataFrame({"question": ["a"]}))
+    with pytest.raises(UserError, match=r"data set DataFrame has no column 'prompt'; it has: query"):
+        rows_of(pandas.DataFrame({"query": ["a"]}))
     with pytest.raises(UserError, match=r"list, row 2: .*prompt"):
         rows_of([{"prompt": "a"}, {"prompt": 3}])
     with pytest.raises(UserError, match=r"data set .* is empty"):
