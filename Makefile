@@ -6,7 +6,7 @@ PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
 # Mutation tests that run at the same time in `make nightly`.
 JOBS ?= 2
 
-.PHONY: first-run quick test nightly check wheel pipeline environment test-environment
+.PHONY: first-run quick test nightly fuzz check wheel pipeline environment test-environment
 
 # Install into .venv and run PPO on the playground, about three minutes on a laptop. Only the package registry is needed.
 first-run: environment
@@ -23,6 +23,10 @@ quick: test-environment
 # Run what takes hours and write benchmarks/results/nightly.md, which is committed.
 nightly: test-environment
 	$(BIN)/python benchmarks/nightly.py -j $(JOBS)
+
+# Try twenty times as many generated files as `make test`.
+fuzz: test-environment
+	FUZZ=nightly $(BIN)/python -m pytest tests/data/test_fuzz_readers.py
 
 # Run what every commit must pass.
 check: test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 
 from rlhf_lightning.distributed import rank
 
@@ -18,3 +19,9 @@ def print_once(line: str) -> None:
 def print_first_time(line: str) -> None:
     """Print `line` on rank 0; later calls with the same line print nothing."""
     print_once(line)
+
+
+def in_notebook() -> bool:
+    """Return whether this process is a notebook's kernel, where progress bars and tables for terminals are noise."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "ipykernel" in sys.modules and type(shell).__name__ != "TerminalInteractiveShell" and shell is not None

@@ -35,6 +35,11 @@ class Rows:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
+    def response_lengths(self) -> Tensor:
+        """int64 [B]: tokens up to the last one under the mask; between them may be context, such as a user's turn."""
+        places = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        return (self.mask * places).amax(-1) if self.mask.shape[1] else self.mask.sum(-1)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor field that is not None, by name."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}

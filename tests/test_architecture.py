@@ -23,7 +23,7 @@ BESIDE = ("callbacks", "configs")
 """Folders at the top of the repository that are installed below the package."""
 
 ROOMS = [
-    {"errors", "types", "distributed", "io", "console", "seeding"},
+    {"errors", "types", "distributed", "io", "console", "seeding", "session"},
     {"functional"},
     {"models"},
     {"algorithms", "rewards", "generation"},

@@ -227,9 +227,9 @@ def test_rows_of_another_stage(fails: Callable[..., str]) -> None:
     rated = ["--data", "RatingData", "--data.train", "rated.jsonl", "--data.validation_fraction", "0"]
     line = fails("fit", "--config", "reward.yaml", *rated)
     assert "no row of the train data has two with different ratings; set it to regression" in line
-    Path("rows.jsonl").write_text('{"question": "2+2?", "completion": "4"}\n')
+    Path("rows.jsonl").write_text('{"query": "2+2?", "completion": "4"}\n')
     line = fails("fit", "--config", "sft.yaml", "--data", "InstructionData", "--data.train", "rows.jsonl")
-    assert "no column 'prompt' and no 'messages' among completion, question; say which it is with data.columns" in line
+    assert "no column 'prompt' and no 'messages' among completion, query; say which it is with data.columns" in line
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -237,10 +237,12 @@ def test_a_folder_that_is_no_model_and_a_template_that_is_none(fails: Callable[.
     Path("empty").mkdir()
     line = fails("fit", "--config", "ppo.yaml", *SMALL, "--model.policy.name_or_path", "empty")
     assert "the folder empty holds no model; a model's folder has a config.json" in line
-    Path("chat.jsonl").write_text('{"prompt": [{"role": "user", "content": "hello there"}]}\n' * 4)
+    Path("chat.jsonl").write_text(
+        "".join(f'{{"prompt": [{{"role": "user", "content": "hello there {i}"}}]}}\n' for i in range(4))
+    )
     for template, said in {"{% for %}": "", "{{ raise_exception('only dogs') }}": "only dogs"}.items():
         line = fails(*prompts_config("chat.jsonl"), f"--model.policy.chat_template={template}")
-        assert "the chat template cannot write the conversation that begins with 'user: hello there'" in line
+        assert "the chat template cannot render the conversation that begins with 'user: hello there" in line
         assert said in line
 
 

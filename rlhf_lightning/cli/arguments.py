@@ -12,6 +12,7 @@ from pathlib import Path
 from rlhf_lightning.cli.config_files import find_config, last_value, load_config, merged
 from rlhf_lightning.cli.key_check import check_keys
 from rlhf_lightning.cli.overrides import as_config, expand_home, values, without_nulls
+from rlhf_lightning.cli.schedule_functions import replace_schedule_words, with_schedule_classes
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.folder import check_folder, choose_folder, report_earlier_run
 from rlhf_lightning.run.last_checkpoint import check_checkpoint, resolve_last
@@ -43,12 +44,14 @@ class Arguments:
             UserError: a config is missing or not valid YAML, or a key or a class does not exist.
         """
         resolved, configs = _find_configs([expand_home(word) for word in words])
-        whole = as_config(resolved[1:], load_config)
+        given = as_config(resolved[1:], load_config)
+        whole = with_schedule_classes(given)
+        resolved = [resolved[0], *replace_schedule_words(resolved[1:], given, load_config)]
         plain = [resolved[0], *without_nulls(resolved[1:], whole)]
         if any(word in ("-h", "--help") or word.startswith("--print_config") for word in words):
             return cls(plain, configs=configs, asks_for_help=True)
         _check_first_words(words)
-        contents = [load_config(path) for path in configs]
+        contents = [with_schedule_classes(load_config(path)) for path in configs]
         check_keys(functools.reduce(merged, contents, {}), contents)
         check_keys(whole, [*contents, *values(resolved[1:])], typed=True)
         return cls(plain, configs=configs)

@@ -31,7 +31,9 @@ import rlhf_lightning.playground
 import rlhf_lightning.rewards
 import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
+import rlhf_lightning.training.schedules
 from rlhf_lightning.cli.jsonargparse_errors import one_line_error
+from rlhf_lightning.cli.python_values import note_objects
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
 from rlhf_lightning.run.checkpoints import Checkpoints
@@ -123,6 +125,7 @@ class RunConfig(SaveConfigCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         if stage == "fit" or not path.exists():
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            note_objects(path)
 
 
 class CLI(LightningCLI):
@@ -182,6 +185,7 @@ class ParsedCLI(CLI):
     """Only parses when it is constructed; classes are made by `build`, and the subcommand is run by `run`."""
 
     is_building = False
+    has_trainer = True
 
     def _set_seed(self) -> None:
         if self.is_building:
@@ -196,9 +200,17 @@ class ParsedCLI(CLI):
         if self.is_building:
             super()._run_subcommand(subcommand)
 
-    def build(self) -> None:
-        """Seed all random numbers, then make the stage, the data module and the trainer."""
-        self.is_building = True
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Make the trainer, unless `build` was asked for none."""
+        return super().instantiate_trainer(**kwargs) if self.has_trainer else None
+
+    def build(self, trainer: bool = True) -> None:
+        """Seed all random numbers, then make the stage, the data module and the trainer.
+
+        Args:
+            trainer: False makes no trainer, whose options may need devices that this machine lacks.
+        """
+        self.is_building, self.has_trainer = True, trainer
         self._set_seed()
         self.instantiate_classes()
 

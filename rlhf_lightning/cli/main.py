@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
 from rlhf_lightning import __version__
+from rlhf_lightning.cli.failures import user_error
 from rlhf_lightning.cli.parser import CommandParser
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.signals import StoppedBySignal
 
 COMMANDS = {
+    "show": "rlhf_lightning.cli.show",
     "init": "rlhf_lightning.cli.init",
     "schema": "rlhf_lightning.cli.schema",
     "feedback": "rlhf_lightning.feedback.command",
 }
-"""Subcommand: its module, which has `HELP`, `arguments(parser)` and `run(options) -> int` and imports nothing heavy."""
+"""Subcommand: its module, which has `HELP`, `arguments(parser)` and `run(options) -> int` and imports nothing heavy.
+
+A module with `TAKES_OVERRIDES = True` gets the words that its parser does not know as `options.overrides`."""
 
 LIGHTNING = {
     "fit": "train: supervised, a reward model, or a policy, as the config says",
@@ -75,7 +78,11 @@ def _run(words: list[str]) -> int:
         module = command(first)
         parser = CommandParser(prog=f"rlhf_lightning {first}", description=module.HELP)
         module.arguments(parser)
-        return int(module.run(parser.parse_args(words[1:])))
+        if not getattr(module, "TAKES_OVERRIDES", False):
+            return int(module.run(parser.parse_args(words[1:])))
+        options, overrides = parser.parse_known_args(words[1:])
+        options.overrides = overrides
+        return int(module.run(options))
     if first in LIGHTNING:
         from rlhf_lightning.cli.reading import run
 
@@ -100,20 +107,11 @@ def _status_of(end: SystemExit) -> int:
 
 
 def _report_error(error: Exception) -> int:
-    cause = _user_error(error)
+    cause = user_error(error)
     if cause is not None:
         return _report(f"error: {' '.join(str(cause).split())}", 2)
     text = " ".join(str(error).split())
-    if found := re.search(r"Problem with given class_path '([^']+)': (.+?)(?: Requirement '| - |$)", text):
-        return _report(f"error: {found[1]} cannot be made: {found[2]}", 2)
     return _report(f"error: {type(error).__name__}: {text[:500]} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """Find the error that a user can fix, also inside what jsonargparse or Lightning raised from it."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _report(line: str, status: int) -> int:

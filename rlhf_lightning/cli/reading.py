@@ -57,6 +57,16 @@ def build(config: Config) -> tuple[Any, Any, Any]:
     return config.parsed.model, config.parsed.datamodule, config.parsed.trainer
 
 
+def build_without_trainer(config: Config) -> tuple[Any, Any]:
+    """Make the stage and the data module that a config describes; its trainer may need devices that this machine lacks.
+
+    Raises:
+        UserError: a value does not suit its class.
+    """
+    config.parsed.build(trainer=False)
+    return config.parsed.model, config.parsed.datamodule
+
+
 def run(words: Sequence[str]) -> None:
     """Run a subcommand between two lines that name its folder.
 
@@ -68,7 +78,7 @@ def run(words: Sequence[str]) -> None:
     if is_named:
         os.environ[FOLDER_OF_RUN] = str(arguments.folder)
         print(f"run: {arguments.folder}", flush=True)
-    _build_and_run(arguments)
+    build_and_run(arguments)
     if is_named:
         print(f"run: {arguments.folder}", flush=True)
 
@@ -81,7 +91,12 @@ def _parse(arguments: Arguments) -> Config:
     return Config(subcommand, parsed.config[subcommand].as_dict(), parsed)
 
 
-def _build_and_run(arguments: Arguments) -> None:
+def build_and_run(arguments: Arguments) -> None:
+    """Run a subcommand.
+
+    Raises:
+        UserError: something that the user can fix.
+    """
     config = _parse(arguments)
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import glob
-import gzip
-import json
 import os
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.data.objects import first_rows, is_rows, label
+from rlhf_lightning.data.tables import Source, csv_file, json_file, json_lines, numbered, parquet_file
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.session import named_object
+
+__all__ = ["Source", "read"]
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
 
 
-@dataclass
-class Source:
-    """Rows of one file or hub data set, and where each of them stands."""
-
-    name: str
-    rows: list[dict[str, Any]]
-    places: list[str] = field(default_factory=list)
-    """`file:line` or `name, row n` of each row."""
-    faults: list[str] = field(default_factory=list)
-    """One message for each row that could not be read."""
+READERS = {".jsonl": json_lines, ".json": json_file, ".csv": csv_file, ".parquet": parquet_file}
 
 
-def read(source: str | list[str], limit: int | None = None) -> Iterator[Source]:
-    """Every source of a path, a glob, a hub name (`name`, `name:config`, `name@split`), or a list of these.
+def entries(source: Any, key: str = "data.train") -> list[Any]:
+    """The sources that a value of `data.train` lists, each a path, a glob, a hub name or a data set in memory."""
+    source = named_object(source, key)
+    return [source] if isinstance(source, str) or is_rows(source) else [named_object(each, key) for each in source]
+
+
+def read(source: Any, limit: int | None = None) -> Iterator[Source]:
+    """Every source of a path, a glob, a hub name (`name`, `name:config`, `name@split`), a data set in memory, or a list of these.
 
     Args:
         source: one or several of them.
@@ -39,12 +39,27 @@ def read(source: str | list[str], limit: int | None = None) -> Iterator[Source]:
     Raises:
         UserError: a file is missing, or cannot be read at all.
     """
-    names = [source] if isinstance(source, str) else source
-    paths = [path for name in names for path in _expanded(name)]
-    yield from (_read_one(path, limit) for path in paths)
+    for entry, given in enumerate(entries(source)):
+        found = (
+            (_read_one(path, limit) for path in expanded(given))
+            if isinstance(given, str)
+            else [_in_memory(given, limit)]
+        )
+        for each in found:
+            each.entry = entry
+            yield each
 
 
-def _expanded(name: str) -> list[str]:
+def _in_memory(rows: Any, limit: int | None) -> Source:
+    return numbered(label(rows), first_rows(rows, limit))
+
+
+def expanded(name: str) -> list[str]:
+    """Return the files of a path or a glob; a hub name as it is.
+
+    Raises:
+        UserError: there is no such file.
+    """
     name = os.path.expanduser(name)
     if Path(name).is_file():
         return [name]
@@ -74,93 +89,56 @@ def _ending(path: Path) -> str:
     return path.with_suffix("").suffix + ".gz" if path.suffix == ".gz" else path.suffix
 
 
+def suffix_of(path: Path) -> str:
+    """Return the kind of a file, without the .gz.
+
+    Raises:
+        UserError: it is none that is read.
+    """
+    if suffix := _suffix(path):
+        return suffix
+    raise UserError(f"data file {path}: unknown kind {_ending(path)!r}; expected one of: {', '.join(SUFFIXES)}")
+
+
 def _read_one(name: str, limit: int | None) -> Source:
     path = Path(name)
     if not path.is_file():
         return _from_hub(name, limit)
-    suffix = _suffix(path)
-    if not suffix:
-        raise UserError(f"data file {name}: unknown kind {_ending(path)!r}; expected one of: {', '.join(SUFFIXES)}")
+    suffix = suffix_of(path)
     try:
-        return _json_lines(path, limit) if suffix == ".jsonl" else _whole(path, suffix, limit)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        return READERS[suffix](path, limit)
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"data file {name} cannot be read: {error}") from error
-
-
-def _json_lines(path: Path, limit: int | None) -> Source:
-    source = Source(str(path), [])
-    for number, line in _lines(path):
-        if len(source.rows) == limit:
-            break
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
-        except UnicodeDecodeError as error:
-            source.faults.append(f"{place}: not UTF-8 text (byte {error.start + 1} of the line)")
-            continue
-        except json.JSONDecodeError as error:
-            source.faults.append(f"{place}: not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
-            continue
-        if isinstance(row, dict):
-            source.rows.append(row)
-            source.places.append(place)
-        else:
-            source.faults.append(f"{place}: expected an object with columns, found {type(row).__name__}")
-    return source
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
-
-
-def _whole(path: Path, suffix: str, limit: int | None) -> Source:
-    import datasets
-
-    kind = suffix[1:]
-    if not path.stat().st_size:
-        return Source(str(path), [])
-    try:
-        with _quiet(datasets):
-            found = datasets.load_dataset(kind, data_files=str(path), split="train")
-    except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        if "corresponds to no data" in reason:
-            return Source(str(path), [])
-        raise UserError(f"data file {path} is no good {kind.upper()}: {reason}") from error
-    rows = [dict(row) for row in islice(found, limit)]
-    # not lines: a quoted cell of CSV may have several
-    return Source(str(path), rows, [f"{path}, row {i + 1}" for i in range(len(rows))])
+    except UnicodeDecodeError as error:
+        raise UserError(f"data file {name} is not UTF-8 text (byte {error.start + 1})") from error
 
 
 def _from_hub(name: str, limit: int | None) -> Source:
+    try:
+        data = hub_data(name, streaming=limit is not None)  # else all of it would be downloaded
+    except UserError:  # without a network a data set of the cache can be loaded, and not streamed
+        data = hub_data(name)
+    return numbered(name, (dict(row) for row in islice(data, limit)))
+
+
+def hub_data(name: str, streaming: bool = False) -> Any:
+    """Return a data set of the hub.
+
+    Args:
+        name: `name`, `name:config`, `name@split`.
+        streaming: open it instead of downloading it.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     import datasets
 
     path, _, split = name.partition("@")
     repository, _, config = path.partition(":")
     try:
-        found = datasets.load_dataset(repository, config or None, split=split or "train")
+        return datasets.load_dataset(repository, config or None, split=split or "train", streaming=streaming)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name!r} is neither a file here nor a data set on the hub that can be loaded: {reason}"
         ) from error
-    rows = [dict(row) for row in islice(found, limit)]
-    return Source(name, rows, [f"{name}, row {i + 1}" for i in range(len(rows))])
-
-
-class _quiet:
-    """No progress bars of `datasets` while a local file is read, nor its own lines about a fault that is raised too."""
-
-    def __init__(self, datasets: Any) -> None:
-        self.datasets = datasets
-
-    def __enter__(self) -> None:
-        self.shown, self.verbosity = self.datasets.is_progress_bar_enabled(), self.datasets.logging.get_verbosity()
-        self.datasets.disable_progress_bars()
-        self.datasets.logging.set_verbosity(self.datasets.logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        self.datasets.logging.set_verbosity(self.verbosity)
-        if self.shown:
-            self.datasets.enable_progress_bars()

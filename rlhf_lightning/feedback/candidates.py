@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.data.formats import BadRow, before_answer, common_prompt, text_or_messages
+from rlhf_lightning.data.formats import BadRow, Text, before_answer, common_prompt, text_or_messages
 from rlhf_lightning.data.reading import read
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.answers import MOST_RANKED, InvalidAnswerError, checked
@@ -166,8 +166,8 @@ def _required(row: Row, column: str) -> Content:
     return _text(row[column], column)
 
 
-def _text(value: Any, column: str) -> Content:
-    content: Content = text_or_messages(value, column)
+def _text(value: Any, column: str) -> Text:
+    content: Text = text_or_messages(value, column)
     try:
         text_of(content).encode()
     except UnicodeEncodeError as error:

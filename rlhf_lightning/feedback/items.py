@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rlhf_lightning.feedback.answers import Answer
 
-Content = str | list[dict[str, str]]
+Content = str | list[dict[str, Any]]
 """Plain text, or messages with `role` and `content`."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.models.config import ModelConfig
 from rlhf_lightning.models.linear_layers import layers_unlike_linear
 from rlhf_lightning.models.paths import one_line
@@ -65,13 +65,61 @@ def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:
         exclude_modules=excluded or None,
         use_rslora=config.lora.rslora,
         task_type=task,
+        modules_to_save=_saved_modules(model, config) or None,
+        ensure_weight_tying=_ties_saved_modules(model, config),
     )
+    _check_saved_modules(model, config)
     try:
         return get_peft_model(model, options)
     except ValueError as error:
         raise UserError(
             f"lora.target_modules is {config.lora.target_modules}, which peft refuses: {error}; set it to layers of the model"
         ) from error
+
+
+def _ties_saved_modules(model: Any, config: ModelConfig) -> bool:
+    """A head that is tied to the embedding has to stay so when the embedding trains whole."""
+    saved = config.lora.modules_to_save if config.lora else []
+    return bool(saved and getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def _check_saved_modules(model: Any, config: ModelConfig) -> None:
+    """Refuse names that no layer has, and new tokens whose embedding would not train.
+
+    Raises:
+        UserError: naming the layer.
+    """
+    assert config.lora is not None
+    saved = config.lora.modules_to_save
+    names = _names(model)
+    for name in saved:
+        if name not in names:
+            own = [key for key, module in names.items() if isinstance(module, nn.Embedding | nn.Linear)]
+            raise UserError(
+                f"lora.modules_to_save names {name!r}, which is no layer of the model; {nearest(name, own)}"
+            )
+    wanted = {"embedding": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    for kind, layer in wanted.items() if config.new_tokens else ():
+        found = next((key for key, module in names.items() if module is layer), None)
+        if found is not None and found not in _saved_modules(model, config):
+            raise UserError(
+                f"new_tokens adds {config.new_tokens[0]!r}, and the model's {kind} {found!r} does not train; add {found} to "
+                "lora.modules_to_save"
+            )
+
+
+def _names(model: Any) -> dict[str, nn.Module]:
+    return {path.rpartition(".")[-1]: module for path, module in model.named_modules()}
+
+
+def _saved_modules(model: Any, config: ModelConfig) -> list[str]:
+    """The modules that train whole, in a list that peft may change; a tied head goes with its embedding."""
+    saved = list(config.lora.modules_to_save) if config.lora else []
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = [name for layer in layers for name, module in _names(model).items() if module is layer]
+    if _ties_saved_modules(model, config) and set(tied) & set(saved):
+        saved += [name for name in tied if name not in saved]
+    return saved
 
 
 @contextmanager

@@ -26,6 +26,8 @@ class LoraOptions:
     experts, but not on a dense or shared MLP. GPT-OSS, Granite, PhiMoE, Jamba and Llama 4 get none on experts."""
     rslora: bool = False
     """Scale by alpha / √r instead."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Names of layers that train whole and are saved with the adapter, such as embed_tokens and lm_head for new tokens."""
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -61,6 +63,10 @@ class ModelConfig:
     """Pad token of a tokenizer that has none; may be its end-of-sequence token."""
     stop_tokens: list[str] = field(default_factory=list)
     """Tokens that end a response, in addition to those of the model."""
+    new_tokens: list[str] = field(default_factory=list)
+    """Tokens to add to the vocabulary, with a new embedding each; tokens that it has already stay as they are.
+
+    For example markers of a chat template. An adapter needs lora.modules_to_save, or their embeddings do not train."""
     attention: str | None = None
     """transformers' attn_implementation; by default sdpa where the architecture supports it, else eager."""
     gradient_checkpointing: bool = False
@@ -93,6 +99,13 @@ class ModelConfig:
             raise UserError(
                 "config is set and tokenizer is not; a model from scratch has none: set tokenizer to a folder or hub name"
             )
+        if self.new_tokens and self.lora and not self.lora.modules_to_save:
+            raise UserError(
+                f"new_tokens adds {self.new_tokens[0]!r} to the vocabulary, and a LoRA adapter trains no embedding; set "
+                "lora.modules_to_save: [embed_tokens, lm_head] (the names of the embedding and the head of the model)"
+            )
+        if any(not token.strip() for token in self.new_tokens):
+            raise UserError("new_tokens has an empty token; remove it")
         if (
             self.quantization
             and not self.lora

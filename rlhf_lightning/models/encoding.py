@@ -6,20 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.types import Rows
+from rlhf_lightning.models.conversation import Conversation, Message, as_rendered, conversation, is_learned
+from rlhf_lightning.models.padding import left_padded, recorded_rows, right_padded
+from rlhf_lightning.models.rendering import TemplateRenderer
+from rlhf_lightning.models.text_ids import TextIds, common_length
 
-Text = str | list[dict[str, str]]
+__all__ = ["Encoded", "Encoder", "Text", "left_padded", "recorded_rows", "right_padded"]
+
+Text = str | list[Message]
 """Plain text, or messages with `role` and `content`."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a prompt and a recorded response."""
+
+    prompt: list[int]
+    """What generation is given."""
+    response: list[int]
+    """With a stop token at its end."""
+    mask: list[bool]
+    """Of the response: True for tokens that are learned, all of them turns of the assistant."""
 
 
 @dataclass
 class Encoder:
-    """A tokenizer and the limits of a run; counts what it cut."""
+    """Turns rows into token ids within the limits of a run, and counts what it truncated."""
 
     tokenizer: Any
     stop_tokens: list[int]
@@ -30,76 +45,198 @@ class Encoder:
     """Longer prompts lose their beginning; None refuses those that leave no room."""
     truncated_counts: dict[str, int] = field(default_factory=dict)
     """How many prompts and responses were shortened."""
+    retokenized: int = 0
+    """Responses whose ids are not the rest of the ids of the whole conversation, as the prompt's ids do not begin it."""
+
+    def __post_init__(self) -> None:
+        """Prepare the renderer of the chat template, and the ids of texts."""
+        self.renderer = TemplateRenderer(self.tokenizer)
+        self.texts = TextIds(self.tokenizer, self.stop_tokens)
 
     def prompt(self, text: Text) -> list[int]:
-        """Token ids of a prompt, at least one; messages go through the chat template, up to where the assistant answers."""
-        if isinstance(text, str):
-            ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
-            ids = (
-                ids[:-1]
-                if len(ids) > 1 and ids[-1] in self.stop_tokens and ids[-1] == self.tokenizer.eos_token_id
-                else ids
-            )
-        else:
-            ids = list(
-                self.tokenizer(self._template(text, add_generation_prompt=True), add_special_tokens=False)["input_ids"]
-            )
+        """Encode a prompt as generation is given it.
+
+        Args:
+            text: plain text, or messages, which are rendered up to where the assistant answers.
+
+        Returns:
+            At least one token id.
+        """
+        ids = self._whole_prompt(text)
         if self.max_prompt_length is not None and len(ids) > self.max_prompt_length:
             self._count("prompts")
             ids = ids[-self.max_prompt_length :]
-        return ids or [self._first]
+        return ids
 
     def response(self, prompt: Text, response: Text) -> list[int]:
-        """Token ids of a recorded response, with a stop token at its end; after messages it is an assistant's turn."""
-        if isinstance(prompt, str):
-            text = response if isinstance(response, str) else "".join(turn["content"] for turn in response)
-            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        else:
-            turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-            ids = self._after(self._template([*prompt, *turns]), self._template(prompt, add_generation_prompt=True))
-        ids = self._without_tail(ids)
-        return ids if ids and ids[-1] in self.stop_tokens else [*ids, self.stop_tokens[0]]
+        """Encode a recorded response, with a stop token at its end; after messages it is an assistant's turn."""
+        return self.encode(prompt, response).response
 
-    def _after(self, full: str, start: str) -> list[int]:
-        """Tokens of what a template adds to a prompt, cut where the text is cut: tokens never reach across, as in generation."""
-        if not full.startswith(start):
+    def encode(self, prompt: Text, response: Text) -> Encoded:
+        """Turn a prompt and its response into ids and a mask of what is learned: the one place where that happens.
+
+        The prompt's ids are those of `prompt`. The response is the rest of the ids of the whole rendered conversation where
+        the prompt's ids begin it. Elsewhere it is the remaining text, tokenized behind the prompt, and counted.
+
+        Args:
+            prompt: plain text, or messages.
+            response: plain text, or messages that begin and end with the assistant's.
+
+        Raises:
+            UserError: the template refuses the conversation, or renders the prompt otherwise once the response follows.
+        """
+        prompt = as_rendered(prompt)
+        if isinstance(prompt, str):
+            answer = response if isinstance(response, str) else _texts(response)
+            start, full, special = prompt, prompt + answer, True
+        else:
+            turns: list[Message] = (
+                [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+            )
+            talk = conversation(prompt)
+            _check_answer(turns)
+            if len(turns) > 1:
+                return self._several_turns(talk, turns)
+            self.renderer.check_last(turns[-1])
+            start, special = self.renderer.render(talk, add_generation_prompt=True), False
+            full = self.renderer.render(talk.followed_by(turns))
+            if not full.startswith(start):
+                full = start + self._behind_header(talk, turns, start, full)
+                return self._finished(prompt, self.texts.behind(full[len(start) :]), counted=True)
+        begin, whole = self.texts.ids(start, special), self.texts.ids(full, special)
+        if whole[: len(begin)] == begin:
+            return self._finished(prompt, whole[len(begin) :])
+        return self._finished(prompt, self.texts.behind(full[len(start) :]), counted=True)
+
+    def generated(self, prompt: Text, text: str) -> list[int]:
+        """Encode text that a policy generated behind `prompt`, with a stop token at its end.
+
+        The text of a message does not have the space that a template may write before it, and generated text does. Without
+        such a space the text is the message.
+        """
+        prompt = as_rendered(prompt)
+        if not isinstance(prompt, str) and (bare := text.strip()) != text:
+            talk = conversation(prompt)
+            start = self.renderer.render(talk, add_generation_prompt=True)
+            full = self.renderer.render(talk.followed_by([{"role": "assistant", "content": bare}]))
+            if full.startswith(start + text):
+                return self.response(prompt, bare)
+        return self.response(prompt, text)
+
+    def _whole_prompt(self, text: Text) -> list[int]:
+        text = as_rendered(text)
+        if isinstance(text, str):
+            return self.texts.ids(text, True) or [self._first]
+        return self.texts.ids(self.renderer.render(text, add_generation_prompt=True), False) or [self._first]
+
+    def _finished(self, prompt: Text, response: list[int], counted: bool = False) -> Encoded:
+        self.retokenized += counted
+        ids = self.texts.without_tail(response)
+        ids = ids if ids and ids[-1] in self.stop_tokens else [*ids, self.stop_tokens[0]]
+        return Encoded(self.prompt(prompt), ids, [True] * len(ids))
+
+    def _several_turns(self, talk: Conversation, turns: list[Message]) -> Encoded:
+        """A response of several turns, of which the assistant's are learned and the others are context.
+
+        Raises:
+            UserError: the template renders a turn otherwise once others follow.
+        """
+        full = self.renderer.render(talk.followed_by(turns))
+        spans = [
+            (turn, *self._span(full, talk.followed_by(turns[:place]), turn, f"turn {place + 1} of {len(turns)}"))
+            for place, turn in enumerate(turns)
+            if turn.get("role") == "assistant"
+        ]
+        runs = self._token_runs(full, spans)
+        if runs is None:
+            self.retokenized += 1
+            runs, at = [], spans[0][1]
+            for turn, begin, end in spans:
+                runs += [(self.texts.behind(full[at:begin]), None), (self.texts.behind(full[begin:end]), turn)]
+                at = end
+        ids: list[int] = []
+        mask: list[bool] = []
+        for found, of in runs:
+            own = len(self.texts.without_tail(found)) if of is not None else 0
+            ids += found
+            mask += [place < own and is_learned(of or {}) for place in range(len(found))]
+        end = len(ids) - len(found) + own  # without what the template writes behind the last turn
+        ids, mask = ids[:end], mask[:end]
+        if ids[-1] not in self.stop_tokens:
+            ids, mask = [*ids, self.stop_tokens[0]], [*mask, is_learned(turns[-1])]
+        return Encoded(self.prompt(talk), ids, mask)
+
+    def _span(self, full: str, before: Conversation, turn: Message, name: str) -> tuple[int, int]:
+        """Where the text of an assistant's turn begins and ends in that of the whole conversation.
+
+        Raises:
+            UserError: the template renders what is before it otherwise once others follow.
+        """
+        self.renderer.check_last(turn)
+        prompt = self.renderer.render(before, add_generation_prompt=True)
+        if not full.startswith(prompt):
+            raise UserError(
+                f"the chat template renders {name} in a response otherwise once others follow, so they cannot be one response; "
+                "give a row per turn, or set chat_template beside the model's name to another template"
+            )
+        return len(prompt), common_length(full, self.renderer.render(before.followed_by([turn])))
+
+    def _token_runs(
+        self, full: str, spans: list[tuple[Message, int, int]]
+    ) -> list[tuple[list[int], Message | None]] | None:
+        """The ids of the whole text, split at the spans; None where the ids of a text up to a span do not begin them."""
+        whole = self.texts.ids(full, False)
+        found: list[tuple[list[int], Message | None]] = []
+        at = None
+        for turn, begin, end in spans:
+            start = self.texts.ids(full[:begin], False)
+            if whole[: len(start)] != start:
+                return None
+            stop = common_length(whole, self.texts.ids(full[:end], False))
+            found += [(whole[len(start) if at is None else at : len(start)], None), (whole[len(start) : stop], turn)]
+            at = stop
+        return found
+
+    def _behind_header(self, talk: Conversation, turns: list[Message], start: str, full: str) -> str:
+        """The text of a turn where the template's generation prompt is not the turn's header, as with `<think>`.
+
+        Raises:
+            UserError: the template renders the prompt itself otherwise once an answer follows.
+        """
+        base = self.renderer.render(talk)
+        one, other = (
+            self.renderer.render(talk.followed_by([{"role": "assistant", "content": letter}]))
+            for letter in "\u03b1\u03b2"
+        )
+        header = min(common_length(one, other), common_length(full, one))
+        if not (full.startswith(base) and start.startswith(base)) or header < len(base):
             raise UserError(
                 "the tokenizer's chat template does not continue a prompt: the text of prompt and answer together does not "
-                "start with that of the prompt; give another with chat_template beside the model's name"
+                "start with that of the prompt; set chat_template beside the model's name to another template"
             )
-        return list(self.tokenizer(full[len(start) :], add_special_tokens=False)["input_ids"])
+        return full[header:]
 
-    def _without_tail(self, ids: list[int]) -> list[int]:
-        """Templates write a newline after the stop token, Phi-3's another stop token after that: the first of them is the end."""
-        last = next((i for i in range(len(ids) - 1, max(len(ids) - 4, -1), -1) if ids[i] in self.stop_tokens), len(ids))
-        for index in range(last - 1, -1, -1) if last < len(ids) else ():
-            if ids[index] in self.stop_tokens:
-                last = index
-            elif self.tokenizer.decode(ids[index]).strip():
-                break
-        return ids[: last + 1]
+    def together(
+        self, prompt: Text, responses: Sequence[Text], max_length: int | None
+    ) -> tuple[list[int], list[Encoded]]:
+        """Encode responses that are compared, all behind the same prompt, truncated for all alike.
 
-    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                f"the data is conversational and the tokenizer {self.tokenizer.name_or_path!r} has no chat template; "
-                "set chat_template beside the model's name (a path, a template, or one of: dialogue, chatml)"
-            )
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-        except TemplateError as error:
-            said = f"{messages[0]['role']}: {messages[0]['content']:.60}"
-            raise UserError(
-                f"the chat template cannot write the conversation that begins with {said!r}: {error}; change the row, or give "
-                "another template with chat_template beside the model's name"
-            ) from error
+        Returns:
+            The prompt's ids and the encoded responses, each at most `max_length` tokens with the prompt.
+        """
+        encoded = [self.encode(prompt, response) for response in responses]
+        longest = max(encoded, key=lambda each: len(each.response))
+        kept, _ = self.pair(longest.prompt, longest.response, max_length)
+        limit = self.limit(max_length) - len(kept)
+        return kept, [Encoded(kept, each.response[:limit], each.mask[:limit]) for each in encoded]
 
-    def pair(self, prompt: list[int], response: list[int], max_length: int | None) -> tuple[list[int], list[int]]:
-        """Both, cut to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response.
+    def fit(self, encoded: Encoded, max_length: int | None) -> Encoded:
+        """Truncate to `max_length` tokens, as `pair` does."""
+        prompt, response = self.pair(encoded.prompt, encoded.response, max_length)
+        return Encoded(prompt, response, encoded.mask[: len(response)])
+
+    def limit(self, max_length: int | None) -> int:
+        """Tokens that a prompt and its response may have together.
 
         Raises:
             UserError: that is not room for a token of each.
@@ -109,6 +246,15 @@ class Encoder:
             raise UserError(
                 f"max_length is {limit}; it must be at least 2, for a token of the prompt and one of the response"
             )
+        return limit
+
+    def pair(self, prompt: list[int], response: list[int], max_length: int | None) -> tuple[list[int], list[int]]:
+        """Truncate both to `max_length` tokens together: the beginning of the prompt goes first, then the end of the response.
+
+        Raises:
+            UserError: that is not room for a token of each.
+        """
+        limit = self.limit(max_length)
         if len(prompt) + len(response) <= limit:
             return prompt, response
         self._count("pairs of prompt and response")
@@ -126,6 +272,13 @@ class Encoder:
         raise UserError(
             f"max_new_tokens {max_new_tokens} leaves no room for a prompt in the model's context of {self.context}; lower it"
         )
+
+    def prompts_with_room(self, prompt: Text, max_new_tokens: int, count: bool) -> list[Encoded]:
+        """Encode a prompt; with `count` one that leaves no room for `max_new_tokens` counts as truncated."""
+        ids, limit = self.prompt(prompt), self.room(max_new_tokens)
+        if count and limit is not None and len(ids) > limit:
+            self._count("prompts")
+        return [Encoded(ids, [], [])]
 
     def check_prompts(self, rows: Sequence[dict[str, Any]], max_new_tokens: int, where: str) -> None:
         """Refuse rows whose prompts leave no room for a response; see `check_lengths`."""
@@ -148,13 +301,13 @@ class Encoder:
             raise UserError(
                 f"{where}: prompt of {place} has {lengths[long[0]]} tokens, and the model's context of {self.context} "
                 f"leaves {limit} beside max_new_tokens {max_new_tokens} ({len(long)} such rows); set max_prompt_length: "
-                f"{limit} to cut their beginning, or lower max_new_tokens"
+                f"{limit} to remove their beginning, or lower max_new_tokens"
             )
 
     def decode(self, tokens: Tensor, mask: Tensor, special: bool = False) -> list[str]:
-        """B strings of the tokens under the mask."""
+        """Decode the tokens under the mask to B strings, white space included."""
         rows = zip(tokens.cpu(), mask.cpu(), strict=True)
-        return [self.tokenizer.decode(row[kept], skip_special_tokens=not special).strip() for row, kept in rows]
+        return [self.tokenizer.decode(row[kept], skip_special_tokens=not special) for row, kept in rows]
 
     @property
     def _first(self) -> int:
@@ -166,32 +319,30 @@ class Encoder:
         self.truncated_counts[what] = self.truncated_counts.get(what, 0) + 1
 
 
-def left_padded(
-    sequences: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """int64 [N, P] and bool [N, P]: sequences that end in the last column."""
-    width = max(1, max(map(len, sequences)))
-    tokens = torch.full((len(sequences), width), pad, dtype=torch.long)
-    mask = torch.zeros(len(sequences), width, dtype=torch.bool)
-    for row, ids in enumerate(sequences):
-        if len(ids):
-            tokens[row, width - len(ids) :], mask[row, width - len(ids) :] = torch.tensor(ids), True
-    return tokens.to(device), mask.to(device)
+def _check_answer(turns: list[Message]) -> None:
+    """Refuse a response that begins or ends with a turn that the assistant did not write, or that is not learned.
+
+    Raises:
+        UserError: naming the role.
+    """
+    for turn in (turns[0], turns[-1]) if turns else ({},):
+        if turn.get("role") != "assistant":
+            raise UserError(
+                f"a response must begin and end with the assistant, and has a turn of {turn.get('role')!r} there"
+            )
+    if not any(is_learned(turn) for turn in turns):
+        raise UserError("a response has no turn to learn: all have weight 0, or train or trainable false")
 
 
-def right_padded(
-    sequences: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """int64 [N, T] and bool [N, T]: sequences that begin in the first column."""
-    tokens, mask = left_padded([list(ids)[::-1] for ids in sequences], pad, device)
-    return tokens.flip(-1), mask.flip(-1)
+def _texts(turns: list[Message]) -> str:
+    """The text of a response behind a prompt that is plain text.
 
-
-def recorded_rows(
-    prompts: list[list[int]], responses: list[list[int]], groups: list[int], stop_tokens: list[int], pad: int
-) -> Rows:
-    """`Rows` of B prompts with a recorded response each."""
-    tokens, prompt_mask = left_padded(prompts, pad)
-    generated, mask = right_padded(responses, pad)
-    truncated = torch.tensor([not ids or ids[-1] not in stop_tokens for ids in responses])
-    return Rows(torch.cat([tokens, generated], 1), prompt_mask, mask, torch.tensor(groups), truncated)
+    Raises:
+        UserError: a turn is not the assistant's.
+    """
+    for turn in turns:
+        if turn.get("role") != "assistant" or not isinstance(turn.get("content"), str):
+            raise UserError(
+                f"the prompt is plain text and its answer has a turn of {turn.get('role')!r}; give the prompt as messages"
+            )
+    return "".join(turn["content"] for turn in turns)

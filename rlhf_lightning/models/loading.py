@@ -21,7 +21,7 @@ from rlhf_lightning.models.config import LoraOptions, ModelConfig
 from rlhf_lightning.models.paths import base_path, check_weights, from_pretrained, is_adapter, one_line, resolve_path
 from rlhf_lightning.models.quantization import quantize_
 from rlhf_lightning.models.reward_model import NORMALIZATION_FILE
-from rlhf_lightning.models.tokenizer import load_tokenizer, stop_token_ids
+from rlhf_lightning.models.tokenizer import adds_embeddings, load_tokenizer, stop_token_ids
 from rlhf_lightning.seeding import seeded
 
 __all__ = [
@@ -244,6 +244,21 @@ def _load_weights(auto: Any, config: ModelConfig, model_config: Any, may_lack: t
         raise UserError(
             f"the weights of {path} lack {len(missing)} tensors of {type(model).__name__}, for example {missing[0]}"
         )
+    return _with_embeddings(model, config)
+
+
+def _with_embeddings(model: Any, config: ModelConfig) -> Any:
+    """The model with an embedding for each token of the tokenizer; new ones are sampled around the mean of the others.
+
+    The seed is the config's, so that a policy and its reference begin with the same.
+    """
+    if not adds_embeddings(config):
+        return model
+    size = len(load_tokenizer(config))
+    if size > model.config.get_text_config().vocab_size:
+        with seeded(config.seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.resize_token_embeddings(size)
     return model
 
 

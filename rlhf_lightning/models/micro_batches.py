@@ -76,7 +76,7 @@ class _Blocks(NamedTuple):
 
 def _blocks(rows: Rows, loss_groups: Tensor, shares: bool) -> tuple[_Blocks, _Blocks]:
     """Return two choices of blocks: all responses to a prompt, and the rows of a loss group."""
-    prompts, responses = torch.stack([rows.prompt_mask.sum(-1), rows.mask.sum(-1)]).cpu()
+    prompts, responses = torch.stack([rows.prompt_mask.sum(-1), rows.response_lengths()]).cpu()
     if not shares:
         prompts, responses = torch.zeros_like(prompts), torch.full_like(responses, int((prompts + responses).max()))
 

@@ -32,9 +32,10 @@ def hidden_states_before(backbone: Any, rows: Rows) -> Tensor:
     Returns:
         [N, H].
     """
-    lengths = rows.mask.sum(-1)
+    lengths = rows.response_lengths()
     packed = _pack(backbone, rows, (lengths - 1).clamp(min=0), lengths > 0)
-    return backbone_states(backbone, packed).index_select(0, packed.before(lengths))
+    within = torch.arange(rows.mask.shape[1], device=lengths.device) < lengths[:, None]
+    return backbone_states(backbone, packed).index_select(0, packed.before(lengths)[rows.mask[within]])
 
 
 def final_hidden_states(backbone: Any, rows: Rows) -> Tensor:
@@ -43,7 +44,7 @@ def final_hidden_states(backbone: Any, rows: Rows) -> Tensor:
     Returns:
         [B, H].
     """
-    lengths = rows.mask.sum(-1)
+    lengths = rows.response_lengths()
     packed = _pack(backbone, rows, lengths, lengths >= 0)
     return backbone_states(backbone, packed).index_select(0, packed.last(lengths))
 
@@ -74,7 +75,7 @@ def _fields(rows: Rows) -> tuple[Tensor, ...]:
 
 def _micro_batch_indices(backbone: Any, rows: Rows, limit: int) -> list[Tensor]:
     """Split row indices so that the packed sequences of each micro-batch hold at most `limit` tokens, or one sequence."""
-    lengths = rows.mask.sum(-1)
+    lengths = rows.response_lengths()
     layout = _best_layout(backbone, row_sizes(rows, lengths, lengths >= 0))
     count = max(1, limit // sequence_length(layout))
     micro_batches = [layout[start : start + count] for start in range(0, len(layout), count)]

@@ -22,6 +22,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
     if config.tokenizer is None and is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
         path = base_path(config.name_or_path or "")
     tokenizer = from_pretrained(_tokenizer_class(path), path, config.trust_remote_code, what="tokenizer")
+    added = [token for token in config.new_tokens if token not in tokenizer.get_vocab()]
+    if added:
+        tokenizer.add_tokens(added, special_tokens=True)
     if config.pad_token is not None:
         if config.pad_token not in tokenizer.get_vocab():
             raise UserError(f"pad_token {config.pad_token!r} is not in the vocabulary of the tokenizer {path}")
@@ -71,13 +74,13 @@ def stop_token_ids(tokenizer: Any, model_config: Any, config: ModelConfig) -> li
     Raises:
         UserError: a stop token that is not one token of the vocabulary, or a tokenizer that is not this model's.
     """
-    _check_vocabulary(tokenizer, model_config)
+    _check_vocabulary(tokenizer, model_config, config)
     vocabulary = tokenizer.get_vocab()
     unknown = [token for token in config.stop_tokens if token not in vocabulary]
     if unknown:
         raise UserError(f"stop token {unknown[0]!r} is not one token of the vocabulary; stop tokens are single tokens")
-    parts = (model_config, model_config.get_text_config())  # one, but of models that see as well
-    ends = [i for part in parts for i in _ids(getattr(part, "eos_token_id", None))]
+    configs = (model_config, model_config.get_text_config())  # the same one, but for multimodal models
+    ends = [i for each in configs for i in _ids(getattr(each, "eos_token_id", None))]
     named = [vocabulary[token] for token in config.stop_tokens] + ends + _generation_stops(config)
     first = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return list(dict.fromkeys(i for i in first + named if i < len(tokenizer)))
@@ -98,9 +101,16 @@ def _ids(value: int | list[int] | None) -> list[int]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
-def _check_vocabulary(tokenizer: Any, model_config: Any) -> None:
+def adds_embeddings(config: ModelConfig) -> bool:
+    """Tell whether the tokenizer may have more tokens than the base has embeddings: new ones, or those of an adapter's run."""
+    return bool(config.new_tokens) or (
+        config.name_or_path is not None and is_adapter(resolve_path(config.name_or_path))
+    )
+
+
+def _check_vocabulary(tokenizer: Any, model_config: Any, config: ModelConfig) -> None:
     size = model_config.get_text_config().vocab_size
-    if len(tokenizer) > size:
+    if len(tokenizer) > size and not adds_embeddings(config):
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens and the model has embeddings for {size}; "
             "give the tokenizer that belongs to the model, or the model a larger vocab_size"

@@ -43,6 +43,10 @@ class Reward(ABC):
             UserError: a column is missing.
         """
 
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """Name the columns that the scores are made of; all of them where a reward does not say."""
+        return columns
+
     def share(self, base: SharedBase) -> None:  # noqa: B027
         """Use the base model of a LoRA policy instead of loading another copy, where that is exact; called before `load`."""
 

@@ -8,13 +8,15 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.retry_and_timeout import RetryPolicy, short_description
+from rlhf_lightning.session import named_object
 from rlhf_lightning.types import Completions
 
 
@@ -28,7 +30,8 @@ class FunctionReward(Reward):
     thread continues until the process ends, and a retry runs beside it. An async function is cancelled.
 
     Args:
-        function: `module.name` or `path/to/file.py:name`, first looked up in the current folder; `__main__.name` in a notebook.
+        function: `module.name` or `path/to/file.py:name`, first looked up in the current folder. In Python also the function
+            itself, or any other callable.
         arguments: further keyword arguments.
         timeout: seconds for one call; null for no limit.
         retries: further calls after a timeout or an OSError such as ConnectionError; any other error stops the run at once.
@@ -39,18 +42,21 @@ class FunctionReward(Reward):
 
     def __init__(
         self,
-        function: str,
+        function: str | Callable[..., Any],
         arguments: dict[str, Any] | None = None,
         timeout: float | None = None,
         retries: int = 0,
         backoff: float = 2.0,
     ) -> None:
-        if not isinstance(function, str):  # neither a config nor a checkpoint could name it
-            path = f"{getattr(function, '__module__', 'module')}.{getattr(function, '__name__', 'name')}"
-            raise UserError(f"FunctionReward.function is a function object; set it to the import path {path!r}")
-        self.name, self.arguments = function, arguments or {}
-        self.retry_policy = RetryPolicy(f"reward FunctionReward {function}", timeout, retries, backoff)
-        self.function: Callable[..., Any] | None = None
+        function = named_object(function, "FunctionReward.function")
+        self.by_path = isinstance(function, str)
+        if not self.by_path and not callable(function):
+            raise UserError(
+                f"FunctionReward.function is {function!r:.60}; set it to an import path, or pass a callable"
+            )
+        self.function: Callable[..., Any] | None = None if isinstance(function, str) else function
+        self.name, self.arguments = function if isinstance(function, str) else callable_name(function), arguments or {}
+        self.retry_policy = RetryPolicy(f"reward FunctionReward {self.name}", timeout, retries, backoff)
 
     def check(self) -> None:
         """Import the function, and check that its parameters include all of `arguments`.
@@ -58,7 +64,8 @@ class FunctionReward(Reward):
         Raises:
             UserError: the import fails, or a parameter is missing.
         """
-        self.function = _import(self.name)
+        self.function = _import(self.name) if self.by_path else self.function
+        assert self.function is not None
         parameters = _parameters(self.function)
         for name in self.arguments if parameters else ():
             if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -77,6 +84,12 @@ class FunctionReward(Reward):
                     f"{nearest(p.name, available)}"
                 )
 
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """Name the columns that are parameters of the function; all of them where it takes any keyword."""
+        parameters = _parameters(self.function or _import(self.name))
+        takes_all = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return columns if takes_all else [name for name in columns if name in parameters]
+
     def __call__(self, completions: Completions) -> Sequence[float | None]:
         """Call the function under the retry policy, and wait for its result if it is async."""
         function = self.function or _import(self.name)
@@ -85,7 +98,7 @@ class FunctionReward(Reward):
 
     def _result(self, result: Any) -> Any:
         if inspect.isawaitable(result):
-            return asyncio.run(_wait_for(result, self.retry_policy.inner_timeout))
+            return _run_async(_wait_for(result, self.retry_policy.inner_timeout))
         return list(result) if inspect.isgenerator(result) else result  # a generator runs within the time limit
 
     def _keyword_arguments(self, function: Callable[..., Any], completions: Completions) -> dict[str, Any]:
@@ -99,12 +112,39 @@ class FunctionReward(Reward):
         return {name: available[name] for name in parameters if name in available}
 
 
+def callable_name(function: Any) -> str:
+    """Return the name of a callable for messages: its qualified name, or that of its type.
+
+    >>> callable_name(len), callable_name(lambda responses: [0])
+    ('builtins.len', 'rlhf_lightning.rewards.function.<lambda>')
+    """
+    function = getattr(function, "func", function)  # of a functools.partial
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def as_reward(reward: Any) -> Any:
+    """Return a reward as it is, and any other callable as a `FunctionReward`."""
+    plain = callable(reward) and not isinstance(reward, Reward | type)
+    return FunctionReward(reward) if plain else reward
+
+
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Return the parameters by name; empty for a built-in function without a signature."""
     try:
         return inspect.signature(function).parameters
     except (ValueError, TypeError):
         return {}
+
+
+def _run_async(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end; in a thread of its own where a loop is running already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 async def _wait_for(result: Awaitable[Any], timeout: float | None) -> Any:

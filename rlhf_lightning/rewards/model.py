@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -121,6 +121,10 @@ class ModelReward(Reward):
         context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
         return Encoder(tokenizer, stop_token_ids(tokenizer, model_config, self.config), context)
 
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """A reward model reads the prompt alone."""
+        return [name for name in ("prompt",) if name in columns]
+
     @torch.no_grad()
     def __call__(self, completions: Completions) -> Sequence[float]:
         """Return one score per completion."""
@@ -136,7 +140,7 @@ class ModelReward(Reward):
         return scores.tolist()
 
     def _encode(self, prompt: Any, response: str, truncated: bool) -> tuple[list[int], list[int]]:
-        tokens = self.encoder.response(prompt, response)
+        tokens = self.encoder.generated(prompt, response)
         return self.encoder.pair(self.encoder.prompt(prompt), tokens[:-1] if truncated else tokens, self.max_length)
 
     def _score(self, encoded: list[tuple[list[int], list[int]]]) -> Tensor:

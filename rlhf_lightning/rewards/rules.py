@@ -71,6 +71,10 @@ class NumberReward(Reward):
             hint = nearest(self.column, columns)
             raise UserError(f"NumberReward.column is {self.column!r}, which is no column of the {where}; {hint}")
 
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """Name the column of the true number."""
+        return [self.column]
+
     def __call__(self, completions: Completions) -> Sequence[float | None]:
         """Return 1, `marker_reward` or 0 for each response; None where the column has no number.
 
@@ -114,6 +118,10 @@ class LengthReward(Reward):
         self, limit: int, penalty: float = 0.01, unit: Literal["tokens", "words", "characters"] = "tokens"
     ) -> None:
         self.limit, self.penalty, self.unit = limit, penalty, unit
+
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """A length is made of no column."""
+        return ()
 
     def __call__(self, completions: Completions) -> Sequence[float]:
         """Return the negative penalty of each response."""

@@ -10,6 +10,7 @@ import torch
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.models.shared_base import SharedBase
 from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import Completions
 
 
@@ -19,11 +20,12 @@ class WeightedSum(Reward):
     A response that one of the rewards cannot score has no score.
 
     Args:
-        rewards: the rewards by name.
+        rewards: the rewards by name; in Python also functions.
         weights: weights by the same names; by default 1.
     """
 
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None) -> None:
+        rewards = {name: as_reward(reward) for name, reward in rewards.items()}
         self.rewards, self.weights = rewards, weights or {}
         for name in self.weights:
             if name not in rewards:
@@ -44,6 +46,10 @@ class WeightedSum(Reward):
         """Check the columns for every reward."""
         for reward in self.rewards.values():
             reward.check_columns(columns, where)
+
+    def used_columns(self, columns: Collection[str]) -> Collection[str]:
+        """Name the columns of every reward of the sum."""
+        return {name for reward in self.rewards.values() for name in reward.used_columns(columns)}
 
     def share(self, base: SharedBase) -> None:
         """Let every reward use the policy's base model where it can."""

@@ -62,12 +62,19 @@ class RowSource:
     """Yields batches of rows from any data loader without end, in a resumable order that depends on `seed` alone.
 
     Each pass starts with a global random state that is seeded with (seed, pass), and restored afterwards. So a plain
-    `DataLoader(shuffle=True)` repeats its order, and a restored source resumes inside a pass.
+    `DataLoader(shuffle=True)` repeats its order, and a restored source resumes inside a pass. A loader with
+    `state_dict` and `load_state_dict` is restored by its own state; of any other the batches already taken are read again and
+    skipped.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int) -> None:
         self.loader, self.seed, self.passes, self.taken = loader, seed, 0, 0
         self._batches: Iterator[Any] | None = None
+        self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+        self._initial = self._loader_state()
+
+    def _loader_state(self) -> dict[str, Any]:
+        return {"loader": self.loader.state_dict()} if self.stateful else {}  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         try:
@@ -99,19 +106,31 @@ class RowSource:
                 # torch.manual_seed would also seed the GPUs, whose state is not restored
                 torch.default_generator.manual_seed(derive_seed(self.seed, self.passes) % 2**63)
                 self._batches = iter(self.loader)
-                for _ in range(self.taken + 1):  # a DataLoader samples its order with the first batch, not in iter()
+                skipped = 0 if self.stateful else self.taken
+                for _ in range(skipped + 1):  # a DataLoader samples its order with the first batch, not in iter()
                     batch = next(self._batches, None)
         self.taken += batch is not None
         return batch
 
     def restart(self) -> None:
         """Start over at the first row."""
-        self.load_state_dict({"passes": 0, "taken": 0})
+        self.load_state_dict({"passes": 0, "taken": 0, **self._initial})
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the number of finished passes, and of batches taken from the present one."""
-        return {"passes": self.passes, "taken": self.taken}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of finished passes, of batches taken from the present one, and the loader's own state."""
+        return {"passes": self.passes, "taken": self.taken, **self._loader_state()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resume after the batches that were taken."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume after the batches that were taken.
+
+        Raises:
+            UserError: it is the state of another kind of loader.
+        """
+        if self.stateful != ("loader" in state):
+            raise UserError(
+                "the checkpoint is of a run with another kind of train data loader; resume with the data (data.streaming, "
+                "data.mix, data.steps_per_epoch) that it was started with"
+            )
+        if self.stateful:
+            self.loader.load_state_dict(state["loader"])  # type: ignore[attr-defined]
         self.passes, self.taken, self._batches = state["passes"], state["taken"], None

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
+from rlhf_lightning.console import in_notebook
+
 EVERY_SECONDS = 5.0
 
 
@@ -34,8 +36,9 @@ class Bar(_CountedBatches, TQDMProgressBar):
 class PlainProgress(_CountedBatches):
     """Print a line every few seconds: the batch, the metrics of the progress bar, the seconds since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_seconds: float = EVERY_SECONDS) -> None:
         super().__init__()
+        self.every_seconds = every_seconds
         self.started = self.printed_at = time.monotonic()
         self.enabled = True
 
@@ -59,7 +62,7 @@ class PlainProgress(_CountedBatches):
         """Print a line if one is due."""
         total = self.total_train_batches
         done = int(kwargs.get("batch_idx", args[-1] if args else 0)) + 1
-        if time.monotonic() - self.printed_at < EVERY_SECONDS and done not in (1, total):
+        if time.monotonic() - self.printed_at < self.every_seconds and done not in (1, total):
             return
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " if (trainer.max_epochs or 1) > 1 else ""
         self._print(f"{epoch}batch {done}/{total}", trainer, pl_module)
@@ -76,5 +79,7 @@ class PlainProgress(_CountedBatches):
 
 
 def Progress() -> ProgressBar:
-    """Make a bar in a terminal, lines elsewhere."""
+    """Make a bar in a terminal, lines elsewhere; in a notebook a line every half minute."""
+    if in_notebook():
+        return PlainProgress(every_seconds=30.0)
     return Bar(leave=True) if sys.stdout.isatty() else PlainProgress()

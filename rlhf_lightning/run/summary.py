@@ -74,7 +74,7 @@ class Summary(Callback):
             print(f"the last validation was at step {self.step} of {trainer.global_step} (trainer.val_check_interval)")
 
     def _print(self, summary: dict[str, dict[str, Any]], responses: list[dict[str, Any]]) -> None:
-        console = Console(highlight=False)
+        console = Console(highlight=False, force_jupyter=False)
         table = Table("held-out", "before", "after", "best", title="before and after", title_justify="left")
         for name, row in summary.items():
             table.add_row(name, *(_number(row.get(key)) for key in ("before", "after", "best")))

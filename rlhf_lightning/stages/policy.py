@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.console import print_once
+from rlhf_lightning.data.screening import Screening
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_sum
@@ -20,10 +21,13 @@ from rlhf_lightning.functional.preference_losses import preference_agreement
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.critics import save_critic
+from rlhf_lightning.models.encoding import Encoded
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.collector import Collector, mean_score
+from rlhf_lightning.rollouts.preferences import encoded_pair
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.training.checks import check_minimum
@@ -34,7 +38,7 @@ from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.training.rewards import check_rewards
 from rlhf_lightning.training.roles import Roles
 from rlhf_lightning.training.rollout_session import RolloutSession
-from rlhf_lightning.training.rows import check_reward_columns, visible_rows
+from rlhf_lightning.training.rows import check_reward_columns, screen_visible, visible_rows
 from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.training.update_stopper import UpdateStopper
 from rlhf_lightning.types import Batch, Completions, LossOutput, RawRows
@@ -90,6 +94,8 @@ class PolicyStage(Stage):
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(policy), policy.max_tokens_per_batch)
+        reward = as_reward(reward)
+        held_out = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
         _check_algorithm(algorithm, reward, generation)
         check_minimum(1, iterations=iterations, max_prompt_length=max_prompt_length)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
@@ -99,7 +105,7 @@ class PolicyStage(Stage):
         self.policy: Policy | None = None
         self.roles = Roles(
             self, self.text, algorithm, generation,
-            reward=reward, evaluation_rewards=evaluation_rewards or {}, reference=reference, critic=critic,
+            reward=reward, evaluation_rewards=held_out, reference=reference, critic=critic,
             share_base=share_base, overlap=overlap, max_length=max_length,
         )  # fmt: skip
         self.stopper = UpdateStopper(self, algorithm)
@@ -127,18 +133,35 @@ class PolicyStage(Stage):
         check_reward_columns(self.trainer, [] if self.reward is None else [self.reward], self.rewards.values())
         self.text.load(self.max_prompt_length)
         self.bind_loaders()
+        self._check_pairs()
+        self.screen_rows()
         for name, rows in visible_rows(self.trainer):
-            self._check_visible(name, rows)
+            self.text.encoder.check_prompts(rows, self.generation.max_new_tokens, name)
         self.rollouts.check_minibatches()
 
-    def _check_visible(self, name: str, rows: Any) -> None:
-        wants_pairs = self.reward is None and not self.trainer.predicting
-        if wants_pairs and len(rows) and "chosen" not in rows[0]:
-            raise UserError(
-                f"{type(self.algorithm).__name__} has no reward and the {name} has no pairs (columns: "
-                f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"
-            )
-        self.text.encoder.check_prompts(rows, self.generation.max_new_tokens, name)
+    def _check_pairs(self) -> None:
+        for name, rows in visible_rows(self.trainer):
+            if self._reads_pairs and len(rows) and "chosen" not in rows[0]:
+                raise UserError(
+                    f"{type(self.algorithm).__name__} has no reward and the {name} has no pairs (columns: "
+                    f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"
+                )
+
+    @property
+    def _reads_pairs(self) -> bool:
+        return self.reward is None and not self.trainer.predicting
+
+    def screen_rows(self) -> dict[str, Screening]:
+        """Encode every row once before weights are loaded; see `screen`."""
+        read = ("prompt", *(("chosen", "rejected") if self.reward is None else ()))
+        return screen_visible(self.trainer, self.text.encoder, self.encoded, read, self.rewards.values())
+
+    def encoded(self, row: dict[str, Any]) -> list[Encoded]:
+        """Encode a recorded pair, or a prompt; count a prompt that leaves no room for a response where such are dropped."""
+        if self._reads_pairs:
+            return encoded_pair(self.text.encoder, row, self.max_length)
+        drops = getattr(self.trainer.datamodule, "on_too_long", "truncate") == "drop"  # type: ignore[attr-defined]
+        return self.text.encoder.prompts_with_room(row["prompt"], self.generation.max_new_tokens, drops)
 
     def reset_run(self) -> None:
         """Forget also the rollout in which an earlier `fit` ended."""

@@ -11,11 +11,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_accuracy, binary_calibration_error
 
+from rlhf_lightning.data.screening import Screening
 from rlhf_lightning.distributed import all_gather, shard
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.masked import masked_moments
 from rlhf_lightning.functional.preference_losses import bradley_terry_loss
-from rlhf_lightning.models.encoding import recorded_rows
+from rlhf_lightning.models.encoding import Encoded, recorded_rows
 from rlhf_lightning.models.loading import ModelConfig, load_reward_config, load_reward_model
 from rlhf_lightning.models.reward_model import RewardModel, normalize_scores, set_normalization
 from rlhf_lightning.rollouts.step_loader import StepLoader
@@ -24,9 +25,12 @@ from rlhf_lightning.training.checks import check_minimum
 from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.optimizers import adamw
-from rlhf_lightning.training.rows import visible_rows
+from rlhf_lightning.training.rows import screen_visible, visible_rows
 from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.types import LossOutput, PreferenceBatch, RawRows
+
+READ = ("prompt", "chosen", "rejected", "margin", "responses", "rated", "response", "rating", "label")
+"""Columns that this stage reads."""
 
 
 class RewardStage(Stage):
@@ -77,7 +81,17 @@ class RewardStage(Stage):
         self._check_comparisons()
         load_reward_config(self.text.config)
         self.text.load()
+        self.screen_rows()
         self.bind_loaders()
+
+    def screen_rows(self) -> dict[str, Screening]:
+        """Encode every row once before weights are loaded; see `screen`."""
+        return screen_visible(self.trainer, self.text.encoder, self.encoded, READ)
+
+    def encoded(self, row: dict[str, Any]) -> list[Encoded]:
+        """Encode the responses of a row, all behind one prompt, truncated to `max_length`."""
+        texts = [text for text, _ in responses_of(row)]
+        return self.text.encoder.together(row["prompt"], texts, self.max_length)[1]
 
     def _check_comparisons(self) -> None:
         rows = dict(visible_rows(self.trainer)).get("train data", ())
@@ -127,17 +141,15 @@ class RewardStage(Stage):
     def encode(self, rows: RawRows) -> PreferenceBatch:
         """Encode rows with their ratings and margins; the responses of one row are compared."""
         prompts, responses, groups, ratings, margins = [], [], [], [], []
-        encoder = self.text.encoder
         for index, row in enumerate(rows):
-            start = encoder.prompt(row["prompt"])
-            for text, rating in responses_of(row):
-                prompt, response = encoder.pair(start, encoder.response(row["prompt"], text), self.max_length)
-                prompts.append(prompt)
-                responses.append(response)
+            for response, (_, rating) in zip(self.encoded(row), responses_of(row), strict=True):
+                prompts.append(response.prompt)
+                responses.append(response.response)
                 groups.append(index)
                 ratings.append(rating)
                 margins.append(float(row.get("margin") or 0.0) * self.margin)
-        encoded = recorded_rows(prompts, responses, groups, encoder.stop_tokens, self.text.tokenizer.pad_token_id)
+        stops, pad = self.text.encoder.stop_tokens, self.text.tokenizer.pad_token_id
+        encoded = recorded_rows(prompts, responses, groups, stops, pad)
         return PreferenceBatch(**encoded.tensors(), ratings=torch.tensor(ratings), margins=torch.tensor(margins))
 
     def weigh(self, batch: PreferenceBatch) -> Tensor:

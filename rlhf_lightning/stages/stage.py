@@ -23,6 +23,7 @@ from rlhf_lightning.training.optimizers import build_optimizer, scheduler_config
 from rlhf_lightning.training.precision import check_device, keep_float32
 from rlhf_lightning.training.resume import ResumeState
 from rlhf_lightning.training.rows import check_rows
+from rlhf_lightning.training.schedules import resolve_total_steps
 from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.training.validation import Sample, Validation
 from rlhf_lightning.types import LossOutput, RawRows
@@ -251,7 +252,9 @@ class Stage(LightningModule):
         optimizer = build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
         if self.make_lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(self.make_lr_scheduler(optimizer))}
+        scheduler = self.make_lr_scheduler(optimizer)
+        resolve_total_steps(scheduler, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(scheduler)}
 
     @property  # type: ignore[misc]
     def strict_loading(self) -> bool:

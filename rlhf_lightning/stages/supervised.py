@@ -10,13 +10,16 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from rlhf_lightning.data.screening import Screening
 from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
-from rlhf_lightning.models.encoding import recorded_rows
+from rlhf_lightning.models.conversation import learned_turns
+from rlhf_lightning.models.encoding import Encoded, recorded_rows
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.training.checks import check_minimum
@@ -24,9 +27,12 @@ from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.training.rewards import check_rewards, load_rewards
-from rlhf_lightning.training.rows import check_reward_columns
+from rlhf_lightning.training.rows import check_reward_columns, screen_visible
 from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.types import InstructionBatch, LossOutput, RawRows
+
+READ = ("prompt", "completion", "messages")
+"""Columns that this stage reads."""
 
 
 class SupervisedStage(Stage):
@@ -63,7 +69,8 @@ class SupervisedStage(Stage):
         super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(model), model.max_tokens_per_batch)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.completion_only, self.max_length, self.generation = completion_only, max_length, generation
-        self.evaluation_rewards, self.predict_temperature = evaluation_rewards or {}, predict_temperature
+        self.evaluation_rewards = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
+        self.predict_temperature = predict_temperature
         self.policy: Policy | None = None
 
     def setup(self, stage: str) -> None:
@@ -72,7 +79,17 @@ class SupervisedStage(Stage):
         self.text.load()
         self.validation.best |= check_rewards(self.evaluation_rewards)
         check_reward_columns(self.trainer, (), self.evaluation_rewards.values())
+        self.screen_rows()
         self.bind_loaders()
+
+    def screen_rows(self) -> dict[str, Screening]:
+        """Encode every row once before weights are loaded; see `screen`."""
+        return screen_visible(self.trainer, self.text.encoder, self.encoded, READ, self.evaluation_rewards.values())
+
+    def encoded(self, row: dict[str, Any]) -> list[Encoded]:
+        """Encode the learned turns of a row, truncated to `max_length`."""
+        encoder = self.text.encoder
+        return [encoder.fit(encoder.encode(*pair), self.max_length) for pair in turns(row)]
 
     def configure_model(self) -> None:
         """Load the model."""
@@ -86,18 +103,16 @@ class SupervisedStage(Stage):
         return self.policy
 
     def encode(self, rows: RawRows) -> InstructionBatch:
-        """Encode rows; every turn of the assistant in a conversation is a completion of the messages before it."""
-        pairs = [pair for row in rows for pair in turns(row)]
-        encoder = self.text.encoder
-        prompts, completions = [], []
-        for prompt, completion in pairs:
-            ids = encoder.pair(encoder.prompt(prompt), encoder.response(prompt, completion), self.max_length)
-            if not self.completion_only:
-                ids = (ids[0][:1], ids[0][1:] + ids[1])
-            prompts.append(ids[0])
-            completions.append(ids[1])
-        groups = list(range(len(pairs)))
-        encoded = recorded_rows(prompts, completions, groups, encoder.stop_tokens, self.text.tokenizer.pad_token_id)
+        """Encode rows; every learned turn of the assistant in a conversation is a completion of the messages before it."""
+        prompts, completions, masks = [], [], []
+        for found in (each for row in rows for each in self.encoded(row)):
+            kept = len(found.prompt) if self.completion_only else 1
+            prompts.append(found.prompt[:kept])
+            completions.append(found.prompt[kept:] + found.response)
+            masks.append([True] * (len(found.prompt) - kept) + found.mask)
+        encoder, groups = self.text.encoder, list(range(len(prompts)))
+        pad = self.text.tokenizer.pad_token_id
+        encoded = recorded_rows(prompts, completions, groups, encoder.stop_tokens, pad, masks)
         return InstructionBatch(**encoded.tensors())
 
     def loss(self, batch: InstructionBatch) -> LossOutput:
@@ -142,16 +157,14 @@ class SupervisedStage(Stage):
 
 
 def turns(row: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """Return (prompt, completion) of a row; a conversation has one for every turn of the assistant.
+    """Split a row into (prompt, completion); a conversation gives one for every learned turn of the assistant.
 
     >>> turns({"prompt": "2+2?", "completion": "4"})
     [('2+2?', '4')]
     """
     if "messages" not in row:
-        return [(row["prompt"], row["completion"])]
-    messages = row["messages"]
-    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
-    return [(messages[:i], [messages[i]]) for i in replies]
+        return learned_turns(row["prompt"], row["completion"])
+    return learned_turns([], row["messages"])
 
 
 def first_turn(row: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class LoaderBinding:
         if data is None:
             raise UserError(
                 f"{type(self.module).__name__} takes its rows from a data module, and there is none: set `data:` in the config, "
-                "or in Python call trainer.fit(stage, datamodule=a LightningDataModule that returns your loaders)"
+                "or in Python call trainer.fit(stage, datamodule=LoaderData(train_loader, validation_loader)) with "
+                "rlhf_lightning.LoaderData"
             )
         for name, wrap in {
             "train_dataloader": lambda loader: self._resumed(wrap_train(loader)),

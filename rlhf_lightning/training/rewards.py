@@ -25,8 +25,7 @@ def check_rewards(rewards: Mapping[str, Reward]) -> dict[str, float]:
     best = {}
     for name, reward in rewards.items():
         if not isinstance(reward, Reward):
-            path = f"{getattr(reward, '__module__', 'module')}.{getattr(reward, '__name__', 'name')}"
-            raise UserError(f"the reward {name!r} is no Reward; pass a function as FunctionReward({path!r})")
+            raise UserError(f"the reward {name!r} is {reward!r:.60}; pass a Reward or a function of `responses`")
         reward.check()
         if reward.best is not None:
             best[f"val/reward/{name}"] = reward.best

@@ -113,7 +113,8 @@ class Roles:
 
     def reference(self) -> ReferenceLogprobs:
         """Build the reference model; for recorded pairs a cache of what it says."""
-        if self.reward is not None:
+        streamed = getattr(self.module.trainer.datamodule, "streaming", False)  # type: ignore[attr-defined]
+        if self.reward is not None or streamed:  # the rows of a stream are not known before the first step
             return build_reference(self.reference_kind, self.text.config, self.policy.model, self.module.device)
         trainer = self.module.trainer
         path = Path(trainer.default_root_dir) / "reference_logprobs.safetensors"

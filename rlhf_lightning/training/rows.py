@@ -9,7 +9,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
+from rlhf_lightning.data.screening import Screening, screen
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.models.encoding import Encoded, Encoder
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.row_source import rows_of
 from rlhf_lightning.types import RawRows
@@ -53,6 +55,18 @@ def check_reward_columns(trainer: Trainer, training: Iterable[Reward], held_out:
         rewards = {"train data": training, "predict data": ()}.get(name, held_out)
         for reward in rewards if columns else ():
             reward.check_columns(columns, name)
+
+
+def screen_visible(
+    trainer: Trainer,
+    encoder: Encoder,
+    encode: Callable[[dict[str, Any]], list[Encoded]],
+    used: Iterable[str],
+    rewards: Iterable[Reward] = (),
+) -> dict[str, Screening]:
+    """Encode every row that the data module of a trainer shows; see `screen` for the arguments."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return screen(data, encoder, encode, used, rewards, trainer.predicting)
 
 
 def all_rows(trainer: Trainer, size: int = 16) -> Iterator[RawRows]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -136,3 +137,22 @@ def test_one_command_starts_both_and_sigterm_ends_both_with_a_checkpoint(tmp_pat
     assert process.returncode == 143, said
     assert "stopped by SIGTERM after a checkpoint was saved" in said
     assert (tmp_path / "out/checkpoints/last.ckpt").exists()
+
+
+def test_two_processes_share_the_batches_of_a_stream(
+    run_on_two: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    animals = "duck owl wolf fox hen cat dog cow".split()
+    rows = [{"prompt": f"tell me about a {a} .", "completion": f"{b} ."} for a in animals for b in animals]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["fit", *SFT, "--data", "InstructionData", "--data.train", str(path), "--data.streaming", "true"]
+    words += ["--data.batch_size", "5", "--data.shuffle_buffer", "16", "--trainer.max_steps", "15"]
+    words += ["--trainer.check_val_every_n_epoch", "1"]
+    two = run_on_two("stream-two", *words, "--config", "ddp.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--trainer.default_root_dir", "one", "--trainer.enable_progress_bar", "false"]) == 0
+    alone, together = weights(tmp_path / "one/export"), weights(two / "export")
+    assert all(torch.allclose(alone[key], together[key], atol=2e-4) for key in alone)
+    for first, second in zip(numbers(tmp_path / "one"), numbers(two), strict=True):
+        assert first == pytest.approx(second, rel=2e-3, abs=1e-4)

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
 
+from rlhf_lightning import LoaderData
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.errors import UserError
@@ -134,14 +135,46 @@ def test_a_search_for_a_learning_rate_leaves_the_run_as_it_was(kind: str, folder
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
-def test_a_function_is_told_how_to_be_a_reward(folder: str, tmp_path: Path) -> None:
-    def polite(responses: list[str]) -> list[float]:
-        return [1.0] * len(responses)
+def test_a_reward_is_any_callable(folder: str, tmp_path: Path) -> None:
+    asked: list[str] = []
 
-    stage = PolicyStage(**{**options("ppo", folder), "reward": polite})
-    with pytest.raises(
-        UserError, match=r"the reward 'mean' is no Reward; .* FunctionReward\('.*test_python_interface.polite'\)"
-    ):
+    def first_letter(responses: list[str], prompts: list[str]) -> list[float]:
+        asked.extend(prompts)
+        return [1.5] * len(responses)
+
+    class Scorer:
+        def __call__(self, responses: list[str], completion: list[str]) -> list[float]:
+            return [0.25 if len(word) > 3 else 0.75 for word in completion]
+
+    own = trainer(tmp_path, num_sanity_val_steps=0)
+    evaluation = {"scorer": Scorer(), "partial": partial(first_letter, prompts=[])}
+    stage = PolicyStage(**{**options("ppo", folder), "reward": first_letter, "evaluation_rewards": evaluation})
+    own.fit(stage, datamodule=Data())
+    assert set(asked) == {"say dog", "say cat", "say hello", "say thanks", "say please", "say you"}
+    assert own.callback_metrics["val/reward/mean"] == 1.5
+    assert own.callback_metrics["val/reward/scorer"] == 0.5  # please 0.25, you 0.75
+
+
+def test_what_cannot_be_called_is_no_reward(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"FunctionReward.function is 3; set it to an import path, or pass a callable"):
+        FunctionReward(3)  # type: ignore[arg-type]
+    stage = PolicyStage(**{**options("ppo", folder), "reward": LengthReward})
+    with pytest.raises(UserError, match=r"the reward 'mean' is <class .*LengthReward'>; pass a Reward or a function"):
         trainer(tmp_path).fit(stage, datamodule=Data())
-    with pytest.raises(UserError, match=r"set it to the import path '.*test_python_interface.polite'"):
-        FunctionReward(polite)  # type: ignore[arg-type]
+
+
+def test_plain_loaders_work_through_a_data_module(folder: str, tmp_path: Path) -> None:
+    rows = pairs("dog", "cat", "hello", "thanks")
+    train, held_out = DataLoader(rows, batch_size=2), DataLoader(rows[:2], batch_size=2)  # type: ignore[arg-type]
+    own = trainer(tmp_path)
+    own.fit(SupervisedStage(**options("sft", folder)), datamodule=LoaderData(train, held_out))
+    assert own.global_step == 2
+    assert "val/loss/policy" in own.callback_metrics
+    with pytest.raises(
+        UserError, match=r"trainer.fit\(stage, datamodule=LoaderData\(train_loader, validation_loader\)\)"
+    ):
+        trainer(tmp_path).fit(SupervisedStage(**options("sft", folder)), train)
+    with pytest.raises(UserError, match=r"LoaderData.train is not given"):
+        trainer(tmp_path).fit(SupervisedStage(**options("sft", folder)), datamodule=LoaderData())
+    with pytest.raises(UserError, match=r"LoaderData.train is 'rows.jsonl'; expected a DataLoader"):
+        LoaderData("rows.jsonl")
