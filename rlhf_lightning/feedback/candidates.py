@@ -159,7 +159,7 @@ def _contents(row: Row) -> tuple[Content, list[Content | None], list[str | None]
     return before_answer(_required({**row, "prompt": prompt}, "prompt")), contents, models, answer
 
 
-def _required(row: Row, column: str) -> Content:
+def _required(row: Row, column: str) -> Text:
     if row.get(column) is None:
         found = ", ".join(name for name, value in row.items() if value is not None)
         raise BadRow(f"column {column!r} is missing, found {found or 'none'}")

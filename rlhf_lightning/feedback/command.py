@@ -323,7 +323,7 @@ def export(options: argparse.Namespace) -> None:
 def backup(options: argparse.Namespace) -> None:
     """Copy the store."""
     with Store(options.store) as store:
-        store.backup(options.target)
+        store.database.backup(Path(options.target))
     print(f"{options.target}: a copy of {options.store}")
 
 

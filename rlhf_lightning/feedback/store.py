@@ -88,10 +88,6 @@ class Store(AbstractContextManager["Store"]):
         """Close the file; a server's lock on it ends."""
         self.database.close()
 
-    def backup(self, target: str | Path) -> None:
-        """Copy the store into a new file; see `Database.backup`."""
-        self.database.backup(Path(target))
-
     # settings
 
     @property

@@ -213,16 +213,16 @@ def test_a_backup_is_whole_while_others_write(store: Store, tmp_path: Path, judg
     assert ada is not None
     for _ in range(10):
         judge(ada.id, choice=0)
-    store.backup(tmp_path / "copy.db")
+    store.database.backup(tmp_path / "copy.db")
     judge(ada.id, choice=1)
     with Store(tmp_path / "copy.db") as copy:
         assert len(copy.latest()) == 10
         assert copy.progress_of(ada.id) == (10, 50)
     assert len(store.latest()) == 11
     with pytest.raises(UserError, match=r"copy.db is there already"):
-        store.backup(tmp_path / "copy.db")
+        store.database.backup(tmp_path / "copy.db")
     with pytest.raises(UserError, match=r"nowhere"):
-        store.backup(tmp_path / "nowhere" / "copy.db")
+        store.database.backup(tmp_path / "nowhere" / "copy.db")
     assert not list(tmp_path.glob("*.partial"))
 
 
