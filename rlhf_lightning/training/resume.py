@@ -84,7 +84,12 @@ class ResumeState:
         if len(checkpoint[RANKS]) == trainer.world_size:
             self._load_rank(checkpoint[RANKS][self.module.global_rank])
         rewind_to_step_start(checkpoint, int(trainer.accumulate_grad_batches))
-        self.loaders.train, self.loaders.restored = None, train_loader_state(checkpoint)
+        restored = train_loader_state(checkpoint)
+        # under FSDP2 the checkpoint is read after a schedule asked for the number of steps, which makes the loader
+        if self.loaders.train is None:
+            self.loaders.restored = restored
+        elif restored is not None:
+            self.loaders.train.load_state_dict(restored)
         if trainer.state.fn != "fit":  # else a validation would be logged at step 0
             self._steps_before = set_global_step(trainer, checkpoint["global_step"])
 
