@@ -19,6 +19,8 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         write(partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
         apply_umask(partial)
         os.replace(partial, path)
     finally:

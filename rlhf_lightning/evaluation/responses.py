@@ -12,15 +12,9 @@ from typing import Any
 import torch
 
 from rlhf_lightning.generation.base import Generator
+from rlhf_lightning.models import loading
 from rlhf_lightning.models.encoding import Encoder, Text
-from rlhf_lightning.models.loading import (
-    ModelConfig,
-    load_causal_lm,
-    load_model_config,
-    load_tokenizer,
-    resolve_path,
-    stop_token_ids,
-)
+from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, resolve_path
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 
@@ -90,9 +84,7 @@ def load_encoder(model: ModelConfig, generation: Generator) -> Encoder:
     Raises:
         UserError: there is no such model, or its context has no room for a response.
     """
-    config, tokenizer = load_model_config(model), load_tokenizer(model)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    encoder = Encoder(tokenizer, stop_token_ids(tokenizer, config, model), context)
+    encoder = loading.load_encoder(model)
     return replace(encoder, max_prompt_length=encoder.room(generation.max_new_tokens))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.items import text_of
 from rlhf_lightning.feedback.records import Judged, Record, read_records
 from rlhf_lightning.feedback.store import Store
+from rlhf_lightning.io import atomic_write
 
 Row = dict[str, Any]
 
@@ -252,16 +252,9 @@ def write_text(path: Path, text: str) -> None:
     """
     if _is_database(path):
         raise UserError(f"export {path} would replace an SQLite database, such as a store; give another name")
-    partial = f"{path}.partial"
     try:
-        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        atomic_write(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
         raise UserError(f"export {path} cannot be written: {error.strerror}") from error
 
 

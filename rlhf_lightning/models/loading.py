@@ -18,6 +18,7 @@ from rlhf_lightning.models.adapters import current_adapter_view, is_adapted, wit
 from rlhf_lightning.models.backbone import capabilities_of
 from rlhf_lightning.models.chat_templates import TEMPLATES
 from rlhf_lightning.models.config import LoraOptions, ModelConfig
+from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.paths import base_path, check_weights, from_pretrained, is_adapter, one_line, resolve_path
 from rlhf_lightning.models.quantization import quantize_
 from rlhf_lightning.models.reward_model import NORMALIZATION_FILE
@@ -30,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "adopt_normalization",
     "load_causal_lm",
+    "load_encoder",
     "load_model_config",
     "load_reward_config",
     "load_reward_model",
@@ -106,6 +108,19 @@ def _check_keys(kind: str, user_options: dict[str, Any], model_config: Any) -> N
         raise UserError(
             f"the model's config has an unknown key {unknown[0]!r} for {kind}; {nearest(unknown[0], valid)}"
         )
+
+
+def load_encoder(config: ModelConfig, max_prompt_length: int | None = None, model_config: Any = None) -> Encoder:
+    """Load tokenizer, stop tokens and context length of a model, without its weights.
+
+    Args:
+        config: of the model.
+        max_prompt_length: tokens; longer prompts lose their beginning.
+        model_config: transformers' config, where it is loaded already.
+    """
+    model_config, tokenizer = model_config or load_model_config(config), load_tokenizer(config)
+    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    return Encoder(tokenizer, stop_token_ids(tokenizer, model_config, config), context, max_prompt_length)
 
 
 def load_causal_lm(config: ModelConfig) -> Any:

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from rlhf_lightning.console import print_first_time
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.encoding import Encoder, recorded_rows
+from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.loading import (
     ModelConfig,
-    load_model_config,
+    load_encoder,
     load_reward_config,
     load_reward_model,
-    load_tokenizer,
     resolve_path,
-    stop_token_ids,
 )
 from rlhf_lightning.models.paths import is_adapter
 from rlhf_lightning.models.reward_model import normalize_scores, score_rows
@@ -90,7 +88,7 @@ class ModelReward(Reward):
                 f"ModelReward.name_or_path is {self.config.name_or_path}, a language model ({architectures[0]}) without a head "
                 "for scores: train a reward model on it with reward.yaml, and set name_or_path to its export"
             )
-        self._encoder(model_config)
+        load_encoder(self.config, model_config=model_config)
 
     def share(self, base: SharedBase) -> None:
         """Become a frozen adapter with a head on the policy's base, if this model was trained on that base; print which."""
@@ -112,14 +110,9 @@ class ModelReward(Reward):
         """Load the model and its tokenizer, once."""
         if self.loaded:
             return
-        self.encoder = self._encoder(load_model_config(self.config))
+        self.encoder = load_encoder(self.config)
         model = self.model or load_reward_model(self.config)
         self.model, self.loaded = model.requires_grad_(False).to(device), True
-
-    def _encoder(self, model_config: Any) -> Encoder:
-        tokenizer = load_tokenizer(self.config)
-        context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-        return Encoder(tokenizer, stop_token_ids(tokenizer, model_config, self.config), context)
 
     def used_columns(self, columns: Collection[str]) -> Collection[str]:
         """A reward model reads the prompt alone."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rlhf_lightning.console import print_once
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.export import export_model, sub_state
-from rlhf_lightning.models.loading import ModelConfig, load_model_config, load_tokenizer, stop_token_ids
+from rlhf_lightning.models.loading import ModelConfig, load_encoder
 
 
 class TextEncoding:
@@ -26,10 +26,7 @@ class TextEncoding:
         Args:
             max_prompt_length: tokens; longer prompts lose their beginning.
         """
-        model_config, tokenizer = load_model_config(self.config), load_tokenizer(self.config)
-        stops = stop_token_ids(tokenizer, model_config, self.config)
-        context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-        self._encoder = Encoder(tokenizer, stops, context, max_prompt_length)
+        self._encoder = load_encoder(self.config, max_prompt_length)
 
     @property
     def encoder(self) -> Encoder:
