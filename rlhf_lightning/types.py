@@ -110,8 +110,8 @@ class Rollout(Rows):
 
     logprobs: Tensor
     """float32 [B, T]; under the policy that generated the response."""
-    reference_logprobs: Tensor
-    """float32 [B, T]; under the reference."""
+    reference_logprobs: Tensor | None
+    """float32 [B, T]; under the reference. None in a run without a reference."""
     rewards: Tensor
     """float32 [B]; one score per response, before any KL penalty."""
     values: Tensor | None

@@ -13,6 +13,10 @@ from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
+LEARNS_FROM = ("rewards", "prompts", "pairs")
+"""What an algorithm can learn from: `rewards` of responses that the policy generates, the `prompts` alone (the policy generates
+responses, and nothing scores them), or recorded preference `pairs`."""
+
 
 class Algorithm(ABC):
     """A dataclass whose fields are the hyper-parameters.
@@ -26,8 +30,8 @@ class Algorithm(ABC):
     """Number of adjacent rows that share one loss and stay in one minibatch; 2 for a pair."""
     min_responses: ClassVar[int] = 1
     """The fewest responses per prompt that the algorithm can compare."""
-    learns_from_pairs: ClassVar[bool] = False
-    """True: the algorithm can learn from recorded preference pairs, without a reward."""
+    learns_from: ClassVar[tuple[str, ...]] = ("rewards",)
+    """Of `LEARNS_FROM`; without a reward the first other than `rewards` counts."""
     prepare_reads_logprobs: ClassVar[bool] = True
     """True: `prepare` reads `Rollout.logprobs`. False lets recorded pairs skip the policy's pass before their only step."""
     state_fields: ClassVar[tuple[str, ...]] = ()
@@ -55,6 +59,11 @@ class Algorithm(ABC):
                 f"{name}.responses_per_prompt is {self.responses_per_prompt}; {name} compares the responses to a prompt "
                 f"with each other: set it to {self.min_responses} or more"
             )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Return whether `prepare` or `loss` reads `reference_logprobs`; else `reference: none` is allowed, and they are None."""
+        return True
 
     @property
     def needs_entropy(self) -> bool:
@@ -131,6 +140,11 @@ class PolicyGradient(Algorithm):
         for field in ("gamma", "gae_lambda"):
             if not 0 <= (value := getattr(self, field, 1.0)) <= 1:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; set it to a number from 0 to 1")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Return whether there is a penalty on the KL divergence from the reference."""
+        return self.kl.coef > 0
 
     @property
     def kl_target(self) -> float | None:

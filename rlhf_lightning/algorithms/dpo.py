@@ -22,7 +22,7 @@ class DPO(Algorithm):
 
     rows_per_loss_group: ClassVar[int] = 2
     min_responses: ClassVar[int] = 2
-    learns_from_pairs: ClassVar[bool] = True
+    learns_from: ClassVar[tuple[str, ...]] = ("rewards", "pairs")
     prepare_reads_logprobs: ClassVar[bool] = False
 
     responses_per_prompt: int = 2
@@ -69,6 +69,7 @@ class DPO(Algorithm):
 
     def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
         """Sum the preference loss over pairs, of D = Σ_t (log π - log ref) of the chosen and the rejected response."""
+        assert batch.reference_logprobs is not None
         drift = row_sum(output.logprobs - batch.reference_logprobs, batch.mask)
         lengths, counted = batch.mask.sum(-1), batch.mask[0::2].any(-1)
         chosen, rejected = drift[0::2], drift[1::2]

@@ -63,14 +63,18 @@ class KLPenalty:
             )
 
     def in_reward(self, rollout: Rollout) -> Tensor:
-        """Return float32 [B, T], to subtract from each token's reward; zeros where the penalty is in the loss."""
+        """Return float32 [B, T], to subtract from each token's reward; zeros where there is none in the reward."""
+        if self.coef == 0 or self.placement == "loss":
+            return rollout.logprobs.new_zeros(rollout.mask.shape)
+        assert rollout.reference_logprobs is not None
         kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs, self.estimator)
-        return (self.coef if self.placement == "reward" else 0.0) * kl * rollout.mask
+        return self.coef * kl * rollout.mask
 
     def in_loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
-        """Return float32 [B, T], to add to each token's loss; zeros where the penalty is in the reward."""
-        if self.placement == "reward":
+        """Return float32 [B, T], to add to each token's loss; zeros where there is none in the loss."""
+        if self.coef == 0 or self.placement == "reward":
             return logprobs.new_zeros(logprobs.shape)
+        assert batch.reference_logprobs is not None
         kl = kl_estimate(logprobs, batch.reference_logprobs, self.estimator)
         return self.coef * (ratio_weighted(kl, logprobs, batch.logprobs) if self.ratio_weighted else kl)
 
@@ -78,5 +82,6 @@ class KLPenalty:
         """Adapt the coefficient to the KL divergence of this rollout, over all ranks."""
         if self.target is None:
             return
+        assert rollout.reference_logprobs is not None
         kl = float(masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask))
         self.coef *= 1 + self.gain * min(max(kl / self.target - 1, -0.2), 0.2)

@@ -16,7 +16,8 @@ from rlhf_lightning.models.config import ModelConfig
 from rlhf_lightning.models.loading import load_causal_lm
 from rlhf_lightning.models.logprobs import response_logprobs
 
-ReferenceKind = Literal["auto", "nf4", "int8", "full", "adapter"]
+BuiltReference = Literal["auto", "nf4", "int8", "full", "adapter"]
+ReferenceKind = Literal["auto", "nf4", "int8", "full", "adapter", "none"]
 
 
 class Reference(ABC):
@@ -56,7 +57,7 @@ class AdapterReference(Reference):
             return response_logprobs(self._policy, tokens, prompt_mask, mask, temperature)
 
 
-def build_reference(kind: ReferenceKind, config: ModelConfig, policy: nn.Module, device: Any) -> Reference:
+def build_reference(kind: BuiltReference, config: ModelConfig, policy: nn.Module, device: Any) -> Reference:
     """Build the reference of a run from the policy's initial weights, never from trained ones.
 
     Args:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.distributed import all_sum, raise_on_all_ranks
-from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
@@ -35,7 +34,9 @@ class Collector:
 
     response_generator: ResponseGenerator
     reward: Reward | None
-    reference: ReferenceLogprobs
+    """None: every score is 0, and no metric of rewards is measured."""
+    reference: ReferenceLogprobs | None
+    """None: rollouts have no `reference_logprobs`."""
     temperature: float
     overlap: int = 1
     """Number of chunks of a rollout; each is scored while the next is generated."""
@@ -56,19 +57,14 @@ class Collector:
             count: False gives every row an empty mask, on a rank without rows of its own.
 
         Raises:
-            UserError: there is no reward, or generating or scoring failed on one of the ranks.
+            UserError: generating or scoring failed on one of the ranks.
         """
-        if self.reward is None:
-            raise UserError(
-                "model.reward is not set; rows without recorded pairs need scores of the policy's responses: set model.reward"
-            )
         started = time.perf_counter()
-        reward = self.reward
         completions, scores = raise_on_all_ranks(
             lambda: generate_and_score(
                 lambda chunk: self.response_generator.generate(chunk, responses_per_prompt, generator),
                 rows,
-                reward,
+                self.reward,
                 self.overlap,
             )
         )
@@ -82,7 +78,7 @@ class Collector:
         )
         components = components if count else {name: [] for name in components}
         self.metrics = self._rollout_metrics(rollout, rewards.isnan() & count, components)
-        if responses_per_prompt > 1:
+        if self.reward is not None and responses_per_prompt > 1:
             self.metrics["reward/tied"] = _tied_fraction(rollout)
         self.metrics |= {"time/generate": generated - started, "time/score": scored - generated}
         self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (generated - started)
@@ -97,8 +93,7 @@ class Collector:
         lengths = rollout.mask.sum(-1).float()
         self.metrics = {"response/length": float(masked_mean(lengths, rollout.mask.any(-1)))}
         if policy:
-            kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs)
-            self.metrics["kl/reference"] = float(masked_mean(kl, rollout.mask))
+            self.metrics |= _reference_metrics(rollout)
         return rollout
 
     @torch.no_grad()
@@ -129,7 +124,9 @@ class Collector:
             logprobs, critic_values = output.logprobs, output.values
         elif values and critic_values is None:
             critic_values = self.response_generator.policy.values(rows)
-        reference = self.reference.logprobs(rows.tokens, rows.prompt_mask, rows.mask, self.temperature)
+        reference = None
+        if self.reference is not None:
+            reference = self.reference.logprobs(rows.tokens, rows.prompt_mask, rows.mask, self.temperature)
         tensors = {item.name: getattr(rows, item.name) for item in fields(Rows)}
         return Rollout(
             **tensors,
@@ -143,20 +140,29 @@ class Collector:
         self, rollout: Rollout, unscored: Tensor, components: dict[str, list[float | None]]
     ) -> dict[str, float]:
         valid = rollout.mask.any(-1)
-        mean, variance = masked_moments(rollout.rewards, valid)
         lengths, truncated = rollout.mask.sum(-1).float(), rollout.truncated.float()
-        metrics = {
-            "reward/mean": mean,
-            "reward/std": variance.sqrt(),
-            "kl/reference": masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask),
+        metrics: dict[str, Tensor | float] = {}
+        if self.reward is not None:
+            mean, variance = masked_moments(rollout.rewards, valid)
+            metrics = {"reward/mean": mean, "reward/std": variance.sqrt()}
+        metrics |= _reference_metrics(rollout)
+        metrics |= {
             "policy/entropy": -masked_mean(rollout.logprobs, rollout.mask),
             "response/length": masked_mean(lengths, valid),
             "response/truncated": masked_mean(truncated, valid),
-            "reward/unscored": all_sum(unscored.sum().float()),
         }
+        if self.reward is not None:
+            metrics["reward/unscored"] = all_sum(unscored.sum().float())
         for name, scores in components.items():
             metrics[f"reward/{name}"] = mean_score(scores, unscored.device)
         return {name: float(value) for name, value in metrics.items()}
+
+
+def _reference_metrics(rollout: Rollout) -> dict[str, float]:
+    """Return the KL divergence from the reference, over all ranks; nothing without a reference."""
+    if rollout.reference_logprobs is None:
+        return {}
+    return {"kl/reference": float(masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask))}
 
 
 def _tied_fraction(rollout: Rollout) -> float:

@@ -19,8 +19,10 @@ Scores = tuple[Tensor, dict[str, list[float | None]]]
 """float32 [B], and the components of the scores by name, B each."""
 
 
-def score_with_components(reward: Reward, completions: Completions) -> Scores:
-    """Score completions, and return the components of the scores with them."""
+def score_with_components(reward: Reward | None, completions: Completions) -> Scores:
+    """Score completions, and return the components of the scores with them; without a reward every score is 0."""
+    if reward is None:
+        return torch.zeros(len(completions)), {}
     return score(reward, completions), reward.components()
 
 
@@ -67,21 +69,21 @@ class ScoringThread:
 
 
 def generate_and_score(
-    generate: Callable[[RawRows], Completions], rows: RawRows, reward: Reward, chunks: int
+    generate: Callable[[RawRows], Completions], rows: RawRows, reward: Reward | None, chunks: int
 ) -> tuple[Completions, Callable[[], Scores]]:
     """Generate completions of all rows, and score them meanwhile.
 
     Args:
         generate: rows → completions.
         rows: rows with a prompt.
-        reward: with several chunks another thread calls it; it must allow that (`scores_while_generating`).
+        reward: with several chunks another thread calls it; it must allow that (`scores_while_generating`). None scores nothing.
         chunks: number of chunks. A single one is scored in this thread, when its scores are requested.
 
     Returns:
         The completions, and a function that waits for their scores.
     """
     splits = [[rows[i] for i in split] for split in torch.arange(len(rows)).tensor_split(chunks) if len(split)]
-    if len(splits) == 1:
+    if len(splits) == 1 or reward is None:
         completions = generate(rows)
         return completions, lambda: score_with_components(reward, completions)
     scoring = ScoringThread(reward)

@@ -16,7 +16,7 @@ from rlhf_lightning.console import print_once
 from rlhf_lightning.data.screening import Screening
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.kl import kl_estimate
-from rlhf_lightning.functional.masked import masked_sum
+from rlhf_lightning.functional.masked import masked_sum, row_mean
 from rlhf_lightning.functional.preference_losses import preference_agreement
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
@@ -24,6 +24,7 @@ from rlhf_lightning.models.critics import save_critic
 from rlhf_lightning.models.encoding import Encoded
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.reference import ReferenceKind
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.collector import Collector, mean_score
@@ -35,13 +36,14 @@ from rlhf_lightning.training.loss_step import MicroBatch
 from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.optimizers import adamw
+from rlhf_lightning.training.requirements import check_monitors
 from rlhf_lightning.training.rewards import check_rewards
 from rlhf_lightning.training.roles import Roles
 from rlhf_lightning.training.rollout_session import RolloutSession
 from rlhf_lightning.training.rows import check_reward_columns, screen_visible, visible_rows
 from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.training.update_stopper import UpdateStopper
-from rlhf_lightning.types import Batch, Completions, LossOutput, RawRows
+from rlhf_lightning.types import Batch, Completions, LossOutput, RawRows, Rollout
 
 
 class PolicyStage(Stage):
@@ -55,7 +57,7 @@ class PolicyStage(Stage):
         algorithm: PPO, DPO, REINFORCE, GRPO or one of your own.
         reward: scores generated responses; without one the data must hold preference pairs, and nothing is generated.
         reference: model for the KL penalty: a quantised copy (nf4, int8), a full copy, or the base under the adapter;
-            auto is adapter for a LoRA policy, else nf4.
+            auto is adapter for a LoRA policy, else nf4; none builds no reference, for algorithms that read none.
         critic: a head on the policy's backbone, or a backbone of its own; for algorithms that need values.
         share_base: in a LoRA run a critic with a backbone of its own, and reward models that are adapters of the policy's base,
             are further adapters on that one base; False loads a model for each.
@@ -79,7 +81,7 @@ class PolicyStage(Stage):
         policy: ModelConfig,
         algorithm: Algorithm,
         reward: Reward | None = None,
-        reference: Literal["auto", "nf4", "int8", "full", "adapter"] = "auto",
+        reference: ReferenceKind = "auto",
         critic: Literal["shared", "separate"] = "shared",
         share_base: bool = True,
         generation: Generator = Sampler(),  # noqa: B008  (never changed)
@@ -96,7 +98,6 @@ class PolicyStage(Stage):
         super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(policy), policy.max_tokens_per_batch)
         reward = as_reward(reward)
         held_out = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
-        _check_algorithm(algorithm, reward, generation)
         check_minimum(1, iterations=iterations, max_prompt_length=max_prompt_length)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.algorithm, self.reward, self.generation = algorithm, reward, generation
@@ -129,6 +130,7 @@ class PolicyStage(Stage):
     def setup(self, stage: str) -> None:
         """Load the tokenizer, check rewards and rows, and bind the loaders, before any weight is loaded."""
         self.rollouts.start_setup()
+        check_monitors(self.trainer, self.roles.reference_kind)
         self.validation.best |= check_rewards(self.rewards)
         check_reward_columns(self.trainer, [] if self.reward is None else [self.reward], self.rewards.values())
         self.text.load(self.max_prompt_length)
@@ -149,11 +151,11 @@ class PolicyStage(Stage):
 
     @property
     def _reads_pairs(self) -> bool:
-        return self.reward is None and not self.trainer.predicting
+        return self.roles.source == "pairs" and not self.trainer.predicting
 
     def screen_rows(self) -> dict[str, Screening]:
         """Encode every row once before weights are loaded; see `screen`."""
-        read = ("prompt", *(("chosen", "rejected") if self.reward is None else ()))
+        read = ("prompt", *(("chosen", "rejected") if self.roles.source == "pairs" else ()))
         return screen_visible(self.trainer, self.text.encoder, self.encoded, read, self.rewards.values())
 
     def encoded(self, row: dict[str, Any]) -> list[Encoded]:
@@ -207,6 +209,8 @@ class PolicyStage(Stage):
         if not self.rollouts.single_pass:
             return self.algorithm.loss(output, batch)
         before = replace(batch, logprobs=output.logprobs.detach())
+        if batch.reference_logprobs is None:
+            return self.algorithm.loss(output, before)
         drift = masked_sum(kl_estimate(before.logprobs, batch.reference_logprobs), batch.mask)
         loss = self.algorithm.loss(output, before)
         return replace(loss, means={**loss.means, "kl/reference": (drift, batch.mask.sum())})
@@ -250,13 +254,15 @@ class PolicyStage(Stage):
         """Generate one response per held-out prompt and score it; compare recorded pairs where there are any."""
         completions = self.roles.response_generator.generate(rows, 1, self.validation.random_numbers)
         self.validation.held_out.add_completions(completions, self.rewards)
-        if self.reward is not None:
+        if self.roles.source != "pairs":
             self._measure_kl(completions)
         elif "chosen" in rows[0]:
             self._measure_pairs(rows)
 
     def _measure_kl(self, completions: Completions) -> None:
         assert self.collector is not None
+        if self.collector.reference is None:
+            return
         logprobs, held_out = self.network(completions).logprobs, self.validation.held_out
         rows = (completions.tokens, completions.prompt_mask, completions.mask)
         reference = self.collector.reference.logprobs(*rows, self.generation.temperature)
@@ -267,7 +273,7 @@ class PolicyStage(Stage):
     def _measure_pairs(self, rows: RawRows) -> None:
         assert self.collector is not None
         pairs = self.collector.pairs(rows, self.max_length, self.device)
-        drift = ((pairs.logprobs - pairs.reference_logprobs) * pairs.mask).sum(-1)
+        drift = _row_drift(pairs)
         margin = drift[0::2] - drift[1::2]
         self.validation.held_out.add("preference/margin", margin.tolist())
         self.validation.held_out.add("preference/accuracy", preference_agreement(margin).tolist())
@@ -281,7 +287,7 @@ class PolicyStage(Stage):
         gaps = self.validation.held_out.numbers.pop("reference/gap", [])
         super().on_validation_epoch_end()
         gap = float(mean_score(gaps, self.device))
-        if self.reward is not None and self._is_before_training:
+        if self.roles.source != "pairs" and self.roles.reference_kind != "none" and self._is_before_training:
             self._report_gap(gap)
 
     def _report_gap(self, gap: float) -> None:
@@ -309,13 +315,8 @@ class PolicyStage(Stage):
             save_critic(self.network, state, folder / "critic.safetensors")
 
 
-def _check_algorithm(algorithm: Algorithm, reward: Reward | None, generation: Generator) -> None:
-    if reward is None and not algorithm.learns_from_pairs:
-        raise UserError(
-            f"{type(algorithm).__name__} learns from rewards and there is none: set model.reward, or use an algorithm "
-            "that learns from recorded pairs, such as DPO"
-        )
-    if generation.temperature == 0:
-        raise UserError(
-            "generation.temperature is 0 (greedy); training needs sampling. Set it above 0, for example to 1.0"
-        )
+def _row_drift(pairs: Rollout) -> Tensor:
+    """Return float32 [B], by which held-out pairs are compared: Σ (log π - log ref), or mean log π without a reference."""
+    if pairs.reference_logprobs is None:
+        return row_mean(pairs.logprobs, pairs.mask)
+    return ((pairs.logprobs - pairs.reference_logprobs) * pairs.mask).sum(-1)

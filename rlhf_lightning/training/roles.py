@@ -27,6 +27,7 @@ from rlhf_lightning.rollouts.reference_cache import ReferenceCache
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.training.lightning_compat import has_trainer
 from rlhf_lightning.training.network import evaluation
+from rlhf_lightning.training.requirements import check_generation, check_reference, rollout_source
 from rlhf_lightning.training.rewards import load_rewards
 from rlhf_lightning.training.rows import all_rows
 from rlhf_lightning.training.text import TextEncoding
@@ -62,6 +63,10 @@ class Roles:
         self.reward, self.evaluation_rewards, self.share_base = reward, evaluation_rewards, share_base
         self.reference_kind, self.critic_kind = reference, critic
         self.overlap, self.max_length = overlap, max_length
+        self.source = rollout_source(algorithm, reward)
+        """What rollouts are made of."""
+        check_generation(generation)
+        check_reference(algorithm, reference)
         self._policy: Policy | None = None
 
     @property
@@ -111,10 +116,12 @@ class Roles:
             self.response_generator, self.reward, self.reference(), self.generation.temperature, self.overlap
         )
 
-    def reference(self) -> ReferenceLogprobs:
-        """Build the reference model; for recorded pairs a cache of what it says."""
+    def reference(self) -> ReferenceLogprobs | None:
+        """Build the reference model; for recorded pairs a cache of what it says; for the kind `none` nothing."""
+        if self.reference_kind == "none":
+            return None
         streamed = getattr(self.module.trainer.datamodule, "streaming", False)  # type: ignore[attr-defined]
-        if self.reward is not None or streamed:  # the rows of a stream are not known before the first step
+        if self.source != "pairs" or streamed:  # the rows of a stream are not known before the first step
             return build_reference(self.reference_kind, self.text.config, self.policy.model, self.module.device)
         trainer = self.module.trainer
         path = Path(trainer.default_root_dir) / "reference_logprobs.safetensors"

@@ -63,7 +63,7 @@ class RolloutSession:
         rows, size = (getattr(trainer.datamodule, name, None) for name in ("train_rows", "batch_size"))  # type: ignore[attr-defined]
         if rows is None or size is None:
             return
-        prompts, responses = min(size, len(rows)), 2 if self.roles.reward is None else algorithm.responses_per_prompt
+        prompts, responses = min(size, len(rows)), 2 if self.roles.source == "pairs" else algorithm.responses_per_prompt
         loss_groups = -(-prompts // trainer.world_size) * responses // algorithm.rows_per_loss_group
         if 0 < loss_groups < algorithm.minibatches:
             raise UserError(
@@ -133,7 +133,7 @@ class RolloutSession:
         return self.buffer(batch, seed)
 
     def _rollout(self, rows: RawRows, count: bool, generator: torch.Generator) -> Rollout:
-        if self.roles.reward is None:
+        if self.roles.source == "pairs":
             length, device = self.roles.max_length, self.module.device
             return self._collector.recorded(rows, length, device, count, not self.single_pass)
         responses, values = self.algorithm.responses_per_prompt, self.algorithm.needs_values
@@ -161,7 +161,7 @@ class RolloutSession:
     def single_pass(self) -> bool:
         """Each recorded pair is learned from in one step, whose own forward pass gives the log-probabilities before it."""
         steps = self.algorithm.epochs * self.algorithm.minibatches
-        return self.roles.reward is None and steps == 1 and not self.algorithm.prepare_reads_logprobs
+        return self.roles.source == "pairs" and steps == 1 and not self.algorithm.prepare_reads_logprobs
 
     # -- during training -----------------------------------------------------------------------------------------------
 

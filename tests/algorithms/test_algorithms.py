@@ -281,6 +281,24 @@ def test_loss_and_weight_add_up_over_any_cut(kind: Any) -> None:
     assert weight == float(algorithm.weight(batch))
 
 
+@pytest.mark.parametrize("kind", [PPO, REINFORCE, GRPO])
+@pytest.mark.parametrize("placement", ["reward", "loss"])
+def test_a_penalty_of_zero_reads_no_reference(kind: Any, placement: Any) -> None:
+    algorithm = kind(kl=KLPenalty(coef=0.0, placement=placement, estimator="k2"))
+    assert not algorithm.needs_reference
+    assert kind(kl=KLPenalty(coef=0.1)).needs_reference
+    losses, gradients = [], []
+    for data in (rollout(), replace(rollout(), reference_logprobs=None)):
+        batch = algorithm.prepare(data)
+        output = output_for(batch)
+        output.logprobs.requires_grad_()
+        loss = algorithm.loss(output, batch).loss
+        losses.append(float(loss))
+        gradients.append(torch.autograd.grad(loss, output.logprobs)[0])
+    assert losses[0] == losses[1] != 0
+    assert torch.equal(*gradients)
+
+
 def test_the_adaptive_coefficient_and_what_is_remembered() -> None:
     algorithm = PPO(kl=KLPenalty(coef=0.1, target=1e-6))
     algorithm.prepare(replace(rollout(), reference_logprobs=rollout().logprobs - 0.5 * rollout().mask))

@@ -150,7 +150,7 @@ def test_editors_are_told_descriptions_choices_and_defaults() -> None:
     assert ppo["gamma"]["description"]
     assert ppo["gamma"]["default"] == 1.0
     stage = definitions["rlhf_lightning.stages.policy.PolicyStage"]["properties"]
-    assert set(stage["reference"]["enum"]) == {"auto", "nf4", "int8", "full", "adapter"}
+    assert set(stage["reference"]["enum"]) == {"auto", "nf4", "int8", "full", "adapter", "none"}
     proposed = definitions["Callback"]["anyOf"][0]["anyOf"][0]["enum"]
     assert {"WinRate", "EarlyStopping", "Checkpoints"} <= set(proposed)
     assert not {"Summary", "MonitorCheck"} & set(proposed)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.generation.transformers import TransformersGenerate
@@ -192,6 +191,21 @@ def test_recorded_pairs_are_two_rows_the_chosen_one_first(collector: Collector) 
     assert collector.metrics["kl/reference"] == pytest.approx(float(kl), abs=1e-6)
 
 
-def test_prompts_without_a_reward_are_refused(collector: Collector) -> None:
-    with pytest.raises(UserError, match=r"model.reward is not set"):
-        collected(replace(collector, reward=None))
+def test_without_a_reward_every_score_is_zero_and_nothing_is_scored(collector: Collector) -> None:
+    unscored = replace(collector, reward=None)
+    rollout, scored = collected(unscored), collected(collector)
+    assert rollout.rewards.tolist() == [0.0] * 8
+    assert torch.equal(rollout.tokens, scored.tokens)
+    assert rollout.mask.any(-1).all()
+    assert not {name for name in unscored.metrics if name.startswith("reward")}
+    assert unscored.metrics["response/length"] > 0
+
+
+def test_without_a_reference_a_rollout_has_no_log_probabilities_of_one(collector: Collector) -> None:
+    alone = replace(collector, reference=None)
+    rollout, compared = collected(alone), collected(collector)
+    assert rollout.reference_logprobs is None
+    assert torch.equal(rollout.logprobs, compared.logprobs)
+    assert {name for name in collector.metrics if name not in alone.metrics} == {"kl/reference"}
+    alone.recorded(PAIRS, None, torch.device("cpu"))
+    assert "kl/reference" not in alone.metrics

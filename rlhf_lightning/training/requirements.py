@@ -1,0 +1,81 @@
+"""Requirements of an algorithm, checked against the reward, the reference and the generation of a stage."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+
+from rlhf_lightning.algorithms.base import LEARNS_FROM, Algorithm, PolicyGradient
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.generation.base import Generator
+from rlhf_lightning.models.reference import ReferenceKind
+from rlhf_lightning.rewards.base import Reward
+
+REFERENCE_METRICS = ("kl/reference", "reference/gap")
+"""Metrics that read the reference."""
+
+
+def rollout_source(algorithm: Algorithm, reward: Reward | None) -> str:
+    """Decide what rollouts are made of: responses to score where there is a reward, else the first other thing that is declared.
+
+    Raises:
+        UserError: the algorithm needs a reward and there is none, or the reverse, or it declares an unknown word.
+    """
+    name, others = type(algorithm).__name__, [each for each in algorithm.learns_from if each != "rewards"]
+    if unknown := set(algorithm.learns_from) - set(LEARNS_FROM):
+        raise UserError(f"{name}.learns_from holds {min(unknown)!r}; it must be of {', '.join(LEARNS_FROM)}")
+    if reward is None and not others:
+        raise UserError(
+            f"{name} learns from rewards and there is none: set model.reward, or use an algorithm that learns from recorded "
+            "pairs, such as DPO"
+        )
+    if reward is None:
+        return others[0]
+    if "rewards" not in algorithm.learns_from:
+        raise UserError(
+            f"model.reward is {type(reward).__name__}; {name} learns from {' or '.join(others)} and reads no reward: set "
+            "model.reward to null (model.evaluation_rewards measures held-out responses)"
+        )
+    return "rewards"
+
+
+def check_generation(generation: Generator) -> None:
+    """Refuse greedy generation.
+
+    Raises:
+        UserError: the temperature is 0.
+    """
+    if generation.temperature == 0:
+        raise UserError(
+            "generation.temperature is 0 (greedy); training needs sampling. Set it above 0, for example to 1.0"
+        )
+
+
+def check_reference(algorithm: Algorithm, reference: ReferenceKind) -> None:
+    """Refuse an algorithm that reads a reference where none is to be built.
+
+    Raises:
+        UserError: `reference` is `none` and the algorithm needs one.
+    """
+    if reference != "none" or not algorithm.needs_reference:
+        return
+    penalised = isinstance(algorithm, PolicyGradient)
+    without = " or set model.algorithm.kl.coef to 0" if penalised else " or use another algorithm"
+    raise UserError(
+        f"model.reference is none; {type(algorithm).__name__} compares the policy with a reference: set model.reference to auto,"
+        f"{without}"
+    )
+
+
+def check_monitors(trainer: Trainer, reference: ReferenceKind) -> None:
+    """Refuse callbacks that wait for a metric that needs a reference where there is none.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for callback in trainer.callbacks if reference == "none" else ():  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.endswith(REFERENCE_METRICS):
+            raise UserError(
+                f"model.reference is none; {type(callback).__name__} monitors {monitor}, which reads a reference: set "
+                "model.reference to auto, or monitor another metric"
+            )

@@ -1,0 +1,221 @@
+"""What an algorithm declares is what a run builds, collects and measures: its source of rollouts and its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rlhf_lightning.algorithms.base import Algorithm
+from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.kl_penalty import KLPenalty
+from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.masked import masked_sum, row_mean
+from rlhf_lightning.generation.local import Sampler
+from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.rewards import LengthReward, Reward
+from rlhf_lightning.stages import PolicyStage
+from rlhf_lightning.training import roles
+from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
+
+ROWS = [
+    {"prompt": "say dog", "chosen": "dog", "rejected": "a cat"},
+    {"prompt": "say cat", "chosen": "cat", "rejected": "no"},
+    {"prompt": "please", "chosen": "yes", "rejected": "no dog"},
+    {"prompt": "thank you", "chosen": "a dog", "rejected": "a cat and a dog"},
+]
+
+
+@dataclass
+class Toy(Algorithm):
+    """Raise the log-probabilities of every row, and keep the rollouts."""
+
+    prepare_reads_logprobs: ClassVar[bool] = False
+    responses_per_prompt: int = 2
+    epochs: int = 1
+    minibatches: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rollouts: list[Rollout] = []
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    def prepare(self, rollout: Rollout) -> Batch:
+        self.rollouts.append(rollout)
+        return Batch.of(rollout)
+
+    def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
+        loss = -masked_sum(output.logprobs, batch.mask)
+        return LossOutput(loss, {"loss/policy": (loss.detach(), batch.mask.sum())})
+
+
+@dataclass
+class FromPrompts(Toy):
+    learns_from: ClassVar[tuple[str, ...]] = ("prompts",)
+
+
+@dataclass
+class FromPairs(Toy):
+    rows_per_loss_group: ClassVar[int] = 2
+    learns_from: ClassVar[tuple[str, ...]] = ("pairs",)
+
+
+@dataclass
+class FromNothing(Toy):
+    learns_from: ClassVar[tuple[str, ...]] = ("pears",)
+
+
+class Rows(LightningDataModule):
+    train_rows: ClassVar[list[dict[str, str]]] = ROWS
+    validation_rows: ClassVar[list[dict[str, str]]] = ROWS[:2]
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train_rows, batch_size=4, collate_fn=list)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.validation_rows, batch_size=2, collate_fn=list)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tiny_model_folder: Callable[[str], str]) -> str:
+    return tiny_model_folder("llama")
+
+
+def fitted(
+    folder: str,
+    root: Path,
+    algorithm: Algorithm,
+    reward: Reward | None = None,
+    reference: Any = "none",
+    callbacks: tuple[Callback, ...] = (),
+) -> tuple[PolicyStage, set[str]]:
+    """Train for two rollouts, and return the stage with the names of all metrics."""
+    torch.manual_seed(3)
+    stage = PolicyStage(
+        ModelConfig(folder),
+        algorithm,
+        reward,
+        reference,
+        generation=Sampler(6),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+    )
+    known: set[str] = set()
+    log = stage.metric_log.tell_loggers
+    stage.metric_log.tell_loggers = lambda values: (known.update(values), log(values))[1]  # type: ignore[method-assign]
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=root, log_every_n_steps=1, callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.fit(stage, datamodule=Rows())
+    assert trainer.global_step == 2 * algorithm.minibatches * algorithm.epochs
+    return stage, known
+
+
+def of_reference(metrics: set[str]) -> set[str]:
+    return {name for name in metrics if name.endswith(("kl/reference", "reference/gap"))}
+
+
+@pytest.fixture
+def no_reference_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("a reference")
+
+    monkeypatch.setattr(roles, "build_reference", refused)
+    monkeypatch.setattr(roles, "ReferenceCache", refused)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, GRPO])
+@pytest.mark.usefixtures("no_reference_is_built")
+def test_without_a_kl_penalty_a_run_needs_no_reference(folder: str, tmp_path: Path, algorithm: Any) -> None:
+    configured = algorithm(epochs=1, minibatches=1, kl=KLPenalty(coef=0.0))
+    stage, metrics = fitted(folder, tmp_path, configured, LengthReward(2))
+    assert stage.collector is not None
+    assert stage.collector.reference is None
+    assert {"reward/mean", "val/reward/mean", "response/length"} <= metrics
+    assert not of_reference(metrics)
+
+
+def test_without_a_kl_penalty_the_reference_changes_no_weight(folder: str, tmp_path: Path) -> None:
+    with_, without = (
+        fitted(folder, tmp_path, PPO(epochs=2, minibatches=1, kl=KLPenalty(coef=0.0)), LengthReward(2), reference)
+        for reference in ("full", "none")
+    )
+    assert of_reference(with_[1]) == {"kl/reference", "val/kl/reference", "reference/gap"}
+    for name, value in with_[0].network.state_dict().items():
+        assert torch.equal(without[0].network.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("algorithm", [PPO(), GRPO(), DPO()])
+def test_an_algorithm_that_reads_a_reference_gets_one(folder: str, algorithm: Algorithm) -> None:
+    with pytest.raises(UserError, match=r"model\.reference is none; \w+ compares .* set model\.reference to auto"):
+        PolicyStage(ModelConfig(folder), algorithm, LengthReward(2), "none")
+
+
+def test_a_callback_that_reads_the_reference_is_refused_without_one(folder: str, tmp_path: Path) -> None:
+    monitor = EarlyStopping("val/kl/reference", check_on_train_epoch_end=False)
+    algorithm = GRPO(responses_per_prompt=2, kl=KLPenalty(coef=0.0))
+    with pytest.raises(UserError, match=r"EarlyStopping monitors val/kl/reference, .* set model\.reference to auto"):
+        fitted(folder, tmp_path, algorithm, LengthReward(2), callbacks=(monitor,))
+    fitted(folder, tmp_path, algorithm, LengthReward(2), "full", (monitor,))
+
+
+@pytest.mark.usefixtures("no_reference_is_built")
+def test_recorded_pairs_without_a_reference_are_compared_by_mean_log_probabilities(folder: str, tmp_path: Path) -> None:
+    algorithm = FromPairs()
+    stage, metrics = fitted(folder, tmp_path, algorithm)
+    assert algorithm.rollouts[0].reference_logprobs is None
+    assert not of_reference(metrics)
+    assert stage.collector is not None
+    held_out = stage.collector.pairs(Rows.validation_rows, None, stage.device)
+    means = row_mean(held_out.logprobs, held_out.mask)
+    expected = float((means[0::2] - means[1::2]).mean())
+    assert float(stage.trainer.callback_metrics["val/preference/margin"]) == pytest.approx(expected, abs=1e-5)
+    assert float(stage.trainer.callback_metrics["val/preference/accuracy"]) in (0.0, 0.5, 1.0)
+
+
+def test_an_algorithm_of_prompts_generates_and_scores_nothing(folder: str, tmp_path: Path) -> None:
+    algorithm = FromPrompts()
+    _, metrics = fitted(folder, tmp_path, algorithm, reference="full")
+    rollout = algorithm.rollouts[0]
+    assert len(rollout) == 4 * algorithm.responses_per_prompt
+    assert rollout.mask.any(-1).all()
+    assert rollout.rewards.eq(0).all()
+    reference: Tensor | None = rollout.reference_logprobs
+    assert reference is not None
+    torch.testing.assert_close(reference, rollout.logprobs, atol=1e-4, rtol=0)  # both are the initial model
+    assert {"kl/reference", "response/length", "val/kl/reference"} <= metrics
+    assert not {name for name in metrics if "reward" in name}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "reward", "message"),
+    [
+        (PPO(), None, r"PPO learns from rewards and there is none: set model\.reward"),
+        (
+            FromPrompts(),
+            LengthReward(2),
+            r"model\.reward is LengthReward; FromPrompts learns from prompts and reads no reward",
+        ),
+        (FromPairs(), LengthReward(2), r"FromPairs learns from pairs .* set model\.reward to null"),
+        (FromNothing(), None, r"FromNothing\.learns_from holds 'pears'; it must be of rewards, "),
+    ],
+)
+def test_a_reward_is_given_to_algorithms_that_read_it(
+    folder: str, algorithm: Algorithm, reward: Reward | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        PolicyStage(ModelConfig(folder), algorithm, reward)
