@@ -162,7 +162,8 @@ def _reference_metrics(rollout: Rollout) -> dict[str, float]:
     """Return the KL divergence from the reference, over all ranks; nothing without a reference."""
     if rollout.reference_logprobs is None:
         return {}
-    return {"kl/reference": float(masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask))}
+    kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs)
+    return {"kl/reference": float(masked_mean(kl, rollout.mask))}
 
 
 def _tied_fraction(rollout: Rollout) -> float:
