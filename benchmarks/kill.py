@@ -3,8 +3,10 @@
 usage: python benchmarks/kill.py [--kills 50] [--seed 0] [--only ppo …] [--out FOLDER]
 
 Every run writes a checkpoint after each optimiser step. A moment is drawn as a phase (writing responses, scoring them, an
-optimiser step, saving) and which of its occurrences, then up to 20 ms into it. metrics.csv (without its clocks), samples.jsonl
-and every exported tensor must be bitwise those of the uninterrupted run. Exit status 1 if one is not.
+optimiser step, saving, ending) and which of its occurrences, then up to 20 ms into it. Every file of the folder must be that of
+the uninterrupted run: config, metrics, samples, summary, curves, export and checkpoints, tensors bitwise, without clocks.
+Ending is the time after the last checkpoint: the last validation, averaged weights, calibration, export. Exit status 1 if a file
+differs.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes are forked: there must be no thread pool
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,15 +34,25 @@ from safetensors.torch import load_file
 import rlhf_lightning.cli.lightning
 from rlhf_lightning.__main__ import main as command
 from rlhf_lightning.rollouts import pipeline, responses
+from rlhf_lightning.run.curves import Curves
+from rlhf_lightning.run.ending import Ending
+from rlhf_lightning.run.export import Export
+from rlhf_lightning.run.summary import Summary
+from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.training import validation
 
-PHASES = ("elsewhere", "writing", "scoring", "updating", "saving")
+PHASES = ("elsewhere", "writing", "scoring", "updating", "saving", "ending")
 MOMENTS = (
     (responses.ResponseGenerator, "generate", "writing"),
     (pipeline, "scored", "scoring"),
     (validation, "score", "scoring"),
     (LightningModule, "optimizer_step", "updating"),
     (torch, "save", "saving"),
+    (Ending, "on_train_end", "ending"),
+    (Stage, "on_train_end", "ending"),
+    (Summary, "on_fit_end", "ending"),
+    (Curves, "on_fit_end", "ending"),
+    (Export, "on_fit_end", "ending"),
 )
 """Whose function is which phase: scored is of rollouts, score of validations."""
 SMALL = ["--data.size", "16", "--data.validation_size", "6", "--data.batch_size", "4"]
@@ -54,6 +67,19 @@ CASES = {
     "dpo_offline": ["--config", "dpo_offline.yaml", *SMALL, "--trainer.max_epochs", "2"],
     "sft": [*SFT, *SMALL],
     "reward": ["--config", "reward.yaml", *SMALL, "--trainer.max_epochs", "2"],
+}
+STEPS = ["--trainer.max_steps", "3"]
+CASES |= {
+    "reward_steps": [*CASES["reward"], *STEPS],
+    "sft_average": [
+        *CASES["sft"],
+        "--trainer.callbacks+",
+        "EMAWeightAveraging",
+        "--trainer.callbacks.decay",
+        "0.5",
+        *STEPS,
+    ],
+    "ppo_steps": [*CASES["ppo"], *STEPS],
 }
 CASES |= {
     f"{name}_lora": [*words, f"--model.{'model' if name in ('sft', 'reward') else 'policy'}.lora", json.dumps(LORA)]
@@ -127,24 +153,39 @@ def kill_at(process: int, watched: Watched, phase: int, occurrence: int, delay: 
     return os.WIFSIGNALED(status)
 
 
-def left(folder: Path) -> dict:
-    """Everything a run leaves that no clock decides."""
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in csv.DictReader(file)]
-    tensors = {
-        f"{path.name}/{name}": value
-        for path in sorted((folder / "export").rglob("*.safetensors"))
-        for name, value in load_file(path).items()
-    }
-    samples = folder / "samples.jsonl"
-    return {"metrics": rows, "samples": samples.read_text() if samples.exists() else "", "tensors": tensors}
+def left(folder: Path) -> dict[str, Any]:
+    """Every file of a run's folder by its path, without what a clock decides."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return {str(path.relative_to(folder)): content(path) for path in files}
 
 
-def same(first: dict, second: dict) -> bool:
-    tensors = first["tensors"].keys() == second["tensors"].keys() and all(
-        torch.equal(value, second["tensors"][name]) for name, value in first["tensors"].items()
-    )
-    return tensors and first["metrics"] == second["metrics"] and first["samples"] == second["samples"]
+def content(path: Path) -> Any:
+    if path.is_symlink():
+        return os.readlink(path)
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".ckpt":
+        return torch.load(path, weights_only=True)
+    if path.name == "metrics.csv":
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+    return path.read_bytes()
+
+
+def differences(first: Any, second: Any, where: str = "") -> list[str]:
+    """Where two values differ; keys of measured times and memory do not count."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        names = [name for name in {**first, **second} if not str(name).startswith(CLOCKS)]
+        missing = [f"{where}/{name} is in one alone" for name in names if not (name in first and name in second)]
+        both = [name for name in names if name in first and name in second]
+        return missing + [line for name in both for line in differences(first[name], second[name], f"{where}/{name}")]
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
+        pairs = enumerate(zip(first, second, strict=True))
+        return [line for place, (one, other) in pairs for line in differences(one, other, f"{where}[{place}]")]
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        same = first.dtype == second.dtype and first.shape == second.shape and first.equal(second)
+        return [] if same or bool((first.isnan() & second.isnan()).all()) else [f"{where}: tensors differ"]
+    return [] if first == second else [f"{where}: {first!r:.80} and {second!r:.80}"]
 
 
 def told(moments: dict[str, int]) -> str:
@@ -187,9 +228,13 @@ def main() -> int:
             own[PHASES[phase]] += 1
         process = start(again, watched, folder / f"{name}-{runs}.log")
         _, status = os.waitpid(process, 0)
-        good = status == 0 and same(left(local_rows), wholes[name][0])
+        found = differences(left(local_rows), wholes[name][0]) if status == 0 else [f"status {status}"]
+        good = not found
         runs, equal, where = runs + 1, equal + good, where + own
-        print(f"{name:18} {'equal' if good else 'DIFFERENT':10} killed {told(own)}", flush=True)
+        print(
+            f"{name:18} {'equal' if good else 'DIFFERENT':10} killed {told(own)}{'; '.join(['', *found[:5]])}",
+            flush=True,
+        )
     print(
         f"{kills} kills ({', '.join(f'{n} while {phase}' for phase, n in where.items())}) in {runs} runs: {equal} of {runs} equal"
     )

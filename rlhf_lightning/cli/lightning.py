@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import pkgutil
@@ -38,6 +39,7 @@ from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
 from rlhf_lightning.run.checkpoints import Checkpoints
 from rlhf_lightning.run.curves import Curves
+from rlhf_lightning.run.ending import Ending
 from rlhf_lightning.run.export import Export
 from rlhf_lightning.run.metrics_csv import MetricsFile
 from rlhf_lightning.run.monitors import MonitorCheck
@@ -83,6 +85,10 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "devices": 1,
 }
+
+
+STOP_OPTIONS = ("callbacks", "max_time", "min_epochs", "min_steps")
+"""Options of the trainer that can stop a run early."""
 
 
 class Parser(LightningArgumentParser):
@@ -154,11 +160,25 @@ class CLI(LightningCLI):
             kwargs["accelerator"] = "cpu"  # the stages do not support Apple's MPS, which Lightning would choose
         kwargs["logger"] = [MetricsFile(folder, keep=self.subcommand != "fit"), *loggers]
         kwargs["plugins"] = plugins
-        kwargs["callbacks"] = [MonitorCheck(), *callbacks, *_callbacks_of_a_run(callbacks, given)]
+        kwargs["callbacks"] = [
+            MonitorCheck(),
+            Ending(self._stop_options()),
+            *callbacks,
+            *_callbacks_of_a_run(callbacks, given),
+        ]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
+
+    def _stop_options(self) -> str:
+        """Return what decides when a run stops besides its steps and epochs, as text."""
+        trainer = self.config.get(self.subcommand, self.config)["trainer"]
+        return json.dumps({name: _plain(trainer.get(name)) for name in STOP_OPTIONS}, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=lambda each: each.as_dict() if hasattr(each, "as_dict") else str(each)))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -21,8 +21,8 @@ from rlhf_lightning.run.last_checkpoint import newest_first
 from rlhf_lightning.run.signals import StoppedBySignal, requeue
 from rlhf_lightning.training.lightning_compat import (
     cluster_environment,
+    ends_with_this_batch,
     is_within_step,
-    stops_early,
     validation_follows,
 )
 
@@ -52,6 +52,10 @@ class Checkpoints(Checkpoint):
         self.every_n_steps, self.every_minutes, self.keep = every_n_steps, every_minutes, keep
         self.saved_step: int | None = None
         self.saved_at = time.monotonic()
+        self.extra_step: int | None = None
+        """Step of the checkpoint that an interruption caused, if the last one is of that kind."""
+        self.is_ending = False
+        """The last validation runs, which is of no checkpoint: a run that is extended does not have it."""
         self.received: int | None = None
         self.requeue_signal: signal.Signals | None = None
         self.handlers: dict[int, Any] = {}
@@ -65,17 +69,18 @@ class Checkpoints(Checkpoint):
         if is_within_step(trainer) or trainer.global_step == self.saved_step:
             return
         stops = self._must_stop(pl_module)
-        due = stops or self._ends(trainer) or self._due(trainer.global_step, pl_module)
-        if validation_follows(trainer) or not due:
+        due = ends_with_this_batch(trainer) or self._due(trainer.global_step, pl_module)
+        if validation_follows(trainer) or not (due or stops):
             return
-        self.save(trainer)
+        self.save(trainer, is_extra=not due)
         self._stop_if(stops)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write after a validation, except after the one before the first step."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self.save(trainer)
+        if not self.is_ending:
+            self.save(trainer)
         self._stop_if(self._must_stop(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,21 +88,21 @@ class Checkpoints(Checkpoint):
         if trainer.global_step != self.saved_step:
             self.save(trainer)
 
+    def start_ending(self, trainer: Trainer) -> None:
+        """Write the last step before the end of the run changes weights, such as an average that is exported."""
+        self.on_train_end(trainer, trainer.lightning_module)
+        self.is_ending = True
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write if the run failed while a rollout was collected, where all ranks fail together."""
         loader = getattr(getattr(pl_module, "loaders", None), "train", None)
         if isinstance(exception, UserError) and getattr(loader, "collecting", False) and trainer.global_step:
-            self.save(trainer)
+            self.save(trainer, is_extra=trainer.global_step != self.saved_step)
 
     def _due(self, step: int, module: LightningModule) -> bool:
         by_step = self.every_n_steps is not None and step % self.every_n_steps == 0
         minutes = (time.monotonic() - self.saved_at) / 60
         return by_step or (self.every_minutes is not None and any_rank(minutes >= self.every_minutes, module.device))
-
-    @staticmethod
-    def _ends(trainer: Trainer) -> bool:
-        """Say whether this step is the last one, also within an epoch."""
-        return stops_early(trainer) or 0 <= trainer.max_steps <= trainer.global_step
 
     # -- signals -------------------------------------------------------------------------------------------------------
 
@@ -130,6 +135,7 @@ class Checkpoints(Checkpoint):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the signal handlers."""
+        self.is_ending = False
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
@@ -155,24 +161,36 @@ class Checkpoints(Checkpoint):
             (folder / EARLIER).mkdir(exist_ok=True)
             path.rename(folder / EARLIER / path.name)
 
-    def save(self, trainer: Trainer) -> None:
-        """Write `step-N.ckpt`, link `last.ckpt` to it, and remove all but the newest `keep`."""
-        step, folder = trainer.global_step, Path(trainer.default_root_dir) / "checkpoints"
-        self.saved_step, self.saved_at = step, time.monotonic()
+    def save(self, trainer: Trainer, is_extra: bool = False) -> None:
+        """Write `step-N.ckpt`, link `last.ckpt` to it, and remove all but the newest `keep`.
+
+        Args:
+            trainer: of the run.
+            is_extra: an interruption caused it; the next checkpoint replaces it, so that a resumed run keeps the same files.
+        """
+        step, folder, extra = trainer.global_step, Path(trainer.default_root_dir) / "checkpoints", self.extra_step
+        self.saved_step, self.saved_at, self.extra_step = step, time.monotonic(), step if is_extra else None
         trainer.save_checkpoint(folder / f"step-{step}.ckpt", weights_only=False)  # with optimizer and loops
-        if trainer.is_global_zero:
-            link = folder / ".last.ckpt.partial"
-            link.unlink(missing_ok=True)
-            link.symlink_to(f"step-{step}.ckpt")
-            os.replace(link, folder / "last.ckpt")
-            shutil.rmtree(folder / EARLIER, ignore_errors=True)
-            for path in newest_first(folder, "step-*.ckpt")[self.keep :]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not trainer.is_global_zero:
+            return
+        link = folder / ".last.ckpt.partial"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"step-{step}.ckpt")
+        os.replace(link, folder / "last.ckpt")
+        shutil.rmtree(folder / EARLIER, ignore_errors=True)
+        others = [
+            path for path in newest_first(folder, "step-*.ckpt") if path.name != f"step-{extra}.ckpt" or extra == step
+        ]
+        surplus = [] if is_extra else others[self.keep :]
+        if extra not in (None, step):
+            surplus.append(folder / f"step-{extra}.ckpt")
+        for path in surplus:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step of this checkpoint, so that a resumed run does not write it again."""
-        return {"saved_step": self.saved_step}
+        """Return the step of this checkpoint, so that a resumed run does not write it again, and whether it is extra."""
+        return {"saved_step": self.saved_step, "extra_step": self.extra_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the step of the checkpoint."""
-        self.saved_step = state_dict["saved_step"]
+        self.saved_step, self.extra_step = state_dict["saved_step"], state_dict.get("extra_step")

@@ -37,6 +37,16 @@ class Samples(Callback):
             _keep(path, lambda step: step != trainer.global_step)
         append_json_lines(path, ({"step": trainer.global_step, **sample} for sample in samples))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step of the last samples."""
+        return {"step": self.step}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Drop the samples that came after the checkpoint, such as those of the end of a run that is extended."""
+        last = checkpoint["callbacks"].get(self.state_key, {}).get("step")
+        if trainer.state.fn == "fit" and trainer.is_global_zero and last is not None:
+            _keep(Path(trainer.default_root_dir) / "samples.jsonl", lambda step: step <= last)
+
     def _drop_from(self, path: Path, step: int) -> None:
         """Drop the samples that this validation repeats: of this step, or of a killed run after its checkpoint."""
         if self.step is None:

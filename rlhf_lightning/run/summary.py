@@ -12,12 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlhf_lightning.run.metrics_csv import MetricsFile
+from rlhf_lightning.training.lightning_compat import restore_callback_metrics
 
 SHOWN_RESPONSES = 3
 
 
 class Resume(Callback):
-    """Resume `metrics.csv` at the step of the checkpoint, without a duplicate or a missing row."""
+    """Resume `metrics.csv` at the step of the checkpoint, without a duplicate or a missing row, and what callbacks monitor."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the metrics row of the current step, which may still be incomplete."""
@@ -25,15 +29,21 @@ class Resume(Callback):
         checkpoint["metrics_row"] = next(
             (dict(row) for row in rows if row and row["step"] == trainer.global_step), None
         )
+        checkpoint["callback_metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Drop the rows that the resumed run will repeat."""
-        row = checkpoint.get("metrics_row")
+        row, self.metrics = checkpoint.get("metrics_row"), checkpoint.get("callback_metrics", {})
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile) and trainer.state.fn == "fit":
                 logger.drop_after(checkpoint["global_step"] - 1)
                 if row:
                     logger.log_metrics({name: value for name, value in row.items() if name != "step"}, row["step"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give callbacks the metrics of the last validation: EarlyStopping reads them at the end of the epoch."""
+        restore_callback_metrics(trainer, self.metrics)
+        self.metrics = {}
 
 
 class Summary(Callback):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.fit_loop import _FitLoop as FitLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from rlhf_lightning.rollouts.step_loader import REPLAY_STEP
@@ -93,3 +95,76 @@ def rewind_to_step_start(checkpoint: dict[str, Any], accumulate: int) -> None:
         fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
     for loader in fit_loop["state_dict"].get("combined_loader") or []:
         loader[REPLAY_STEP] = True
+
+
+def ends_with_this_batch(trainer: Trainer) -> bool:
+    """Tell whether training ends after the last batch: by `max_steps`, by `max_epochs`, or because a callback asked for it."""
+    loop, limit = trainer.fit_loop, trainer.max_epochs or -1
+    epoch: Any = loop.epoch_progress.current
+    by_steps = 0 <= trainer.max_steps <= trainer.global_step
+    by_epochs = loop.epoch_loop.batch_progress.is_last_batch and 0 < limit <= epoch.processed + 1
+    return stops_early(trainer) or by_steps or by_epochs
+
+
+def validate_within_fit(trainer: Trainer) -> None:
+    """Run the validation loop, as Lightning does between two batches."""
+    connector = trainer._logger_connector
+    first = connector._first_loop_iter
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False  # else it skips the batches that the last validation before the checkpoint measured
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+    connector._first_loop_iter = first
+
+
+def restore_callback_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Give callbacks the metrics that they had when the checkpoint was written."""
+    known = trainer._logger_connector._callback_metrics
+    known.update({name: torch.tensor(value) for name, value in metrics.items() if name not in known})
+
+
+def use_ending_loop(trainer: Trainer) -> None:
+    """Make training run the end of an epoch and of the run also where the checkpoint is between it and the last batch."""
+    if type(trainer.fit_loop) is FitLoop:
+        trainer.fit_loop.__class__ = EndingLoop
+
+
+class EndingLoop(FitLoop):
+    """Runs the hooks of an end that came after the checkpoint, which Lightning 2.6 skips."""
+
+    def run(self) -> None:
+        """Train; where a resumed run has no step left, run the hooks of its start and of its end."""
+        self.setup_data()
+        if not self.skip or self.trainer.ckpt_path is None or not self.trainer.global_step:
+            super().run()
+            return
+        self.reset()
+        self.on_run_start()
+        epoch: Any = self.epoch_progress.current
+        if epoch.processed < epoch.started:
+            self._end_epoch()
+        self._restarting = False
+        self.on_run_end()
+
+    def reset(self) -> None:
+        """Restore the loop; an epoch whose last batch was trained counts as ended once its hooks ran."""
+        both: list[Any] = [self.epoch_progress.current, self.epoch_progress.total]
+        before = both[0].processed
+        super().reset()
+        self._owes_end_of_epoch = both[0].processed > before
+        if self._owes_end_of_epoch:
+            for counts in both:
+                counts.processed, counts.completed = counts.processed - 1, counts.completed - 1
+
+    def on_run_start(self) -> None:
+        """Start, and end an epoch whose last batch was trained before the checkpoint."""
+        super().on_run_start()
+        if self._owes_end_of_epoch:
+            self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        loop = self.epoch_loop
+        before, loop._batches_that_stepped = loop._batches_that_stepped, loop.global_step
+        self.on_advance_end()
+        loop._batches_that_stepped = before

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from kill import differences, left
 from leavings import column, differing, equal, metrics, weights
 
 from rlhf_lightning.__main__ import main
@@ -127,8 +128,7 @@ def test_sigterm_ends_the_step_saves_and_is_the_exit_status(
     assert "stopped by SIGTERM after a checkpoint was saved" in capsys.readouterr().err
     assert Path("out/checkpoints/last.ckpt").resolve().name == f"step-{step + 1}.ckpt"
     resumed = run("out", *PPO, "--ckpt_path", "last")
-    assert differing(resumed, whole) == []
-    assert equal(weights(resumed / "export"), weights(whole / "export"))
+    assert differences(left(whole), left(resumed)) == []
 
 
 def test_a_reward_that_fails_leaves_a_checkpoint_from_which_the_run_goes_on_exactly(
@@ -143,8 +143,7 @@ def test_a_reward_that_fails_leaves_a_checkpoint_from_which_the_run_goes_on_exac
     assert Path("out/checkpoints/last.ckpt").resolve().name == "step-12.ckpt"
     Path("fail").unlink()
     resumed = run("out", *words, "--ckpt_path", "last")
-    assert differing(resumed, whole) == []
-    assert equal(weights(resumed / "export"), weights(whole / "export"))
+    assert differences(left(whole), left(resumed)) == []
 
 
 def test_a_damaged_newest_checkpoint_costs_a_few_steps_and_nothing_else(

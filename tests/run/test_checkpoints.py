@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,3 +142,20 @@ def test_options_that_cannot_be_are_refused() -> None:
     for options in ({"keep": 0}, {"every_n_steps": 0}, {"every_minutes": 0.0}):
         with pytest.raises(UserError, match="keep and every_n_steps"):
             Checkpoints(**options)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_that_an_interruption_caused_is_replaced_by_the_next(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), is_global_zero=True)
+    trainer.save_checkpoint = lambda path, weights_only: AtomicCheckpoints().save_checkpoint({}, path)
+    first, resumed = Checkpoints(), Checkpoints()
+
+    def save(checkpoints: Checkpoints, step: int, is_extra: bool = False) -> set[str]:
+        trainer.global_step = step
+        checkpoints.save(trainer, is_extra)
+        return {path.name for path in (tmp_path / "checkpoints").iterdir()} - {"last.ckpt"}
+
+    assert [save(first, step) for step in (1, 2)][-1] == {"step-1.ckpt", "step-2.ckpt"}
+    assert save(first, 3, is_extra=True) == {"step-1.ckpt", "step-2.ckpt", "step-3.ckpt"}
+    resumed.load_state_dict(first.state_dict())
+    assert save(resumed, 4) == {"step-2.ckpt", "step-4.ckpt"}
+    assert save(resumed, 5) == {"step-4.ckpt", "step-5.ckpt"}
