@@ -139,13 +139,15 @@ class _Generator:
         name = f"{described.__module__}.{described.__qualname__}"
         if name not in self.definitions:
             self.definitions[name] = {}  # a class may contain itself
-            parameters = get_signature_parameters(described)[skip:]
+            parameters = [
+                each for each in get_signature_parameters(described)[skip:] if not _is_passed_on(each, described)
+            ]
             self.definitions[name] = {
                 "title": described.__name__,
                 "description": _first_sentence(described.__doc__),
                 "type": "object",
                 "properties": {each.name: self._parameter(each, described) for each in parameters},
-                "additionalProperties": False,
+                "additionalProperties": _passes_on(described),
                 "x-modules": sorted(_modules(described)),
             }
         return {"$ref": f"#/$defs/{name}"}
@@ -213,6 +215,17 @@ def _holds(module: str, described: type) -> bool:
 def _is_proposed(member: type) -> bool:
     internal = member.__module__.startswith(INTERNAL) and member.__name__ not in PROPOSED
     return not (internal or inspect.isabstract(member) or member.__name__ in BASES)
+
+
+def _passes_on(described: type) -> bool:
+    """Return whether a class is a logger that hands further arguments to a package that may be installed or not."""
+    kinds = [each.kind for each in inspect.signature(described).parameters.values()]
+    return described.__module__.startswith("lightning.pytorch.loggers.") and inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _is_passed_on(parameter: Any, described: type) -> bool:
+    """Return whether a parameter is one of those: the schema does not depend on what else is installed."""
+    return _passes_on(described) and parameter.parent not in described.__mro__
 
 
 def _modules(described: type) -> set[str]:

@@ -90,6 +90,19 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.unit
+def test_arguments_that_a_logger_passes_on_are_left_to_its_package() -> None:
+    """W&B's `entity` is no parameter of Lightning's logger, and is known only where W&B is installed."""
+    loggers = load_schema().definitions
+    tensorboard = loggers["lightning.pytorch.loggers.tensorboard.TensorBoardLogger"]
+    assert tensorboard["additionalProperties"] is True
+    assert "flush_secs" not in tensorboard["properties"]  # of torch's writer, which needs the package tensorboard
+    wandb = {"class_path": "WandbLogger", "init_args": {"entity": "team", "project": "p"}}
+    check_keys({"trainer": {"logger": wandb}})
+    with pytest.raises(UserError, match="flush_logs_every_n_step"):
+        check_keys({"trainer": {"logger": {"class_path": "CSVLogger", "init_args": {"flush_logs_every_n_step": 1}}}})
+
+
 def test_the_shipped_schema_is_current(tmp_path: Path) -> None:
     """Generate it again; where other versions are installed, the definitions of this package alone must agree."""
     empty = tmp_path / "empty"
