@@ -6,6 +6,7 @@ V vocabulary. Log-probabilities and KL are in nats, at the sampling temperature.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ class Rows:
     groups: Tensor
     """int64 [B]; rows of one prompt share it."""
     truncated: Tensor
-    """bool [B]; the response ended without a stop token."""
+    """bool [B]; the response ended without a stop token or a stop string."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -72,6 +73,16 @@ class SamplingParams:
     """Fills the columns after the end of a response; may be a stop token."""
     responses_per_prompt: int = 1
     """Responses to each prompt, in adjacent rows."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that together have at least this probability; 1 keeps all."""
+    top_k: int = 0
+    """Sample from this number of most likely tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Sample from tokens with at least this fraction of the largest probability; 0 keeps all."""
+    stop_strings: tuple[str, ...] = ()
+    """A response ends with the token after which its text contains one of them; that token belongs to it."""
+    decode: Callable[[list[int]], str] | None = None
+    """Token ids → text, special tokens included; stop strings need it."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +93,11 @@ class Generated:
     """int64 [B, T]; right padded."""
     mask: Tensor
     """bool [B, T]; True on generated tokens, the stop token included."""
+    stopped: Tensor
+    """bool [B]; a stop token or a stop string ended the response. False: it reached `max_new_tokens`."""
     logprobs: Tensor | None
-    """float32 [B, T]; None where the generator records none."""
+    """float32 [B, T]; of the full distribution at the temperature, also where top-p, top-k or min-p truncated the sampling.
+    None where the generator records none."""
     values: Tensor | None = None
     """float32 [B, T]; V of the state before each token. None without a critic, or where the generator ignores it."""
 
@@ -95,7 +109,7 @@ class Completions(Rows):
     prompts: list[str] = field(default_factory=list)
     """B strings, special tokens included, as the policy read them."""
     responses: list[str] = field(default_factory=list)
-    """B strings, special tokens removed."""
+    """B strings, special tokens removed; each ends before the stop string that ended it."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
     """The other columns of the data set: column name to B values."""
     logprobs: Tensor | None = None

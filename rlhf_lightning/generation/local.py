@@ -26,10 +26,6 @@ class Sampler(Generator):
     and its own random numbers alone, not on the rows that decode beside it.
     """
 
-    max_new_tokens: int = 128
-    """Maximum length of a response, in tokens."""
-    temperature: float = 1.0
-    """Divides the logits, here and in every log-probability; 0 is greedy (for `predict`, not for training)."""
     max_batch_size: int = 256
     """Maximum number of rows that decode at a time; other rows wait. The KV cache grows with it; no response changes."""
     continuous_batching: bool = True

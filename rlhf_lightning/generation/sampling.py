@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from rlhf_lightning.types import SamplingParams
+
+Truncation = Callable[[Tensor], Tensor]
+"""Logits [N, V] at the temperature → logits of which those of excluded tokens are -inf."""
 
 BLOCK = 64
 """Tokens per block of the vocabulary. Blocks are summed first, and only one block per row is then cumulated."""
 
 
-def sample(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def truncation(params: SamplingParams) -> Truncation | None:
+    """Combine top-k, top-p and min-p as transformers does, in this order; None where all tokens are kept."""
+    warpers: list[Any] = []
+    if params.top_k:
+        warpers.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        warpers.append(TopPLogitsWarper(params.top_p))
+    if params.min_p:
+        warpers.append(MinPLogitsWarper(params.min_p))
+    if not warpers:
+        return None
+    processors: Any = LogitsProcessorList(warpers)
+    return lambda logits: processors(None, logits)  # which read no tokens
+
+
+def sample(
+    logits: Tensor, temperature: float, uniforms: Tensor, truncate: Truncation | None = None
+) -> tuple[Tensor, Tensor]:
     """Sample by inverting the cumulative distribution at `uniforms`; take the most likely token at temperature 0.
 
     A row's token depends on its own uniform number alone, so rows that end change no other row.
@@ -19,12 +45,18 @@ def sample(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor
         logits: float32 [N, V].
         temperature: divides the logits; 0 is greedy.
         uniforms: float32 [N], in [0, 1).
+        truncate: excludes tokens from sampling, at a temperature above 0.
 
     Returns:
-        Tokens int64 [N], and their log-probabilities float32 [N].
+        Tokens int64 [N], and their log-probabilities under the full distribution, float32 [N].
     """
-    probabilities = (logits / (temperature or 1.0)).softmax(-1)
-    chosen = logits.argmax(-1) if temperature == 0 else _invert_cdf(probabilities, uniforms)
+    scaled = logits / (temperature or 1.0)
+    probabilities = scaled.softmax(-1)
+    if temperature == 0:
+        chosen = logits.argmax(-1)
+    else:
+        kept = probabilities if truncate is None else truncate(scaled).softmax(-1)
+        chosen = _invert_cdf(kept, uniforms)
     return chosen, probabilities.gather(-1, chosen[:, None]).squeeze(-1).log()
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import StoppingCriteria
 
 from rlhf_lightning.generation.base import Generated, Generator, SamplingParams
+from rlhf_lightning.generation.stop_strings import StopStrings, stop_strings_of
 
 
 @dataclass
 class TransformersGenerate(Generator):
     """Call transformers' own `generate`: slower, the reference for correctness, and without log-probabilities."""
-
-    max_new_tokens: int = 128
-    """Maximum length of a response, in tokens."""
-    temperature: float = 1.0
-    """Divides the logits; 0 is greedy."""
 
     @torch.no_grad()
     def generate(
@@ -31,11 +29,8 @@ class TransformersGenerate(Generator):
         critic: Callable[[Tensor], Tensor] | None = None,
     ) -> Generated:
         """Implement `Generator.generate`; the global random state is seeded from `generator`, then restored."""
-        sampling = (
-            {"do_sample": True, "temperature": params.temperature, "top_k": 0, "top_p": 1.0}
-            if params.temperature
-            else {"do_sample": False}
-        )
+        width, strings = prompts.shape[1], stop_strings_of(params)
+        ending = _Ending(params, strings, width)
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[prompts.device] if prompts.is_cuda else []):
             torch.manual_seed(seed)
@@ -46,17 +41,46 @@ class TransformersGenerate(Generator):
                 num_return_sequences=params.responses_per_prompt,
                 eos_token_id=params.stop_tokens,
                 pad_token_id=params.pad_token,
+                stopping_criteria=[ending],
                 synced_gpus=False,  # sharded weights are gathered here, and a rank may have no prompt
-                **sampling,
+                **_sampling_options(params),
             )
-        return _trimmed(full[:, prompts.shape[1] :], params)
+        return ending.result(full[:, width:])
 
 
-def _trimmed(generated: Tensor, params: SamplingParams) -> Generated:
-    """Pad the responses [B, t] to T tokens, and mask the tokens after the first stop token."""
-    tokens = generated.new_full((len(generated), params.max_new_tokens), params.pad_token)
-    tokens[:, : generated.shape[1]] = generated
-    stopped = torch.isin(tokens, torch.tensor(params.stop_tokens, device=tokens.device))
-    mask = stopped.long().cumsum(-1) - stopped.long() == 0
-    mask[:, generated.shape[1] :] = False
-    return Generated(tokens.masked_fill(~mask, params.pad_token), mask, None)
+def _sampling_options(params: SamplingParams) -> dict[str, Any]:
+    if not params.temperature:
+        return {"do_sample": False}
+    options = {"do_sample": True, "temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+    return options | ({"min_p": params.min_p} if params.min_p else {})
+
+
+class _Ending(StoppingCriteria):  # type: ignore[misc]
+    """End rows at a stop token or a stop string, and record the length of each."""
+
+    def __init__(self, params: SamplingParams, strings: StopStrings | None, prompt_width: int) -> None:
+        self.params, self.strings, self.prompt_width = params, strings, prompt_width
+        self.lengths: Tensor | None = None
+        """int64 [B]; tokens of a row that stopped, 0 for any other."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Tell which rows have ended, bool [B]; transformers calls this after each token."""
+        length = input_ids.shape[1] - self.prompt_width
+        lengths = input_ids.new_zeros(len(input_ids)) if self.lengths is None else self.lengths
+        stops = torch.tensor(self.params.stop_tokens, dtype=torch.long, device=input_ids.device)
+        ends = torch.isin(input_ids[:, -1], stops)
+        if self.strings is not None:
+            for row in torch.nonzero((lengths == 0) & ~ends).flatten().tolist():
+                ends[row] = self.strings.completed_by_last(input_ids[row, self.prompt_width :].tolist())
+        self.lengths = torch.where((lengths == 0) & ends, length, lengths)
+        return self.lengths > 0
+
+    def result(self, generated: Tensor) -> Generated:
+        """Pad the responses [B, t] to T tokens, and mask the tokens behind the end of each."""
+        assert self.lengths is not None
+        tokens = generated.new_full((len(generated), self.params.max_new_tokens), self.params.pad_token)
+        tokens[:, : generated.shape[1]] = generated
+        stopped = self.lengths > 0
+        lengths = torch.where(stopped, self.lengths, generated.shape[1])
+        mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        return Generated(tokens.masked_fill(~mask, self.params.pad_token), mask, stopped, None)

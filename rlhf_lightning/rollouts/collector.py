@@ -60,9 +60,11 @@ class Collector:
             UserError: generating or scoring failed on one of the ranks.
         """
         started = time.perf_counter()
+        generate = self.response_generator.generate
+        truncate = self.response_generator.generation.truncate_rollouts is True
         completions, scores = raise_on_all_ranks(
             lambda: generate_and_score(
-                lambda chunk: self.response_generator.generate(chunk, responses_per_prompt, generator),
+                lambda chunk: generate(chunk, responses_per_prompt, generator, truncate=truncate),
                 rows,
                 self.reward,
                 self.overlap,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_lightning.generation.base import Generator
+from rlhf_lightning.generation.stop_strings import before_stop_string
 from rlhf_lightning.models.encoding import Encoder, left_padded
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.types import Completions, RawRows
@@ -22,7 +23,12 @@ class ResponseGenerator:
     encoder: Encoder
 
     def generate(
-        self, rows: RawRows, responses_per_prompt: int, generator: torch.Generator, temperature: float | None = None
+        self,
+        rows: RawRows,
+        responses_per_prompt: int,
+        generator: torch.Generator,
+        temperature: float | None = None,
+        truncate: bool = True,
     ) -> Completions:
         """Generate `responses_per_prompt` completions per row; those of a row are adjacent.
 
@@ -31,6 +37,7 @@ class ResponseGenerator:
             responses_per_prompt: completions per row.
             generator: source of random numbers; its device is that of the completions.
             temperature: sampling temperature; None: that of `generation`.
+            truncate: False samples from the full distribution, whatever top-p, top-k or min-p `generation` has.
 
         Raises:
             UserError: a prompt leaves no room for a response.
@@ -41,19 +48,21 @@ class ResponseGenerator:
             rows, [len(ids) for ids in prompts], self.generation.max_new_tokens, "a batch of the data"
         )
         tokens, prompt_mask = left_padded(prompts, self._pad, device)
-        params = self.generation.sampling_params(encoder.stop_tokens, self._pad, responses_per_prompt, temperature)
+        params = self.generation.sampling_params(
+            encoder.stop_tokens, self._pad, responses_per_prompt, temperature, truncate, encoder.tokenizer.decode
+        )
         generated = self.policy.generate(self.generation, tokens, prompt_mask, params, generator)
         index = torch.arange(len(rows), device=device).repeat_interleave(responses_per_prompt)
-        stops = torch.tensor(encoder.stop_tokens, device=device)
+        responses = encoder.decode(generated.tokens, generated.mask)
         repeated = [rows[i] for i in index.tolist()]
         return Completions(
             tokens=torch.cat([tokens[index], generated.tokens], 1),
             prompt_mask=prompt_mask[index],
             mask=generated.mask,
             groups=index,
-            truncated=~(torch.isin(generated.tokens, stops) & generated.mask).any(-1),
+            truncated=~generated.stopped,
             prompts=encoder.decode(tokens[index], prompt_mask[index], special=True),
-            responses=encoder.decode(generated.tokens, generated.mask),
+            responses=[before_stop_string(text, params.stop_strings) for text in responses],
             columns=columns_of(repeated),
             logprobs=generated.logprobs,
             values=generated.values,

@@ -36,6 +36,7 @@ from rlhf_lightning.training.loss_step import MicroBatch
 from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.optimizers import adamw
+from rlhf_lightning.training.predictions import Predictor
 from rlhf_lightning.training.requirements import check_monitors
 from rlhf_lightning.training.rewards import check_rewards
 from rlhf_lightning.training.roles import Roles
@@ -68,6 +69,9 @@ class PolicyStage(Stage):
         max_prompt_length: tokens; longer prompts lose their beginning.
         max_length: tokens of prompt and recorded response together; longer pairs are truncated.
         predict_temperature: temperature of `predict`; 0 is greedy.
+        predict_responses: responses of `predict` to each prompt.
+        predict_score: score the responses of `predict` with `reward`; of several responses to a prompt the best and the worst
+            become a row of `preferences.jsonl`, which `PreferenceData` reads.
         optimizer: of the weights that train.
         lr_scheduler: steps with the optimizer.
         on_nonfinite: stop the run at a step with a NaN or an infinity, or skip the step and count it.
@@ -91,6 +95,8 @@ class PolicyStage(Stage):
         max_prompt_length: int | None = None,
         max_length: int | None = None,
         predict_temperature: float = 0.0,
+        predict_responses: int = 1,
+        predict_score: bool = False,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         on_nonfinite: OnNonFinite = "stop",
@@ -98,11 +104,13 @@ class PolicyStage(Stage):
         super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(policy), policy.max_tokens_per_batch)
         reward = as_reward(reward)
         held_out = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
+        if reward is None and predict_score:
+            raise UserError("predict_score is true and there is no reward: set model.reward, or remove predict_score")
         check_minimum(1, iterations=iterations, max_prompt_length=max_prompt_length)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.algorithm, self.reward, self.generation = algorithm, reward, generation
         self.max_prompt_length, self.max_length = max_prompt_length, max_length
-        self.predict_temperature = predict_temperature
+        self.predictor = Predictor(predict_temperature, predict_responses, reward if predict_score else None)
         self.policy: Policy | None = None
         self.roles = Roles(
             self, self.text, algorithm, generation,
@@ -131,8 +139,11 @@ class PolicyStage(Stage):
         """Load the tokenizer, check rewards and rows, and bind the loaders, before any weight is loaded."""
         self.rollouts.start_setup()
         check_monitors(self.trainer, self.roles.reference_kind)
+        if stage == "fit" and self.reward is not None:
+            self.generation.check_rollouts()
         self.validation.best |= check_rewards(self.rewards)
-        check_reward_columns(self.trainer, [] if self.reward is None else [self.reward], self.rewards.values())
+        training, predicting = ([] if each is None else [each] for each in (self.reward, self.predictor.reward))
+        check_reward_columns(self.trainer, training, self.rewards.values(), predicting)
         self.text.load(self.max_prompt_length)
         self.bind_loaders()
         self._check_pairs()
@@ -299,14 +310,14 @@ class PolicyStage(Stage):
                 f"{target}; set model.reference to int8 or full, or raise the target"
             )
 
+    def on_predict_start(self) -> None:
+        """Load the reward, where predictions are scored."""
+        self.predictor.start(self.generation, self.device)
+
     def predict(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
-        """Generate one completion per prompt, greedy by default, and keep the columns of its row."""
+        """Generate responses to each prompt, one and greedy by default, and keep the columns of its row."""
         generator = torch.Generator(self.device).manual_seed(index)
-        generated = self.roles.response_generator.generate(rows, 1, generator, self.predict_temperature)
-        return [
-            {**row, "prompt": p, "response": r}
-            for row, p, r in zip(rows, generated.prompts, generated.responses, strict=True)
-        ]
+        return self.predictor.predict(self.roles.response_generator, rows, generator)
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """Save the policy (or its adapter), tokenizer and generation config; the critic beside it."""

@@ -26,6 +26,7 @@ from rlhf_lightning.training.checks import check_minimum
 from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.optimizers import adamw
+from rlhf_lightning.training.predictions import Predictor
 from rlhf_lightning.training.rewards import check_rewards, load_rewards
 from rlhf_lightning.training.rows import check_reward_columns, screen_visible
 from rlhf_lightning.training.text import TextEncoding
@@ -47,6 +48,7 @@ class SupervisedStage(Stage):
         generation: generates responses in validation and `predict`.
         evaluation_rewards: rewards measured on responses to held-out prompts, as `val/reward/<name>`.
         predict_temperature: temperature of `predict`; 0 is greedy.
+        predict_responses: responses of `predict` to each prompt.
         optimizer: of the weights that train.
         lr_scheduler: steps with the optimizer.
         on_nonfinite: stop the run at a step with a NaN or an infinity, or skip the step and count it.
@@ -62,6 +64,7 @@ class SupervisedStage(Stage):
         generation: Generator = Sampler(),  # noqa: B008  (never changed)
         evaluation_rewards: dict[str, Reward] | None = None,
         predict_temperature: float = 0.0,
+        predict_responses: int = 1,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         on_nonfinite: OnNonFinite = "stop",
@@ -70,7 +73,7 @@ class SupervisedStage(Stage):
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.completion_only, self.max_length, self.generation = completion_only, max_length, generation
         self.evaluation_rewards = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
-        self.predict_temperature = predict_temperature
+        self.predictor = Predictor(predict_temperature, predict_responses)
         self.policy: Policy | None = None
 
     def setup(self, stage: str) -> None:
@@ -141,15 +144,14 @@ class SupervisedStage(Stage):
         room = self.text.encoder.room(self.generation.max_new_tokens)
         return ResponseGenerator(self.network, self.generation, replace(self.text.encoder, max_prompt_length=room))
 
+    def on_predict_start(self) -> None:
+        """Report options that have no effect on predictions."""
+        self.predictor.start(self.generation, self.device)
+
     def predict(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
-        """Generate one completion per prompt, greedy by default."""
+        """Generate responses to each prompt, one and greedy by default."""
         generator = torch.Generator(self.device).manual_seed(index)
-        prompts = [first_turn(row) for row in rows]
-        generated = self._response_generator.generate(prompts, 1, generator, self.predict_temperature)
-        return [
-            {**row, "prompt": p, "response": r}
-            for row, p, r in zip(rows, generated.prompts, generated.responses, strict=True)
-        ]
+        return self.predictor.predict(self._response_generator, [first_turn(row) for row in rows], generator)
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """Save the model (or its adapter), tokenizer and generation config."""

@@ -26,7 +26,7 @@ UNSUPPORTED_CALLBACKS = {
 """Callback of Lightning to the reason why no stage works with it."""
 
 
-def check_minimum(least: int, **values: int | None) -> None:
+def check_minimum(least: int, **values: float | None) -> None:
     """Refuse arguments of a stage that are too small; None is no limit.
 
     Raises:

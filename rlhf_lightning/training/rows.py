@@ -42,17 +42,20 @@ def check_rows(trainer: Trainer, read: Callable[[Any], object], reader: str) -> 
             raise UserError(f"{reader}; the {name} has: {', '.join(rows[0])}") from error
 
 
-def check_reward_columns(trainer: Trainer, training: Iterable[Reward], held_out: Iterable[Reward]) -> None:
+def check_reward_columns(
+    trainer: Trainer, training: Iterable[Reward], held_out: Iterable[Reward], predicting: Iterable[Reward] = ()
+) -> None:
     """Refuse rows that lack a column of a reward, before weights are loaded.
 
     Args:
         trainer: of the run.
         training: rewards of responses to the train data.
         held_out: rewards of responses to the validation and test data.
+        predicting: rewards of responses to the predict data.
     """
     for name, rows in visible_rows(trainer):
         columns = {column for row in rows for column in row}
-        rewards = {"train data": training, "predict data": ()}.get(name, held_out)
+        rewards = {"train data": training, "predict data": predicting}.get(name, held_out)
         for reward in rewards if columns else ():
             reward.check_columns(columns, name)
 

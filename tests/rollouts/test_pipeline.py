@@ -65,11 +65,11 @@ def collected(collector: Collector) -> Any:
 def test_a_chunk_is_scored_while_the_next_is_generated(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     started, generate, calls = Event(), ResponseGenerator.generate, []
 
-    def counting(self: ResponseGenerator, rows: Any, *args: Any) -> Completions:
+    def counting(self: ResponseGenerator, rows: Any, *args: Any, **options: Any) -> Completions:
         calls.append(len(rows))
         if len(calls) == 2:
             started.set()
-        return generate(self, rows, *args)
+        return generate(self, rows, *args, **options)
 
     monkeypatch.setattr(ResponseGenerator, "generate", counting)
     judge = Judge(wait_for=started)
