@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from rlhf_lightning.evaluation import Evaluation, ValidationResults, win_rate
+from rlhf_lightning.evaluation.base import Ask
 
-from rlhf_lightning.evaluation import win_rate
 
-
-class WinRate(Callback):
+class WinRate(Evaluation):
     """Logs `val/win_rate`: the fraction of held-out prompts whose reply scores higher than in the first validation.
 
     Args:
         score: the score to compare: `reward` for the training reward, `reward/<name>` for an evaluation reward.
+        strict: stop the run where the evaluation fails.
 
     Example:
         trainer:
@@ -22,18 +22,17 @@ class WinRate(Callback):
               init_args: {score: reward/true}
     """
 
-    def __init__(self, score: str = "reward") -> None:
+    def __init__(self, score: str = "reward", strict: bool = False) -> None:
+        super().__init__(strict)
         self.score = score
         self.first: list[float] | None = None
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def evaluate(self, results: ValidationResults, ask: Ask) -> dict[str, float]:
         """Compare with the first validation on the prompts of both; a sanity check may have validated fewer."""
-        samples: list[dict[str, Any]] = getattr(pl_module, "validation_samples", [])
-        scores = [sample.get(self.score, float("nan")) for sample in samples]
+        scores = [sample.get(self.score, float("nan")) for sample in results.samples]
         self.first = self.first or scores
         count = min(len(scores), len(self.first))
-        for logger in trainer.loggers:
-            logger.log_metrics({"val/win_rate": win_rate(scores[:count], self.first[:count])}, step=trainer.global_step)
+        return {"win_rate": win_rate(scores[:count], self.first[:count])}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores of the first validation."""

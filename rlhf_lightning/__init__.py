@@ -27,6 +27,10 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     from rlhf_lightning.data.modules import RatingData as RatingData
     from rlhf_lightning.data.row_data import RowData as RowData
     from rlhf_lightning.errors import UserError as UserError
+    from rlhf_lightning.evaluation.base import Evaluation as Evaluation
+    from rlhf_lightning.evaluation.base import EvaluationReport as EvaluationReport
+    from rlhf_lightning.evaluation.base import SampleRequest as SampleRequest
+    from rlhf_lightning.evaluation.base import ValidationResults as ValidationResults
     from rlhf_lightning.generation.base import Generator as Generator
     from rlhf_lightning.generation.local import Sampler as Sampler
     from rlhf_lightning.generation.transformers import TransformersGenerate as TransformersGenerate
@@ -66,6 +70,7 @@ _HOMES = {
     "data.modules": ("InstructionData", "LabelledData", "PreferenceData", "PromptData", "RankingData", "RatingData"),
     "data.row_data": ("RowData",),
     "errors": ("UserError",),
+    "evaluation.base": ("Evaluation", "EvaluationReport", "SampleRequest", "ValidationResults"),
     "generation.base": ("Generator",),
     "generation.local": ("Sampler",),
     "generation.transformers": ("TransformersGenerate",),

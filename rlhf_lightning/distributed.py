@@ -50,6 +50,14 @@ def all_gather(value: Any) -> list[Any]:
     return values
 
 
+def broadcast(value: Any) -> Any:
+    """Return the `value` of rank 0 on every rank; tensors must be on the CPU."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def shard(rows: list[Any]) -> list[Any]:
     """Take this rank's shard of a global batch: every n-th row of n ranks, so that the global batch never depends on n.
 

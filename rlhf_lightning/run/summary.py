@@ -60,6 +60,7 @@ class Summary(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics and samples of this validation."""
         metrics, samples = measured(trainer, "val/"), list(getattr(pl_module, "validation_samples", []))
+        metrics |= dict.fromkeys(getattr(pl_module, "unmeasured_metrics", ()), float("nan"))
         if not self.before:
             self.before, self.first = metrics, samples[:SHOWN_RESPONSES]
         self.after, self.last, self.step = metrics, samples[:SHOWN_RESPONSES], trainer.global_step

@@ -29,6 +29,7 @@ from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.collector import Collector, mean_score
 from rlhf_lightning.rollouts.preferences import encoded_pair
+from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.training.checks import check_minimum
@@ -129,6 +130,16 @@ class PolicyStage(Stage):
     def rewards(self) -> dict[str, Reward]:
         """The reward that trains, under the name `mean`, and the rewards that validation measures."""
         return self.roles.rewards
+
+    @property
+    def validation_rewards(self) -> dict[str, Reward]:
+        """The rewards that validation measures."""
+        return self.roles.rewards
+
+    @property
+    def response_generator(self) -> ResponseGenerator:
+        """Generates responses with the present weights of the policy."""
+        return self.roles.response_generator
 
     @property
     def collector(self) -> Collector | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from rlhf_lightning.evaluation.base import Sample
 from rlhf_lightning.models.sharding import full_state
+from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.training.checks import check_trainer
 from rlhf_lightning.training.loaders import LoaderBinding
 from rlhf_lightning.training.loss_step import LossStep, MicroBatch
@@ -25,7 +28,7 @@ from rlhf_lightning.training.resume import ResumeState
 from rlhf_lightning.training.rows import check_rows
 from rlhf_lightning.training.schedules import resolve_total_steps
 from rlhf_lightning.training.text import TextEncoding
-from rlhf_lightning.training.validation import Sample, Validation
+from rlhf_lightning.training.validation import Validation
 from rlhf_lightning.types import LossOutput, RawRows
 
 
@@ -63,7 +66,7 @@ class Stage(LightningModule):
         self.validation = Validation(self, self.metric_log)
         self.loaders = LoaderBinding(self)
         self.resume = ResumeState(self, self.loaders)
-        self.resume.shared["nonfinite"] = self.nonfinite
+        self.resume.shared |= {"nonfinite": self.nonfinite, "validation": self.validation}
         self.resume.per_rank["metrics"] = self.metric_log
 
     # -- override points -----------------------------------------------------------------------------------------------
@@ -137,9 +140,24 @@ class Stage(LightningModule):
         return self.validation.samples
 
     @property
+    def unmeasured_metrics(self) -> set[str]:
+        """Metrics whose evaluation failed in the last validation."""
+        return self.validation.unmeasured
+
+    @property
     def best(self) -> dict[str, float]:
         """The highest mean score there can be, by metric, where a reward knows it."""
         return self.validation.best
+
+    @property
+    def response_generator(self) -> ResponseGenerator | None:
+        """Generates responses with the present weights; None for a stage that generates no text."""
+        return None
+
+    @property
+    def validation_rewards(self) -> Mapping[str, Reward]:
+        """Rewards that validation measures; `mean` is the training reward."""
+        return {}
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a context of eval mode, without gradients, with unsharded weights; every rank must enter it."""
@@ -169,7 +187,7 @@ class Stage(LightningModule):
 
     def reset_run(self) -> None:
         """Forget the state that an earlier `fit` with this stage left."""
-        for owner in (self.loss_step, self.metric_log, self.nonfinite, self.loaders, self.resume):
+        for owner in (self.loss_step, self.metric_log, self.nonfinite, self.validation, self.loaders, self.resume):
             owner.reset()
 
     def record_step(self, micro_batches: list[MicroBatch], gradient_norm: Tensor) -> None:

@@ -135,11 +135,16 @@ class SupervisedStage(Stage):
         logprobs = self.network(batch).logprobs
         self.validation.held_out.add("loss/policy", (-logprobs[batch.mask]).tolist())
         prompts = [first_turn(row) for row in rows]
-        generated = self._response_generator.generate(prompts, 1, self.validation.random_numbers)
+        generated = self.response_generator.generate(prompts, 1, self.validation.random_numbers)
         self.validation.held_out.add_completions(generated, self.evaluation_rewards)
 
     @property
-    def _response_generator(self) -> ResponseGenerator:
+    def validation_rewards(self) -> dict[str, Reward]:
+        """The evaluation rewards."""
+        return self.evaluation_rewards
+
+    @property
+    def response_generator(self) -> ResponseGenerator:
         """Generates responses; prompts that leave no room for one lose their beginning."""
         room = self.text.encoder.room(self.generation.max_new_tokens)
         return ResponseGenerator(self.network, self.generation, replace(self.text.encoder, max_prompt_length=room))
@@ -151,7 +156,7 @@ class SupervisedStage(Stage):
     def predict(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """Generate responses to each prompt, one and greedy by default."""
         generator = torch.Generator(self.device).manual_seed(index)
-        return self.predictor.predict(self._response_generator, [first_turn(row) for row in rows], generator)
+        return self.predictor.predict(self.response_generator, [first_turn(row) for row in rows], generator)
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """Save the model (or its adapter), tokenizer and generation config."""

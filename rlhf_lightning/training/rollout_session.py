@@ -17,6 +17,7 @@ from rlhf_lightning.rollouts.collector import Collector
 from rlhf_lightning.rollouts.reference_cache import ReferenceCache
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.rollouts.row_source import RowSource
+from rlhf_lightning.training.events import call_callbacks
 from rlhf_lightning.training.loaders import LoaderBinding, run_seed
 from rlhf_lightning.training.network import evaluation
 from rlhf_lightning.training.roles import Roles
@@ -122,11 +123,13 @@ class RolloutSession:
             generator: random numbers of generation.
             seed: of the order of minibatches.
         """
+        call_callbacks(self.module, "on_rollout_start")
         with evaluation(self.module, self.roles.policy):
             batch = self.algorithm.prepare(self._rollout(rows, count, generator))
             if batch.values is not None and batch.returns is not None:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
                 self._collector.metrics["value/explained_variance"] = float(explained)
+        call_callbacks(self.module, "on_rollout_end", batch)
         self._report_empty(len(rows), len(batch))
         self.stopper.start_rollout()
         self._update_started = time.perf_counter()

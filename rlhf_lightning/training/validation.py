@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 
 from rlhf_lightning.distributed import all_gather, interleave_shards, raise_on_all_ranks
+from rlhf_lightning.evaluation.base import Sample, ValidationResults
+from rlhf_lightning.evaluation.monitors import stand_ins
+from rlhf_lightning.evaluation.runner import evaluations, run_evaluations
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.collector import mean_score
 from rlhf_lightning.training.metrics import MetricLog
 from rlhf_lightning.types import Completions, RawRows
 
-Sample = dict[str, Any]
 SHOWN = ("reward/mean", "reward/true", "preference/accuracy")
 """Held-out metrics on the progress bar."""
 
@@ -25,10 +28,12 @@ class ValidationMetrics:
     def __init__(self) -> None:
         self.numbers: dict[str, list[float]] = {}
         self.samples_of_batches: list[list[Sample]] = []
+        self.rows_of_batches: list[RawRows] = []
 
-    def begin_batch(self) -> None:
+    def begin_batch(self, rows: RawRows) -> None:
         """Start a batch; every rank must call it, also one without rows."""
         self.samples_of_batches.append([])
+        self.rows_of_batches.append(rows)
 
     def add(self, name: str, values: Iterable[float | None]) -> None:
         """Add one number per row or token; None is unknown and does not enter the mean."""
@@ -61,8 +66,17 @@ class ValidationMetrics:
 
     def samples(self) -> list[Sample]:
         """Return the texts of all ranks in the order of the rows."""
-        batches = zip(*all_gather(self.samples_of_batches), strict=True)
-        return [sample for shards in batches for sample in interleave_shards(list(shards))]
+        return _global_order(self.samples_of_batches)
+
+    def rows(self) -> RawRows:
+        """Return the held-out rows of all ranks in their order."""
+        return _global_order(self.rows_of_batches)
+
+
+def _global_order(batches: list[list[Any]]) -> list[Any]:
+    """Gather the shards of every batch from all ranks, and put their elements into the order of the global batch."""
+    gathered = zip(*all_gather(batches), strict=True)
+    return [element for shards in gathered for element in interleave_shards(list(shards))]
 
 
 class Validation:
@@ -75,7 +89,11 @@ class Validation:
         """Texts of the last validation or test, of all ranks."""
         self.best: dict[str, float] = {}
         """The highest mean score there can be, by metric, where a reward knows it."""
+        self.unmeasured: set[str] = set()
+        """Metrics whose evaluation failed in the last validation; callbacks find no valid number under these names."""
         self.generator: torch.Generator | None = None
+        self._count = 0
+        self._evaluated: set[str] = set()
 
     @property
     def random_numbers(self) -> torch.Generator:
@@ -90,11 +108,11 @@ class Validation:
 
     def measure(self, rows: RawRows, measure: Callable[[RawRows], None]) -> None:
         """Measure this rank's shard of a batch, which may be empty; an error on one rank is raised on all."""
-        self.held_out.begin_batch()
+        self.held_out.begin_batch(rows)
         raise_on_all_ranks(lambda: measure(rows) if rows else None)
 
     def finish(self, further: Mapping[str, float]) -> None:
-        """Log the mean of every held-out number over all ranks; every rank must call it.
+        """Log the mean of every held-out number over all ranks, and the metrics of evaluations; every rank must call it.
 
         Lightning logs after checkpoints are written, and nothing of the validation before the first step. During `fit` the
         loggers are therefore called here.
@@ -106,7 +124,47 @@ class Validation:
         self.samples = self.held_out.samples()
         values = self.held_out.means(self.module.device) | dict(further)
         prefix, fitting = "test" if trainer.testing else "val", trainer.state.fn == "fit"
+        own, failed = self._evaluate(values)
+        values |= own
         if fitting:
             self.metric_log.tell_loggers({f"{prefix}/{name}": value for name, value in values.items()})
         for name, value in values.items():
             self.module.log(f"{prefix}/{name}", value, prog_bar=name in SHOWN, logger=not fitting, batch_size=1)
+        self._log_unmeasured(failed, {f"{prefix}/{name}" for name in values}, f"{prefix}/")
+        self._count += not trainer.testing
+
+    def _evaluate(self, values: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """Run the evaluations of the trainer; their metrics, and which of them failed, are the same on all ranks."""
+        trainer = self.module.trainer
+        if not evaluations(trainer):
+            return {}, []
+        results = ValidationResults(
+            step=trainer.global_step,
+            first=self._count == 0,
+            split="test" if trainer.testing else "val",
+            folder=Path(trainer.default_root_dir),
+            metrics=dict(values),
+            samples=self.samples,
+            rows=self.held_out.rows(),
+        )
+        return run_evaluations(self.module, results)  # type: ignore[arg-type]
+
+    def _log_unmeasured(self, failed: list[str], measured: set[str], prefix: str) -> None:
+        """Give callbacks a value for the metrics of evaluations that failed, and the loggers none."""
+        missing = {name for name in self._evaluated if name.startswith(prefix)} - measured if failed else set()
+        values = stand_ins(self.module.trainer, missing, measured, prefix) if failed else {}
+        for name, value in values.items():
+            self.module.log(name, value, logger=False, batch_size=1)
+        self.unmeasured, self._evaluated = set(values), self._evaluated | measured
+
+    def reset(self) -> None:
+        """Forget the validations of an earlier run."""
+        self._count, self._evaluated = 0, set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of validations so far."""
+        return {"count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the number of validations."""
+        self._count = state["count"]

@@ -24,14 +24,15 @@ def _in_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("_in_a_folder_of_ones_own")
-def test_a_callback_a_reward_and_an_algorithm_of_ones_own(
-    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_evaluation_a_reward_and_an_algorithm_of_ones_own(run: Callable[..., Path]) -> None:
     folder = run("out", "fit", "--config", "ppo.yaml", "--config", "extended.yaml", *SMALL, *ROLLOUTS)
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("longest reply: ")]
-    assert len(said) == 3
     samples = [sample for sample in lines(folder / "samples.jsonl") if sample["step"] == 0]
-    assert said[0] == "longest reply: " + max((sample["response"] for sample in samples), key=len)
+    longest = column(folder, "val/longest_reply")
+    assert len(longest) == 3
+    assert longest[0] == max(len(sample["response"]) for sample in samples)
+    greedy = [row["reward"] for row in lines(folder / "tables" / "greedy.jsonl") if row["step"] == 0]
+    assert len(greedy) == 4
+    assert column(folder, "val/reward/greedy")[0] == pytest.approx(sum(greedy) / 4)
     for sample in samples:
         expected = float("happy" in sample["response"]) - 0.02 * len(sample["response"].split())
         assert sample["reward"] == pytest.approx(expected, abs=1e-6)

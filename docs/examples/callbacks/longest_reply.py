@@ -1,9 +1,8 @@
-"""A callback: Lightning's own, with the stage's `validation_samples` at hand."""
+"""An evaluation: the length of the longest response to the held-out prompts, logged as `val/longest_reply`."""
 
-from lightning.pytorch import Callback
+from rlhf_lightning import Evaluation
 
 
-class LongestReply(Callback):
-    def on_validation_end(self, trainer, stage):
-        replies = [sample["response"] for sample in stage.validation_samples]
-        print("longest reply:", max(replies, key=len))
+class LongestReply(Evaluation):
+    def evaluate(self, results, ask):
+        return {"longest_reply": max(len(sample["response"]) for sample in results.samples)}

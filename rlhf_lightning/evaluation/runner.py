@@ -1,0 +1,155 @@
+"""Run the evaluations of a trainer: user code on rank zero, requests on all ranks, the same outcome everywhere."""
+
+from __future__ import annotations
+
+import copy
+import os
+import traceback
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from rlhf_lightning.console import print_once
+from rlhf_lightning.distributed import all_gather, broadcast, interleave_shards, rank, shard
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.evaluation.answers import answer, checked_request, chosen_rewards
+from rlhf_lightning.evaluation.base import Evaluation, Sample, SampleRequest, ValidationResults
+from rlhf_lightning.evaluation.reports import Outcome, checked_report, failure_line
+from rlhf_lightning.evaluation.tables import log_tables
+from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rollouts.responses import ResponseGenerator
+
+
+class EvaluatedStage(Protocol):
+    """The interface of a stage that evaluations use."""
+
+    trainer: Trainer
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this rank."""
+
+    @property
+    def response_generator(self) -> ResponseGenerator | None:
+        """Generates responses with the present weights; None for a stage that generates no text."""
+
+    @property
+    def validation_rewards(self) -> Mapping[str, Reward]:
+        """Rewards that validation measures, loaded; `mean` is the training reward."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a context of eval mode with unsharded weights; every rank must enter it."""
+
+
+def evaluations(trainer: Trainer) -> list[Evaluation]:
+    """Return the evaluations among the callbacks of a trainer; the same on every rank."""
+    return [each for each in trainer.callbacks if isinstance(each, Evaluation)]  # type: ignore[attr-defined]
+
+
+def restore_evaluations(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Restore the evaluations of a trainer that measures a checkpoint; Lightning restores callbacks for `fit` alone."""
+    states = checkpoint.get("callbacks", {})
+    for evaluation in evaluations(trainer):
+        if evaluation.state_key in states:
+            evaluation.load_state_dict(copy.deepcopy(states[evaluation.state_key]))
+
+
+def run_evaluations(stage: EvaluatedStage, results: ValidationResults | None) -> tuple[dict[str, float], list[str]]:
+    """Run every evaluation of the stage's trainer; every rank must call it.
+
+    Args:
+        stage: answers requests.
+        results: of this validation, on rank zero; not read on other ranks.
+
+    Returns:
+        The metrics of all evaluations by name, and the names of the classes of those that failed; the same on every rank.
+
+    Raises:
+        UserError: an evaluation that is `strict` failed.
+    """
+    metrics: dict[str, float] = {}
+    failed = []
+    for evaluation in evaluations(stage.trainer):
+        with isolate_rng():
+            outcome = _lead(stage, evaluation, results, metrics) if rank() == 0 else _follow(stage, evaluation)
+        metrics |= outcome.metrics
+        if outcome.failure:
+            failed.append(type(evaluation).__name__)
+            if evaluation.strict:
+                raise UserError(outcome.failure)
+            print_once(outcome.failure)
+        if outcome.stop is not None:
+            stage.trainer.should_stop = True
+            print_once(f"{type(evaluation).__name__} stops the run: {outcome.stop}")
+    return metrics, failed
+
+
+def _lead(
+    stage: EvaluatedStage, evaluation: Evaluation, results: ValidationResults | None, measured: Mapping[str, float]
+) -> Outcome:
+    """Run the user's code on rank zero; whatever it raises becomes an outcome that all ranks get."""
+    assert results is not None
+
+    def ask(request: SampleRequest) -> list[Sample]:
+        request = checked_request(request)
+        broadcast(request)
+        return _answer(stage, evaluation, request)
+
+    try:
+        report = evaluation.evaluate(copy.deepcopy(results), ask)
+        checked = checked_report(report, {*results.metrics, *measured})
+        log_tables(stage.trainer, results, checked.tables)
+        outcome = Outcome(dict(checked.metrics), stop=checked.stop)
+    except (Exception, SystemExit) as error:
+        if os.environ.get("RLHF_LIGHTNING_DEBUG") == "1":
+            traceback.print_exc()
+        outcome = Outcome(failure=failure_line(evaluation, results.step, error))
+    return _sent(outcome)
+
+
+def _sent(outcome: Outcome) -> Outcome:
+    broadcast(outcome)
+    return outcome
+
+
+def _follow(stage: EvaluatedStage, evaluation: Evaluation) -> Outcome:
+    """Answer the requests that rank zero sends, until it sends the outcome."""
+    while True:
+        message: SampleRequest | Outcome = broadcast(None)
+        if isinstance(message, Outcome):
+            return message
+        try:
+            _answer(stage, evaluation, message)
+        except UserError:  # of some rank; rank zero raises it too, in the user's code
+            continue
+
+
+def _answer(stage: EvaluatedStage, evaluation: Evaluation, request: SampleRequest) -> list[Sample]:
+    """Answer a request on all ranks.
+
+    Raises:
+        UserError: on every rank, where one of them failed.
+    """
+    with stage.evaluating():
+        own: list[list[Sample]] | str
+        try:
+            own = _own_answer(stage, evaluation, request)
+        except Exception as error:
+            own = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    answers: list[Any] = all_gather(own)
+    if failures := [each for each in answers if isinstance(each, str)]:
+        raise UserError(failures[0])
+    return [sample for samples in interleave_shards(answers) for sample in samples]
+
+
+def _own_answer(stage: EvaluatedStage, evaluation: Evaluation, request: SampleRequest) -> list[list[Sample]]:
+    responses, device = stage.response_generator, stage.device
+    if responses is None:
+        raise UserError(f"{type(stage).__name__} generates no responses; remove the request")
+    rewards = chosen_rewards(request, stage.validation_rewards, evaluation.rewards, device)
+    generator = torch.Generator(device).manual_seed(rank())
+    return answer(request, shard(list(request.rows)), responses, rewards, generator)

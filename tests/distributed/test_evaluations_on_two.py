@@ -1,0 +1,58 @@
+"""Evaluations on two processes: user code on one of them, requests on both; nothing hangs, whatever fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from evaluation_cases import FAILING, WORKING, write
+from leavings import column, lines, metrics
+
+pytestmark = pytest.mark.distributed
+
+PPO = [
+    *["fit", "--config", "ppo.yaml", "--data.size", "16", "--data.validation_size", "7", "--data.batch_size", "4"],
+    *["--model.iterations", "2", "--trainer.val_check_interval", "0.5", "--model.algorithm.minibatches", "1"],
+]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_every_failure_costs_a_line_and_nothing_else(
+    strategy: str, pair: object, run_on_two: Callable[..., Path]
+) -> None:
+    folder: Path = pair.folder  # type: ignore[attr-defined]
+    words = [*PPO, "--config", f"{strategy}.yaml"]
+    plain = metrics(run_on_two(f"plain-{strategy}", *words))
+    before = [len((folder / f"said.{rank}").read_text()) for rank in range(2)]
+    more = "    - class_path: EarlyStopping\n      init_args: {monitor: val/sometimes, mode: max, patience: 1}\n"
+    out = run_on_two(f"evaluated-{strategy}", *words, "--config", write(folder, *FAILING, *WORKING, more=more))
+    said = [(folder / f"said.{rank}").read_text()[start:] for rank, start in enumerate(before)]
+    failures = [line for line in said[0].splitlines() if line.startswith("evaluation ")]
+    assert len(failures) == 3 * len(FAILING) - 1
+    assert not [line for line in said[1].splitlines() if line.startswith("evaluation ")]
+    measured = metrics(out)
+    assert [{name: row[name] for name in plain[0]} for row in measured] == plain
+    assert column(out, "val/slept") == [2, 2, 2]
+    assert column(out, "val/greedy/count") == [14, 14, 14]
+    assert max(column(out, "val/greedy/gap")) < 1e-4
+    assert column(out, "val/rollouts") == [0, 1, 2]
+    assert len(lines(out / "tables" / "greedy.jsonl")) == 42
+
+
+def test_a_metric_stops_both(pair: object, run_on_two: Callable[..., Path]) -> None:
+    more = "    - class_path: EarlyStopping\n      init_args: {monitor: val/falls, mode: max, patience: 1}\n"
+    config = write(pair.folder, "Falls", more=more)  # type: ignore[attr-defined]
+    words = [*PPO, "--model.iterations", "6", "--trainer.val_check_interval", "4", "--config", config]
+    assert len(column(run_on_two("stopped", *words), "val/falls")) == 3
+
+
+@pytest.mark.parametrize(("name", "message"), [("Raises", "KeyError: 'no such column'"), ("HookRaises", "in the hook")])
+def test_a_strict_failure_ends_both(name: str, message: str, pair: object) -> None:
+    folder: Path = pair.folder  # type: ignore[attr-defined]
+    config = write(folder, name)
+    (folder / config).write_text((folder / config).read_text() + "      init_args: {strict: true}\n")
+    words = [*PPO, "--config", config, "--trainer.default_root_dir", f"strict-{name}"]
+    words += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    assert pair.run(*words) == [2, 2]  # type: ignore[attr-defined]
+    assert message in pair.said(0) + pair.said(1)  # type: ignore[attr-defined]
