@@ -130,6 +130,8 @@ class Rollout(Rows):
     """float32 [B]; one score per response, before any KL penalty."""
     values: Tensor | None
     """float32 [B, T]; of the critic. None unless the algorithm `needs_values`."""
+    preferences: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B]; probability that the row is the better one of its recorded pair. None where rewards order the rows."""
 
 
 @dataclass(frozen=True)
@@ -192,3 +194,5 @@ class PreferenceBatch(Rows):
     """float32 [B]; the score difference that a response needs over its group, 0 without a recorded margin."""
     weight: Tensor = field(default_factory=lambda: torch.ones(()))
     """float32 []; groups (responses, for a regression) of the whole optimiser step."""
+    probabilities: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B]; probability that a pair's better response, by `ratings`, is better. None: 1 everywhere."""

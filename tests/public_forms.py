@@ -140,6 +140,15 @@ FORMS = [
         pairs(Cell(GOOD)),
     ),
     Form(
+        "soft labels (prompt, chosen, rejected, probability)",
+        [
+            {"prompt": "Q0", "chosen": "good 0", "rejected": "bad 0", "probability": 0.8},
+            {"prompt": "Q1", "chosen": "bad 1", "rejected": "good 1", "probability": 0.3},
+            {"prompt": "Q2", "chosen": "good 2", "rejected": "bad 2", "probability": None},
+        ],
+        pairs(Cell(refused=PAIRS)),
+    ),
+    Form(
         "LLaMA-Factory's pairs ({from, value})",
         [
             {

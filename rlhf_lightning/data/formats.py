@@ -221,6 +221,37 @@ def number(value: Any, column: str) -> float:
     return found
 
 
+def probability(value: Any, column: str) -> float:
+    """Read a number from 0 to 1.
+
+    Raises:
+        BadRow: it is none, or outside.
+    """
+    found = number(value, column)
+    if not 0 <= found <= 1:
+        raise BadRow(f"column {column!r} must be a number from 0 to 1, found {value!r:.60}")
+    return found
+
+
+def better_first(row: dict[str, Any]) -> dict[str, Any]:
+    """Swap the columns of the two responses of a pair where its `probability` says that the rejected one is better.
+
+    >>> better_first({"chosen": "a", "rejected": "b", "probability": 0.25})
+    {'chosen': 'b', 'rejected': 'a', 'probability': 0.75}
+
+    Raises:
+        BadRow: the probability is no number from 0 to 1.
+    """
+    if row.get("probability") is None:
+        return row
+    p = probability(row["probability"], "probability")
+    if p >= 0.5:
+        return {**row, "probability": p}
+    other = {name: name.replace("chosen", "rejected") for name in row if "chosen" in name}
+    swapped = {**other, **{theirs: ours for ours, theirs in other.items()}}
+    return {swapped.get(name, name): value for name, value in row.items()} | {"probability": 1 - p}
+
+
 def label(value: Any, column: str) -> bool:
     """Read a mark that is good or bad.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rlhf_lightning.data.formats import common_prompt
+from rlhf_lightning.data.formats import better_first, common_prompt
 from rlhf_lightning.data.messages import BadRow, UnusedRow, text_or_messages
 from rlhf_lightning.data.trees import best_path, compared_replies, is_tree, root_prompt
 
@@ -180,6 +180,9 @@ def labelled(row: Row) -> list[Row]:
 
 
 def _both_halves(pair: Row) -> list[Row]:
+    pair = better_first(pair)
+    if pair.get("probability") == 0.5:
+        raise UnusedRow("tie: no answer is better")
     prompt, chosen, rejected = pair.get("prompt"), pair.get("chosen"), pair.get("rejected")
     if prompt is None:
         answers = (text_or_messages(pair.get(name), name) for name in ("chosen", "rejected"))

@@ -8,6 +8,7 @@ from rlhf_lightning.data.formats import (
     Text,
     answered,
     before_answer,
+    better_first,
     check_conversation,
     common_prompt,
     label,
@@ -33,13 +34,18 @@ class PromptData(FileData):
 
 
 class PreferenceData(FileData):
-    """Pairs: `chosen` and `rejected`, with a `prompt` or with one at the beginning of both, perhaps a `margin`."""
+    """Pairs: `chosen` and `rejected`, with a `prompt` or with one at the beginning of both, perhaps a `margin`.
+
+    A column `probability`, from 0 to 1, says how probable it is that `chosen` is the better one; without a value it is 1.
+    Below 0.5 the two are swapped.
+    """
 
     required = ("chosen", "rejected")
     form = "pairs"
 
     def row(self, row: Row) -> Row:
-        """Read `prompt`, `chosen` and `rejected`, and keep everything else as it is."""
+        """Read `prompt`, `chosen` and `rejected`, the better one first, and keep everything else as it is."""
+        row = better_first(row)
         answers = {name: text_or_messages(row.get(name), name) for name in ("chosen", "rejected")}
         if row.get("prompt") is None:
             prompt, answers["chosen"], answers["rejected"] = common_prompt(answers["chosen"], answers["rejected"])

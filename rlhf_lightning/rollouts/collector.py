@@ -16,7 +16,7 @@ from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.pipeline import generate_and_score
-from rlhf_lightning.rollouts.preferences import encode_pairs
+from rlhf_lightning.rollouts.preferences import encode_pairs, pair_probability
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.types import RawRows, Rollout, Rows
 
@@ -115,7 +115,9 @@ class Collector:
         encoded = encoded if count else replace(encoded, mask=torch.zeros_like(encoded.mask))
         rewards = torch.tensor([1.0, 0.0], device=device).repeat(len(rows))
         logprobs = None if policy else torch.zeros(encoded.mask.shape, device=device)
-        return self._rollout(encoded, rewards, False, logprobs)
+        preferences = [side for p in map(pair_probability, rows) for side in (p, 1 - p)]
+        rollout = self._rollout(encoded, rewards, False, logprobs)
+        return replace(rollout, preferences=torch.tensor(preferences, device=device))
 
     def _rollout(
         self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None, critic_values: Tensor | None = None

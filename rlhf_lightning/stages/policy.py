@@ -177,7 +177,7 @@ class PolicyStage(Stage):
 
     def screen_rows(self) -> dict[str, Screening]:
         """Encode every row once before weights are loaded; see `screen`."""
-        read = ("prompt", *(("chosen", "rejected") if self.roles.source == "pairs" else ()))
+        read = ("prompt", *(("chosen", "rejected", "probability") if self.roles.source == "pairs" else ()))
         return screen_visible(self.trainer, self.text.encoder, self.encoded, read, self.rewards.values())
 
     def encoded(self, row: dict[str, Any]) -> list[Encoded]:
@@ -298,7 +298,9 @@ class PolicyStage(Stage):
         drift = _row_drift(pairs)
         margin = drift[0::2] - drift[1::2]
         self.validation.held_out.add("preference/margin", margin.tolist())
-        self.validation.held_out.add("preference/accuracy", preference_agreement(margin).tolist())
+        assert pairs.preferences is not None
+        decided = margin[pairs.preferences[0::2] != 0.5]
+        self.validation.held_out.add("preference/accuracy", preference_agreement(decided).tolist())
 
     @property
     def _is_before_training(self) -> bool:

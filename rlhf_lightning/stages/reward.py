@@ -19,6 +19,7 @@ from rlhf_lightning.functional.preference_losses import bradley_terry_loss
 from rlhf_lightning.models.encoding import Encoded, recorded_rows
 from rlhf_lightning.models.loading import ModelConfig, load_reward_config, load_reward_model
 from rlhf_lightning.models.reward_model import RewardModel, normalize_scores, set_normalization
+from rlhf_lightning.rollouts.preferences import pair_probability
 from rlhf_lightning.rollouts.step_loader import StepLoader
 from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.training.checks import check_minimum
@@ -29,7 +30,7 @@ from rlhf_lightning.training.rows import screen_visible, visible_rows
 from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.types import LossOutput, PreferenceBatch, RawRows
 
-READ = ("prompt", "chosen", "rejected", "margin", "responses", "rated", "response", "rating", "label")
+READ = ("prompt", "chosen", "rejected", "margin", "probability", "responses", "rated", "response", "rating", "label")
 """Columns that this stage reads."""
 
 
@@ -71,7 +72,7 @@ class RewardStage(Stage):
         self.objective, self.margin, self.centering = objective, margin, centering
         self.calibrate, self.max_length = calibrate, max_length
         self.scorer: RewardModel | None = None
-        self.differences: list[Tensor] = []
+        self.compared: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
         """Check rows, load the tokenizer, and bind the loaders, before any weight is loaded."""
@@ -90,6 +91,7 @@ class RewardStage(Stage):
 
     def encoded(self, row: dict[str, Any]) -> list[Encoded]:
         """Encode the responses of a row, all behind one prompt, truncated to `max_length`."""
+        pair_probability(row)
         texts = [text for text, _ in responses_of(row)]
         return self.text.encoder.together(row["prompt"], texts, self.max_length)[1]
 
@@ -139,18 +141,29 @@ class RewardStage(Stage):
         return self.encode(rows)
 
     def encode(self, rows: RawRows) -> PreferenceBatch:
-        """Encode rows with their ratings and margins; the responses of one row are compared."""
-        prompts, responses, groups, ratings, margins = [], [], [], [], []
+        """Encode rows with their ratings, margins and probabilities; the responses of one row are compared.
+
+        A regression learns the probability that a response of a pair is the better one as its rating.
+        """
+        prompts, responses, groups, ratings, margins, probabilities = [], [], [], [], [], []
         for index, row in enumerate(rows):
+            p = pair_probability(row)
             for response, (_, rating) in zip(self.encoded(row), responses_of(row), strict=True):
                 prompts.append(response.prompt)
                 responses.append(response.response)
                 groups.append(index)
-                ratings.append(rating)
+                soft_pair = self.objective == "regression" and "chosen" in row
+                ratings.append((p if rating else 1 - p) if soft_pair else rating)
+                probabilities.append(p)
                 margins.append(float(row.get("margin") or 0.0) * self.margin)
         stops, pad = self.text.encoder.stop_tokens, self.text.tokenizer.pad_token_id
         encoded = recorded_rows(prompts, responses, groups, stops, pad)
-        return PreferenceBatch(**encoded.tensors(), ratings=torch.tensor(ratings), margins=torch.tensor(margins))
+        return PreferenceBatch(
+            **encoded.tensors(),
+            ratings=torch.tensor(ratings),
+            margins=torch.tensor(margins),
+            probabilities=torch.tensor(probabilities),
+        )
 
     def weigh(self, batch: PreferenceBatch) -> Tensor:
         """Return the number of groups with a comparison; for a regression that of responses."""
@@ -183,9 +196,9 @@ class RewardStage(Stage):
         if self.objective == "pairs":
             better, worse, _ = comparisons(batch)
             difference = (scores[better] - scores[worse]).detach()
-            count = torch.tensor(len(better), device=scores.device)
+            count, decided = torch.tensor(len(better), device=scores.device), probabilities(batch, better) != 0.5
             means |= {
-                "preference/accuracy": ((difference > 0).sum(), count),
+                "preference/accuracy": ((decided & (difference > 0)).sum(), decided.sum()),
                 "preference/margin": (difference.sum(), count),
             }
         return LossOutput(loss, means)
@@ -195,7 +208,8 @@ class RewardStage(Stage):
         if self.objective == "regression":
             return (scores - batch.ratings).square()[batch.mask.any(-1)]
         better, worse, weights = comparisons(batch)
-        losses = bradley_terry_loss(scores[better], scores[worse], batch.margins[better], self.centering) * weights
+        margins, p = batch.margins[better], probabilities(batch, better)
+        losses = bradley_terry_loss(scores[better], scores[worse], margins, self.centering, p) * weights
         groups, place = torch.unique(batch.groups[better], return_inverse=True)
         return losses.new_zeros(len(groups)).index_add(0, place, losses)
 
@@ -211,22 +225,24 @@ class RewardStage(Stage):
         if not len(better):
             return
         held_out.add("preference/margin", (scores[better] - scores[worse]).tolist())
-        self.differences.append((scores[better] - scores[worse]).cpu())
+        self.compared.append(torch.stack([scores[better] - scores[worse], probabilities(batch, better)]).cpu())
 
     def further_metrics(self) -> dict[str, float]:
         """Return accuracy and calibration error of the comparisons of all ranks."""
-        differences = [each for of_rank in all_gather(self.differences) for each in of_rank]
-        self.differences = []
-        if not differences:
+        found = [each for of_rank in all_gather(self.compared) for each in of_rank]
+        self.compared = []
+        if not found:
             return {}
         # every comparison enters in both orders: else the label would always be 1, which no calibration error can use
-        difference = torch.cat(differences)
-        probability = torch.sigmoid(torch.cat([difference, -difference]))
-        label = torch.cat([torch.ones_like(difference), torch.zeros_like(difference)]).long()
-        return {
-            "preference/accuracy": float(binary_accuracy(probability, label)),
-            "preference/calibration_error": float(binary_calibration_error(probability, label, n_bins=10)),
-        }
+        difference, p = torch.cat(found, dim=1)
+        scored, judged = torch.sigmoid(torch.cat([difference, -difference])), torch.cat([p, 1 - p])
+        # its validation alone refuses labels between 0 and 1; it compares the means of both in each bin
+        error, decided = binary_calibration_error(scored, judged, n_bins=10, validate_args=False), judged != 0.5
+        metrics = {"preference/calibration_error": float(error)}
+        if decided.any():
+            accuracy = binary_accuracy(scored[decided], (judged[decided] > 0.5).long())
+            metrics["preference/accuracy"] = float(accuracy)
+        return metrics
 
     def predict(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """Return the rows with the score of each of their responses, normalised as by `ModelReward`."""
@@ -289,3 +305,8 @@ def comparisons(batch: PreferenceBatch) -> tuple[Tensor, Tensor, Tensor]:
     better, worse = torch.nonzero(same & (batch.ratings[:, None] > batch.ratings[None]), as_tuple=True)
     counts = torch.bincount(batch.groups[better], minlength=int(batch.groups.max()) + 1)
     return better, worse, 1.0 / counts[batch.groups[better]].float()
+
+
+def probabilities(batch: PreferenceBatch, better: Tensor) -> Tensor:
+    """Return float32: the probability that the better response of each comparison is better; 1 but for pairs that say so."""
+    return torch.ones_like(batch.margins[better]) if batch.probabilities is None else batch.probabilities[better]

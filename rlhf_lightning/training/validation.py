@@ -37,7 +37,8 @@ class ValidationMetrics:
 
     def add(self, name: str, values: Iterable[float | None]) -> None:
         """Add one number per row or token; None is unknown and does not enter the mean."""
-        self.numbers.setdefault(name, []).extend(float("nan") if x is None else float(x) for x in values)
+        if numbers := [float("nan") if x is None else float(x) for x in values]:
+            self.numbers.setdefault(name, []).extend(numbers)
 
     def add_completions(self, completions: Completions, rewards: Mapping[str, Reward]) -> None:
         """Add scores, their components, lengths and the texts themselves.

@@ -136,11 +136,6 @@ def test_the_two_options_with_tests_of_their_own() -> None:
         (KLPenalty, {"coef": -1.0}, "kl.coef is -1.0; set it to 0 or a positive"),
         (KLPenalty, {"target": 0.0}, "positive"),
         (KLPenalty, {"placement": "loss"}, "expected gradient of zero"),
-        (
-            DPO,
-            {"label_smoothing": 0.1, "loss_type": "ipo"},
-            "DPO.label_smoothing is 0.1; loss_type ipo has no smoothing",
-        ),
         (KLPenalty, {"coef": 0.0, "target": 0.1}, "kl.coef is 0; .* set kl.coef above 0"),
         (
             KLPenalty,

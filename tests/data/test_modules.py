@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_lightning.data import FileData, InstructionData, PreferenceData, PromptData, RankingData, RatingData
+from rlhf_lightning.data import (
+    FileData,
+    InstructionData,
+    LabelledData,
+    PreferenceData,
+    PromptData,
+    RankingData,
+    RatingData,
+)
 from rlhf_lightning.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
@@ -147,6 +155,37 @@ def test_pairs_find_their_prompt(tmp_path: Path, row: dict[str, Any], expected: 
         return value if isinstance(value, str) else [turn["content"] for turn in value]
 
     assert tuple(plain(found[name]) for name in ("prompt", "chosen", "rejected")) == expected
+
+
+def test_a_pair_of_probability_below_one_half_is_swapped_with_all_columns_of_its_two_responses(tmp_path: Path) -> None:
+    row = {"chosen": "a", "rejected": "b", "margin": 2.0, "source": "here"}
+    scored = {
+        **row,
+        "probability": "0.25",
+        "score_chosen": 1,
+        "score_rejected": 3,
+        "chosen_model": "m",
+        "rejected_model": "n",
+    }
+    given = [scored, {**row, "probability": 0.5}, {**row, "probability": None}, {**row, "probability": 0}]
+    given = [{"prompt": str(i), **each} for i, each in enumerate(given)]
+    found = rows_of(PreferenceData(train=lines(tmp_path / "p.jsonl", given), validation_fraction=0))
+    first, tied, unknown, certain = sorted(found, key=lambda each: str(each["prompt"]))
+    assert first == {
+        **row, "prompt": "0", "chosen": "b", "rejected": "a", "probability": 0.75,
+        "score_chosen": 3, "score_rejected": 1, "chosen_model": "n", "rejected_model": "m",
+    }  # fmt: skip
+    assert (tied["chosen"], tied["probability"]) == ("a", 0.5)
+    assert (unknown["chosen"], unknown.get("probability")) == ("a", None)
+    assert (certain["chosen"], certain["rejected"], certain["probability"]) == ("b", "a", 1.0)
+
+
+def test_labels_of_a_pair_follow_its_probability(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    given = [{**row, "probability": p} for p in (0.9, 0.1, 0.5)]
+    data = LabelledData(train=lines(tmp_path / "p.jsonl", given), validation_fraction=0)
+    assert sorted(row["response"] for row in rows_of(data) if row["label"]) == ["a", "b"]
+    assert data.report == {"tie: no answer is better": 1}
 
 
 def test_ratings_of_a_prompt_stand_together_wherever_they_are_in_the_file(tmp_path: Path) -> None:

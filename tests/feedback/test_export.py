@@ -16,6 +16,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.export import Exported, export, write_text
 from rlhf_lightning.feedback.items import Media, NewItem, NewResponse
 from rlhf_lightning.feedback.store import Store
+from rlhf_lightning.rollouts.preferences import pair_probability
 
 Person = Callable[..., int]
 Judge = Callable[..., int]
@@ -63,7 +64,7 @@ def test_pairs_for_a_reward_model(store: Store, person: Person, tmp_path: Path) 
         "model b",
         "model a",
     )
-    assert second["probability"] == pytest.approx(2.5 / 3)
+    assert pair_probability(second) == pytest.approx(2.5 / 3)  # the soft label of DPO and of reward models
     assert second["agreement"] == pytest.approx(1 / 3)
     assert [said["choice"] for said in second["judgements"]] == ["chosen", "chosen", "tie"]
     assert second["judgements"][0]["strength"] == 2

@@ -36,7 +36,13 @@ from tests.invariance.conftest import (
 KINDS = ["", "", "tied", "", "unscored", "", "", ""]
 PROMPTS = [{"prompt": "please " * (i % 4) + "say", "kind": kind} for i, kind in enumerate(KINDS)]
 PAIRS = [
-    {"prompt": "say" * (1 + i % 3), "chosen": "hello " * (1 + i % 4), "rejected": "no" * (1 + i)} for i in range(ROWS)
+    {
+        "prompt": "say" * (1 + i % 3),
+        "chosen": "hello " * (1 + i % 4),
+        "rejected": "no" * (1 + i),
+        "probability": [1.0, 0.5, 0.8, None][i % 4],
+    }
+    for i in range(ROWS)
 ]
 
 

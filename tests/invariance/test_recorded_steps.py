@@ -32,6 +32,7 @@ PAIRS = [
     {"prompt": prompt, "chosen": "hello " * (1 + i % 3), "rejected": "no" * (i + 1), "margin": 0.3 * i}
     for i, prompt in enumerate(PROMPTS)
 ]
+SOFT = [{**row, "probability": [1.0, 0.5, 0.8, None][i % 4]} for i, row in enumerate(PAIRS)]
 RANKINGS = [{"prompt": prompt, "responses": WORDS[: 2 + i % 4]} for i, prompt in enumerate(PROMPTS)]
 RATINGS = [{"prompt": prompt, "response": WORDS[i % 5], "rating": 0.7 * i - 2} for i, prompt in enumerate(PROMPTS)]
 RATED = [
@@ -44,6 +45,8 @@ STAGES: dict[str, tuple[Any, dict[str, Any], list[Any]]] = {
     "conversations": (SupervisedStage, {}, CONVERSATIONS),
     "pairs": (RewardStage, {"margin": False}, PAIRS),
     "pairs with margins, centred": (RewardStage, {"centering": 0.1}, PAIRS),
+    "soft labels with margins": (RewardStage, {}, SOFT),
+    "regression on soft labels": (RewardStage, {"objective": "regression"}, SOFT),
     "rankings": (RewardStage, {}, RANKINGS),
     "rankings, centred": (RewardStage, {"centering": 0.1}, RANKINGS),
     "ratings with ties": (RewardStage, {}, RATED),

@@ -177,6 +177,17 @@ def test_rows_that_do_not_count_have_empty_masks(collector: Collector) -> None:
     assert not pairs.mask.any()
 
 
+def test_both_rows_of_a_recorded_pair_say_how_probably_they_are_the_better_one(collector: Collector) -> None:
+    rows = [{**PAIRS[0], "probability": 0.75}, {**PAIRS[0], "probability": None}, PAIRS[0]]
+    found = collector.recorded(rows, None, torch.device("cpu")).preferences
+    assert found is not None
+    assert found.tolist() == [0.75, 0.25, 1.0, 0.0, 1.0, 0.0]
+    with pytest.raises(
+        UserError, match=r"probability is 0\.3; chosen is the better response of a row: set probability"
+    ):
+        collector.recorded([{**PAIRS[0], "probability": 0.3}], None, torch.device("cpu"))
+
+
 def test_recorded_pairs_are_two_rows_the_chosen_one_first(collector: Collector) -> None:
     rollout = collector.recorded(PAIRS, None, torch.device("cpu"))
     encoder = collector.response_generator.encoder

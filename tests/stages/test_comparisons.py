@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,3 +82,30 @@ def test_scores_end_at_the_reward_that_judged() -> None:
 
     optimizer.step(closure)  # type: ignore[arg-type]
     torch.testing.assert_close(found.detach() - found.detach().mean(), true - true.mean(), atol=1e-3, rtol=0)
+
+
+def test_a_soft_label_counts_in_both_orders_and_the_margin_in_each() -> None:
+    one = replace(batch(), probabilities=torch.tensor([1.0, 1.0, 1.0, 0.7, 0.7, 1.0, 1.0, 1.0, 1.0]))
+    certain, soft = (stage(0.01).losses(torch.tensor(SCORES), data) for data in (batch(), one))
+    right, wrong = (math.log1p(math.exp(-(sign * (SCORES[3] - SCORES[4]) - MARGINS[3]))) for sign in (1, -1))
+    assert soft[[0, 2]].tolist() == certain[[0, 2]].tolist()
+    assert float(soft[1]) == pytest.approx(0.7 * right + 0.3 * wrong + 0.01 * (SCORES[3] + SCORES[4]) ** 2)
+
+
+def test_a_pair_of_probability_one_half_counts_in_no_accuracy() -> None:
+    one = replace(batch(), probabilities=torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]))
+    found = stage().loss_of_scores(torch.tensor(SCORES), one)
+    assert [float(x) for x in found.means["preference/accuracy"]] == [2, 5]
+    assert float(found.means["preference/margin"][1]) == 6
+
+
+def test_calibration_is_against_the_probabilities() -> None:
+    """Ten bins, every comparison in both orders; a bin's error is the distance of mean score and mean probability."""
+    one, logit = stage(), [math.log(p / (1 - p)) for p in (0.95, 0.75, 0.75)]
+    one.compared = [torch.tensor([[logit[0]], [1.0]]), torch.tensor([logit[1:], [0.5, 0.8]])]
+    found = one.further_metrics()
+    assert found["preference/accuracy"] == 1.0
+    assert found["preference/calibration_error"] == pytest.approx((0.05 + 2 * abs(0.75 - 0.65)) / 3, abs=1e-6)
+    one.compared = [torch.tensor([[0.3], [0.5]])]
+    assert one.further_metrics().keys() == {"preference/calibration_error"}
+    assert one.compared == []

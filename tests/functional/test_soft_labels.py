@@ -1,0 +1,117 @@
+"""Soft labels: probability 1 is the loss without them bit for bit, 0 swaps the pair, ½ pulls the two responses together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rlhf_lightning.functional.preference_losses import PreferenceLoss, bradley_terry_loss, preference_loss, soft
+
+PairLoss = Callable[..., Tensor]
+"""(chosen, rejected, p=…) → one loss per pair."""
+CHOSEN, REJECTED = torch.tensor([1.5, -2.0, 0.3, 4.0]), torch.tensor([-1.0, 0.7, 0.3, 3.9])
+LENGTHS = torch.tensor([3, 5, 2, 4])
+
+
+def preference(kind: PreferenceLoss, smoothing: float = 0.0) -> PairLoss:
+    def loss(chosen: Tensor, rejected: Tensor, p: Tensor | float = 1.0) -> Tensor:
+        return preference_loss(chosen, rejected, LENGTHS, LENGTHS, 0.7, kind, smoothing, p)
+
+    return loss
+
+
+def reward(margin: float, centering: float) -> PairLoss:
+    return partial(bradley_terry_loss, margin=torch.tensor(margin), centering=centering)
+
+
+LOSSES: dict[str, PairLoss] = {
+    **{kind: preference(kind) for kind in get_args(PreferenceLoss)},
+    **{f"{kind}, smoothed": preference(kind, 0.1) for kind in get_args(PreferenceLoss)},
+    "reward": reward(0.0, 0.0),
+    "reward with margin, centred": reward(0.4, 0.05),
+}
+EVERY = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+def with_gradient(loss: PairLoss, chosen: Tensor, rejected: Tensor, **options: Tensor) -> tuple[Tensor, ...]:
+    leaves = [chosen.clone().requires_grad_(), rejected.clone().requires_grad_()]
+    found = loss(*leaves, **options)
+    return found.detach(), *torch.autograd.grad(found.sum(), leaves)
+
+
+@EVERY
+def test_probability_one_is_the_loss_without_soft_labels_bit_by_bit(loss: PairLoss) -> None:
+    with_ones = with_gradient(loss, CHOSEN, REJECTED, p=torch.ones(4))
+    for one, other in zip(with_ones, with_gradient(loss, CHOSEN, REJECTED), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_without_soft_labels_the_losses_are_their_formulas_bit_by_bit() -> None:
+    plain: dict[str, PairLoss] = {
+        "sigmoid": lambda c, j: -logsigmoid(0.7 * (c - j)),
+        "sigmoid, smoothed": lambda c, j: -0.9 * logsigmoid(0.7 * (c - j)) - 0.1 * logsigmoid(-0.7 * (c - j)),
+        "ipo": lambda c, j: (c - j - 1 / 1.4).square(),
+        "ipo_length_normalized": lambda c, j: (c / LENGTHS - j / LENGTHS - 1 / 1.4).square(),
+        "reward with margin, centred": lambda c, j: -logsigmoid(c - j - 0.4) + 0.05 * (c + j).square(),
+    }
+    for name, formula in plain.items():
+        found = with_gradient(LOSSES[name], CHOSEN, REJECTED, p=torch.ones(4))
+        for one, other in zip(found, with_gradient(formula, CHOSEN, REJECTED), strict=True):
+            assert torch.equal(one, other), name
+
+
+@EVERY
+def test_probability_zero_swaps_the_pair(loss: PairLoss) -> None:
+    value, chosen, rejected = with_gradient(loss, CHOSEN, REJECTED, p=torch.zeros(4))
+    swapped, other_rejected, other_chosen = with_gradient(loss, REJECTED, CHOSEN)
+    for one, other in ((value, swapped), (chosen, other_chosen), (rejected, other_rejected)):
+        torch.testing.assert_close(one, other)
+
+
+@EVERY
+@pytest.mark.parametrize("p", [0.5, 0.6, 0.85])
+def test_a_soft_label_is_the_expectation_over_both_orders(loss: PairLoss, p: float) -> None:
+    """By enumeration: in a share p of the labels the chosen response is better, in the others the rejected one."""
+    soft_label = with_gradient(loss, CHOSEN, REJECTED, p=torch.full((4,), p))
+    right, wrong = with_gradient(loss, CHOSEN, REJECTED), with_gradient(loss, REJECTED, CHOSEN)
+    wrong = (wrong[0], wrong[2], wrong[1])
+    for found, one, other in zip(soft_label, right, wrong, strict=True):
+        torch.testing.assert_close(found, p * one + (1 - p) * other)
+
+
+@EVERY
+def test_one_half_pulls_the_two_together(loss: PairLoss) -> None:
+    _, chosen, rejected = with_gradient(lambda c, j, p: loss(c, j, p=p), CHOSEN, REJECTED, p=torch.full((4,), 0.5))
+    step_apart = -(chosen - rejected)  # of the difference under gradient descent
+    assert torch.equal(step_apart.sign(), -(CHOSEN - REJECTED).sign())
+
+
+@pytest.mark.parametrize("p", [0.5, 0.7, 0.95])
+def test_where_the_loss_is_smallest(p: float) -> None:
+    """βΔ = logit p for the sigmoid, Δ = (2p - 1)/(2β) for IPO; with smoothing of p(1 - ε) + (1 - p)ε."""
+    beta, odds = 0.7, lambda q: math.log(q / (1 - q))
+    smoothed = p * 0.9 + (1 - p) * 0.1
+    places = {
+        "sigmoid": odds(p) / beta,
+        "sigmoid, smoothed": odds(smoothed) / beta,
+        "ipo": (2 * p - 1) / (2 * beta),
+        "ipo, smoothed": (2 * smoothed - 1) / (2 * beta),
+        "reward": odds(p),
+    }
+    for name, place in places.items():
+        chosen = torch.full((4,), place, dtype=torch.float64, requires_grad=True)
+        LOSSES[name](chosen, torch.zeros(4).double(), p=torch.full((4,), p, dtype=torch.float64)).sum().backward()  # type: ignore[no-untyped-call]
+        assert chosen.grad is not None
+        torch.testing.assert_close(chosen.grad, torch.zeros(4).double(), atol=1e-9, rtol=0)
+
+
+def test_soft_takes_any_loss_of_a_margin() -> None:
+    found = soft(lambda margin: (2 - margin) ** 3, torch.tensor([1.0, -1.0]), torch.tensor([0.25, 1.0]))
+    assert found.tolist() == [0.25 * 1 + 0.75 * 27, 27]
