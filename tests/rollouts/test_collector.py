@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.generation.transformers import TransformersGenerate
