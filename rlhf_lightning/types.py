@@ -27,7 +27,11 @@ class Rows:
     prompt_mask: Tensor
     """bool [B, P]; True on prompt tokens, False on the padding to their left."""
     mask: Tensor
-    """bool [B, T]; True where the policy chose the token, the stop token included. A row that is all False has weight 0."""
+    """bool [B, T]; True where the policy chose the token, the stop token included. A row that is all False has weight 0.
+
+    False before the last True marks a token that the policy read, such as a user's turn or a tool's reply: later tokens attend
+    to it, and it has no log-probability, value or loss. False after the last True is padding.
+    """
     groups: Tensor
     """int64 [B]; rows of one prompt share it."""
     truncated: Tensor
@@ -36,8 +40,9 @@ class Rows:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def response_lengths(self) -> Tensor:
-        """int64 [B]: tokens up to the last one under the mask; between them may be context, such as a user's turn."""
+    @property
+    def reach(self) -> Tensor:
+        """Return int64 [B]: response tokens up to the last that the policy chose; 0 for a row of weight 0."""
         places = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
         return (self.mask * places).amax(-1) if self.mask.shape[1] else self.mask.sum(-1)
 

@@ -9,14 +9,14 @@ from rlhf_lightning.functional.masked import masked_moments
 
 
 def last_token(mask: Tensor) -> Tensor:
-    """Mark the last True of each row of `mask` [B, T]; bool [B, T].
+    """Mark the last True of each row of `mask` [B, T], whatever holes are before it; bool [B, T].
 
-    >>> last_token(torch.tensor([[True, True, False], [False, False, False]]))
-    tensor([[False,  True, False],
-            [False, False, False]])
+    >>> last_token(torch.tensor([[True, False, True, False], [False, False, False, False]]))
+    tensor([[False, False,  True, False],
+            [False, False, False, False]])
     """
-    following = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-    return mask & ~following
+    chosen_from_here = mask.flip(-1).cumsum(-1).flip(-1)
+    return mask & (chosen_from_here == 1)
 
 
 def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
@@ -28,17 +28,26 @@ def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, rewards, rewards.new_zeros(()))
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    final_values: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Estimate generalised advantages (Schulman et al. 2016, eq. 16) and the returns `A + V`.
 
-    δ_t = r_t + γ V_{t+1} - V_t;  A_t = δ_t + γλ A_{t+1};  V after the last token is 0.
+    δ_t = r_t + γ V_{t+1} - V_t;  A_t = δ_t + γλ A_{t+1}. t + 1 is the next token that the policy chose. Tokens that it
+    read between two choices, such as a user's turn, take no step: they neither discount nor reset the advantage.
 
     Args:
         rewards: float32 [B, T].
         values: float32 [B, T].
-        mask: bool [B, T]; True on consecutive tokens from the first.
+        mask: bool [B, T]; True where the policy chose the token.
         gamma: the discount.
         gae_lambda: λ; 1 for returns minus values, 0 for one-step differences.
+        final_values: float32 [B]; V of the state after the last token. None for 0.
 
     Returns:
         Advantages and returns, float32 [B, T], 0 outside the mask.
@@ -46,14 +55,16 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
     >>> gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25]]), torch.tensor([[True, True]]), 1.0, 1.0)
     (tensor([[0.5000, 0.7500]]), tensor([[1., 1.]]))
     """
-    values = torch.where(mask, values, values.new_zeros(()))
-    advantages = torch.zeros_like(values)
-    following = next_value = values.new_zeros(values.shape[0])
+    advantages, zero = torch.zeros_like(values), values.new_zeros(())
+    following = values.new_zeros(values.shape[0])
+    next_value = following if final_values is None else final_values
     for t in range(values.shape[1] - 1, -1, -1):
+        chosen = mask[:, t]
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = torch.where(mask[:, t], delta + gamma * gae_lambda * following, following.new_zeros(()))
-        advantages[:, t], next_value = following, values[:, t]
-    return advantages, torch.where(mask, advantages + values, values.new_zeros(()))
+        following = torch.where(chosen, delta + gamma * gae_lambda * following, following)
+        next_value = torch.where(chosen, values[:, t], next_value)
+        advantages[:, t] = torch.where(chosen, following, zero)
+    return advantages, torch.where(mask, advantages + values, zero)
 
 
 def group_sums(x: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

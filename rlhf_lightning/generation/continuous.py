@@ -87,9 +87,9 @@ class ContinuousBatch:
         assert self.cache is not None
         _, lengths, tokens = self.state[:, : self.active]
         self.steps += 1
-        reach = self.steps + max(self.started_at[: self.active])
-        self.cache.point(lengths, reach)
-        mask = torch.arange(reach, device=lengths.device) <= lengths[:, None]
+        longest = self.steps + max(self.started_at[: self.active])
+        self.cache.point(lengths, longest)
+        mask = torch.arange(longest, device=lengths.device) <= lengths[:, None]
         # transformers waits for the device to find padding in a 2-D mask, so a model that reads a 4-D mask gets one
         attention_mask = (
             attention_mask_for(mask[:, None, None], self.backbone) if self.capabilities.packing else mask.long()

@@ -135,7 +135,8 @@ def _packing_error(backbone: Any, vocabulary: int) -> float:
 
     def states(layout: Layout) -> Tensor:
         packed = pack_rows(rows, sizes, layout)
-        return backbone_states(backbone, packed)[packed.before(zeros + 6)].float()
+        chosen = torch.ones(3, 6, dtype=torch.bool, device=device).nonzero(as_tuple=True)
+        return backbone_states(backbone, packed)[packed.before(*chosen)].float()
 
     with eval_mode(backbone), torch.autocast(device.type, enabled=False):
         measured, expected = states(one_sequence), states(unpacked)

@@ -24,7 +24,7 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, slots: int, columns: int, limit: int) -> None:
         super().__init__()
         self.slots, self.columns, self.limit = slots, columns, limit
-        self.reach = 0
+        self.longest = 0
         """Number of columns that attention reads, the length of the longest row."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -45,7 +45,7 @@ class SlotLayer(CacheLayerMixin):
     def move(self, targets: Tensor, sources: Tensor) -> None:
         """Copy rows between slots; no slot is both a target and a source."""
         for states in (self.keys, self.values):
-            states[targets, :, : self.reach] = states[sources, :, : self.reach]
+            states[targets, :, : self.longest] = states[sources, :, : self.longest]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the token of each of the first n slots in its column of `at`; return the columns that attention reads."""
@@ -53,23 +53,23 @@ class SlotLayer(CacheLayerMixin):
         # under autocast the prompt's cache is float32, as concatenation promotes it, and a token's values may be 16-bit
         self.keys[self.index, :, self.at] = key_states[:, :, 0].to(self.keys.dtype)
         self.values[self.index, :, self.at] = value_states[:, :, 0].to(self.values.dtype)
-        return self.keys[:n, :, : self.reach], self.values[:n, :, : self.reach]
+        return self.keys[:n, :, : self.longest], self.values[:n, :, : self.longest]
 
-    def point(self, index: Tensor, at: Tensor, reach: int) -> None:
-        """Set the slots `index` [n] and columns `at` [n] of the next tokens, and the length `reach` of the longest row."""
-        self.index, self.at, self.reach = index, at, reach
-        while self.columns < reach:
+    def point(self, index: Tensor, at: Tensor, longest: int) -> None:
+        """Set the slots `index` [n] and columns `at` [n] of the next tokens, and the length `longest` of the longest row."""
+        self.index, self.at, self.longest = index, at, longest
+        while self.columns < longest:
             more = min(self.columns, self.limit - self.columns)
             self.keys, self.values = (F.pad(x[: len(at)], (0, 0, 0, more)) for x in (self.keys, self.values))
             self.columns += more
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number and offset of the columns that attention reads."""
-        return self.reach, 0
+        return self.longest, 0
 
     def get_seq_length(self) -> int:
         """Return the length of the longest row before this step."""
-        return self.reach - 1
+        return self.longest - 1
 
     def get_max_length(self) -> int:
         """Return the maximum number of columns."""
@@ -98,11 +98,11 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.move(targets, sources)
 
-    def point(self, at: Tensor, reach: int) -> None:
-        """Prepare a step of the first n slots, whose tokens go to columns `at` [n], all below `reach`."""
+    def point(self, at: Tensor, longest: int) -> None:
+        """Prepare a step of the first n slots, whose tokens go to columns `at` [n], all below `longest`."""
         index = torch.arange(len(at), device=at.device)
         for layer in self.layers:
-            layer.point(index, at, reach)
+            layer.point(index, at, longest)
 
 
 def is_plain(cache: Any, longest: int) -> bool:

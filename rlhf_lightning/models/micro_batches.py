@@ -76,7 +76,7 @@ class _Blocks(NamedTuple):
 
 def _blocks(rows: Rows, loss_groups: Tensor, shares: bool) -> tuple[_Blocks, _Blocks]:
     """Return two choices of blocks: all responses to a prompt, and the rows of a loss group."""
-    prompts, responses = torch.stack([rows.prompt_mask.sum(-1), rows.response_lengths()]).cpu()
+    prompts, responses = torch.stack([rows.prompt_mask.sum(-1), rows.reach]).cpu()
     if not shares:
         prompts, responses = torch.zeros_like(prompts), torch.full_like(responses, int((prompts + responses).max()))
 
@@ -112,7 +112,7 @@ def trim(rows: RowsT) -> RowsT:
     last = next((column for column in range(len(used) - width, 1, -1) if used[width + column - 1]), 1)
     trimmed: dict[str, Any] = {}
     for name, value in rows.tensors().items():
-        if value.dim() == 2 and name not in ("tokens", "prompt_mask"):
+        if value.dim() >= 2 and name not in ("tokens", "prompt_mask"):
             trimmed[name] = value[:, :last]
     return replace(
         rows, tokens=rows.tokens[:, first : width + last], prompt_mask=rows.prompt_mask[:, first:], **trimmed

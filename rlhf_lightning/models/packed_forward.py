@@ -27,15 +27,15 @@ RowTensors = tuple[Tensor | None, ...]
 def hidden_states_before(backbone: Any, rows: Rows) -> Tensor:
     """Compute the last hidden state before each of the N response tokens under the mask, row by row.
 
-    The last token of a response is not fed, as no token follows it. Rows without a response are skipped.
+    The tokens that the policy read between its own are fed too. The last token is not, as no chosen token follows it. Rows
+    without a response are skipped.
 
     Returns:
         [N, H].
     """
-    lengths = rows.response_lengths()
-    packed = _pack(backbone, rows, (lengths - 1).clamp(min=0), lengths > 0)
-    within = torch.arange(rows.mask.shape[1], device=lengths.device) < lengths[:, None]
-    return backbone_states(backbone, packed).index_select(0, packed.before(lengths)[rows.mask[within]])
+    reach = rows.reach
+    packed = _pack(backbone, rows, (reach - 1).clamp(min=0), reach > 0)
+    return backbone_states(backbone, packed).index_select(0, packed.before(*rows.mask.nonzero(as_tuple=True)))
 
 
 def final_hidden_states(backbone: Any, rows: Rows) -> Tensor:
@@ -44,9 +44,10 @@ def final_hidden_states(backbone: Any, rows: Rows) -> Tensor:
     Returns:
         [B, H].
     """
-    lengths = rows.response_lengths()
-    packed = _pack(backbone, rows, lengths, lengths >= 0)
-    return backbone_states(backbone, packed).index_select(0, packed.last(lengths))
+    reach = rows.reach
+    packed = _pack(backbone, rows, reach, reach >= 0)
+    each = torch.arange(len(rows), device=reach.device)
+    return backbone_states(backbone, packed).index_select(0, packed.before(each, reach))
 
 
 def map_micro_batches(backbone: Any, rows: Rows, compute: Callable[[Rows], RowTensors]) -> RowTensors:
@@ -75,8 +76,7 @@ def _fields(rows: Rows) -> tuple[Tensor, ...]:
 
 def _micro_batch_indices(backbone: Any, rows: Rows, limit: int) -> list[Tensor]:
     """Split row indices so that the packed sequences of each micro-batch hold at most `limit` tokens, or one sequence."""
-    lengths = rows.response_lengths()
-    layout = _best_layout(backbone, row_sizes(rows, lengths, lengths >= 0))
+    layout = _best_layout(backbone, row_sizes(rows, rows.reach, torch.ones_like(rows.groups, dtype=torch.bool)))
     count = max(1, limit // sequence_length(layout))
     micro_batches = [layout[start : start + count] for start in range(0, len(layout), count)]
     indices = [[row for sequence in batch for group in sequence for row in group.rows] for batch in micro_batches]

@@ -6,6 +6,8 @@ computed once and little is padding::
     sequence 0   prompt A | response 1 | response 2 | prompt B | response 3
     sequence 1   prompt A | response 4 | response 5 | padding
 
+A response may have holes: tokens that the policy read, and did not choose. They are tokens as all others here.
+
 Position ids count from the start of each row. The attention mask lets a response attend to its prompt and itself only.
 Every state therefore equals the state of the row alone, and so does every gradient.
 """
@@ -42,14 +44,9 @@ class PackedSequences:
     response: Tensor
     """int64 [B]; the place of each row's first response token."""
 
-    def before(self, lengths: Tensor) -> Tensor:
-        """Return the place of the token before each of a row's `lengths` [B] response tokens, row by row; int64 [N]."""
-        owner, within = _row_and_offset(lengths)
-        return torch.where(within == 0, self.prompt_end[owner], self.response[owner] + within - 1)
-
-    def last(self, lengths: Tensor) -> Tensor:
-        """Return the place of the last of a row's `lengths` [B] response tokens, or of its prompt; int64 [B]."""
-        return torch.where(lengths == 0, self.prompt_end, self.response + lengths - 1)
+    def before(self, row: Tensor, at: Tensor) -> Tensor:
+        """Return the place of the token before response token `at` [N] of `row` [N]; int64 [N], the prompt's end for 0."""
+        return torch.where(at == 0, self.prompt_end[row], self.response[row] + at - 1)
 
 
 class RowSizes(NamedTuple):

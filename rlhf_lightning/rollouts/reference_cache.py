@@ -42,7 +42,7 @@ class ReferenceCache:
             if all(key in self.cached for key in keys):
                 continue
             logprobs = compute(rows).cpu()
-            lengths = rows.response_lengths().tolist()
+            lengths = rows.reach.tolist()
             self.cached |= {key: logprobs[i, : lengths[i]].contiguous() for i, key in enumerate(keys)}
         for cached in all_gather(self.cached):
             self.cached |= cached
@@ -74,15 +74,15 @@ class ReferenceCache:
 
 
 def content_keys(rows: Rows) -> list[str]:
-    """Return B hashes, each of the token ids of one prompt and response; padding does not change them."""
+    """Return B hashes, each of the token ids of one prompt and response and of which are chosen, without padding."""
     width = rows.prompt_mask.shape[1]
     keys = []
-    lengths = rows.response_lengths().tolist()
+    lengths = rows.reach.tolist()
     every = zip(rows.tokens.cpu(), rows.prompt_mask.cpu(), rows.mask.cpu(), lengths, strict=True)
     for tokens, prompt_mask, mask, length in every:
         digest = hashlib.sha256(tokens[:width][prompt_mask].numpy().tobytes())
         digest.update(b"|" + tokens[width : width + length].numpy().tobytes())
-        if not mask[:length].all():  # turns of several; of one turn the name stays what it was
+        if not mask[:length].all():  # a row with holes; the key of a row without stays what it was
             digest.update(b"|" + mask[:length].numpy().tobytes())
         keys.append(digest.hexdigest()[:32])
     return keys

@@ -64,16 +64,34 @@ def test_advantages_of_the_fixture() -> None:
 def test_gae_is_the_double_sum_of_its_definition(gamma: float, lam: float) -> None:
     torch.manual_seed(0)
     rewards, values = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
-    lengths = torch.tensor([7, 1, 4, 6, 2])
-    mask = torch.arange(7)[None] < lengths[:, None]
-    advantages, _ = gae(rewards, values, mask, gamma, lam)
-    for row, length in enumerate(lengths.tolist()):
-        value = [*values[row, :length].tolist(), 0.0]
-        delta = [float(rewards[row, t]) + gamma * value[t + 1] - value[t] for t in range(length)]
-        for t in range(length):
-            expected = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, length))
-            assert float(advantages[row, t]) == pytest.approx(expected)
-        assert not advantages[row, length:].any()
+    mask = torch.arange(7)[None] < torch.tensor([7, 1, 4, 6, 2])[:, None]
+    final = torch.randn(5, dtype=torch.float64)
+    for holes in (mask, mask & (torch.rand(5, 7) < 0.6)):
+        for final_values in (None, final):
+            advantages, returns = gae(rewards, values, holes, gamma, lam, final_values)
+            for row, chosen in enumerate(holes):  # the tokens that were read take no step
+                reward, value = rewards[row][chosen].tolist(), values[row][chosen].tolist()
+                value.append(0.0 if final_values is None else float(final[row]))
+                delta = [r + gamma * value[t + 1] - value[t] for t, r in enumerate(reward)]
+                for t, found in enumerate(advantages[row][chosen].tolist()):
+                    expected = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, len(delta)))
+                    assert found == pytest.approx(expected)
+            torch.testing.assert_close(returns, (advantages + values) * holes)
+            assert not advantages[~holes].any()
+
+
+def test_two_turns_by_hand() -> None:
+    # the policy chose a token, read two (a user's turn), chose two, and padding follows; the score is paid once, at the end
+    mask = torch.tensor([[True, False, False, True, True, False]])
+    values = torch.tensor([[0.5, 9.0, 9.0, 0.2, 0.4, 9.0]])
+    rewards = token_rewards(torch.tensor([1.0]), torch.full((1, 6), 0.1), mask)
+    torch.testing.assert_close(rewards, torch.tensor([[-0.1, 0.0, 0.0, -0.1, 0.9, 0.0]]))
+    advantages, returns = gae(rewards, values, mask, 0.9, 0.5)
+    # δ: 0.9 - 0.4 = 0.5; -0.1 + 0.9·0.4 - 0.2 = 0.06; -0.1 + 0.9·0.2 - 0.5 = -0.42; γλ = 0.45
+    torch.testing.assert_close(advantages, torch.tensor([[-0.291750, 0.0, 0.0, 0.285, 0.5, 0.0]]))
+    torch.testing.assert_close(returns, torch.tensor([[0.208250, 0.0, 0.0, 0.485, 0.9, 0.0]]))
+    truncated, _ = gae(rewards, values, mask, 0.9, 0.5, torch.tensor([2.0]))  # V behind the last token: δ is 1.8 more
+    torch.testing.assert_close(truncated, torch.tensor([[0.072750, 0.0, 0.0, 1.095, 2.3, 0.0]]))
 
 
 def test_whitening_counts_the_mask_alone() -> None:

@@ -15,17 +15,19 @@ from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards import RandomReward
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Rows
+from tests.holes import with_holes
 
 Folder = Callable[[str], str]
 
 
-@pytest.fixture
-def rows() -> Rows:
+@pytest.fixture(params=["whole", "holes"])
+def rows(request: pytest.FixtureRequest) -> Rows:
     """Two rows, one prompt left padded, one response shorter."""
     tokens = torch.randint(3, 290, (2, 9), generator=torch.Generator().manual_seed(0))
     prompt_mask, mask = torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
     prompt_mask[0, :2], mask[1, 3:] = False, False
-    return Rows(tokens, prompt_mask, mask, torch.arange(2), mask[:, -1])
+    rows = Rows(tokens, prompt_mask, mask, torch.arange(2), mask[:, -1])
+    return with_holes(rows) if request.param == "holes" else rows
 
 
 def policy_with(kind: type[SharedCritic], folder: str) -> Policy:
@@ -48,11 +50,11 @@ def test_a_critic_reads_the_state_before_each_token(
     values: Tensor = policy(rows).values
     assert not values[~rows.mask].any()
     for row in range(2):  # by transformers alone, without padding
-        prompt, length = rows.tokens[row, :4][rows.prompt_mask[row]], int(rows.mask[row].sum())
+        prompt, length = rows.tokens[row, :4][rows.prompt_mask[row]], int(rows.reach[row])
         ids = torch.cat([prompt, rows.tokens[row, 4 : 4 + length]])[None]
         states = policy.model(ids, output_hidden_states=True).hidden_states[-1][0]  # type: ignore[operator]
         expected = head(states[len(prompt) - 1 : -1]).squeeze(-1)
-        torch.testing.assert_close(values[row, :length], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(values[row, :length], expected * rows.mask[row, :length], atol=1e-4, rtol=1e-4)
 
 
 def test_a_separate_critic_moves_no_weight_of_the_policy(tiny_model_folder: Folder, rows: Rows) -> None:

@@ -17,15 +17,17 @@ from rlhf_lightning.models.logprobs import check_head, token_scores
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.types import Rows
 from tests.conftest import ARCHITECTURES
+from tests.holes import with_holes
 
 Folder = Callable[[str], str]
 
 
-@pytest.fixture
-def rows() -> Rows:
+@pytest.fixture(params=["whole", "holes"])
+def rows(request: pytest.FixtureRequest) -> Rows:
     tokens = torch.randint(3, 50, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(5)[None] < torch.tensor([5, 3, 4])[:, None]
-    return Rows(tokens, torch.ones(3, 4, dtype=torch.bool), mask, torch.arange(3), mask[:, -1])
+    rows = Rows(tokens, torch.ones(3, 4, dtype=torch.bool), mask, torch.arange(3), mask[:, -1])
+    return with_holes(rows) if request.param == "holes" else rows
 
 
 def distribution(model: Any, rows: Rows, temperature: float) -> torch.distributions.Categorical:

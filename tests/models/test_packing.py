@@ -27,6 +27,7 @@ from rlhf_lightning.models.reward_model import score_rows
 from rlhf_lightning.rewards import ModelReward
 from rlhf_lightning.types import PolicyOutput, Rows
 from tests.conftest import ARCHITECTURES
+from tests.holes import with_holes
 
 Folder = Callable[[str], str]
 PAD = 2
@@ -54,11 +55,12 @@ def rows_of(prompts: list[list[int]], lengths: list[int], padding: int = 1) -> R
     return Rows(tokens, prompt_mask, mask, torch.arange(len(prompts)), mask[:, -1])
 
 
-@pytest.fixture
-def rows() -> Rows:
+@pytest.fixture(params=["whole", "holes"])
+def rows(request: pytest.FixtureRequest) -> Rows:
     """Responses of a group that are not side by side, one without a token; a group of one; a prompt that ends another."""
     a, b, c = [5, 6, 7, 8, 9], [11, 12, 13], [8, 9]
-    return rows_of([a, b, a, c, a, a, c], [4, 6, 1, 3, 0, 7, 2])
+    rows = rows_of([a, b, a, c, a, a, c], [4, 6, 1, 3, 0, 7, 2])
+    return with_holes(rows) if request.param == "holes" else rows
 
 
 @pytest.fixture
@@ -121,6 +123,52 @@ def test_packed_rows_have_the_values_and_gradients_of_padded_ones(
     assert few < many
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+@torch.no_grad()
+def test_logprobs_entropy_and_values_are_those_of_plain_transformers(
+    tiny_model_folder: Folder, rows: Rows, arch: str, pack: bool, critic: str
+) -> None:
+    folder = tiny_model_folder(arch)
+    policy = Policy(loaded(folder, pack=pack), critic_of(critic, folder, pack=pack), 0.7)
+    assert supports_packing(policy.backbones()[-1]) == pack
+    output, width = policy(rows, entropy=True), rows.prompt_mask.shape[1]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    for row in range(len(rows)):  # each row alone, with the tokens that were read
+        chosen = rows.mask[row].nonzero().flatten()
+        ids = rows.tokens[row][torch.cat([rows.prompt_mask[row], torch.ones_like(rows.mask[row])])][None]
+        found = model(ids, output_hidden_states=True)
+        before = int(rows.prompt_mask[row].sum()) - 1 + chosen
+        distribution = torch.distributions.Categorical(logits=found.logits[0, before] / 0.7, validate_args=False)
+        expected = {
+            "logprobs": distribution.log_prob(rows.tokens[row, width + chosen]),
+            "entropy": distribution.entropy(),
+            "values": policy.critic.head(found.hidden_states[-1][0, before]).squeeze(-1),  # type: ignore[union-attr, operator]
+        }
+        for name, numbers in expected.items():
+            torch.testing.assert_close(getattr(output, name)[row, chosen], numbers, atol=2e-5, rtol=0)
+            assert not getattr(output, name)[row][~rows.mask[row]].any()
+
+
+def test_the_states_before_chosen_tokens_alone_have_a_gradient(tiny_model_folder: Folder, rows: Rows) -> None:
+    folder, states = tiny_model_folder("llama"), []
+    policy = Policy(loaded(folder, pack=False), critic_of("shared", folder), 0.7)
+    supports_packing(policy.backbones()[0])
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        output.last_hidden_state.retain_grad()
+        states.append(output.last_hidden_state)
+
+    policy.backbones()[0].register_forward_hook(keep)
+    learned(policy, rows)
+    kept = rows.mask.any(-1)  # an empty row is not fed
+    expected = torch.zeros(states[0].shape[:2], dtype=torch.bool)
+    for row, prompt, mask in zip(expected, rows.prompt_mask[kept].sum(-1), rows.mask[kept], strict=True):
+        row[prompt - 1 + mask.nonzero().flatten()] = True
+    assert torch.equal(states[0].grad.ne(0).any(-1), expected)
+
+
 def test_a_shared_prompt_reaches_the_backbone_once(tiny_model_folder: Folder, groups: Rows) -> None:
     model = loaded(tiny_model_folder("llama"))
     supports_packing(model.base_model)
@@ -155,7 +203,7 @@ def test_the_score_of_a_response_is_that_of_its_row_alone(tiny_model_folder: Fol
     assert seen[0][0] * seen[0][1] < (45 if pack else 100)  # 10 tokens of prompts and 23 of responses, in lines
     width = rows.prompt_mask.shape[1]
     for row in range(len(rows)):
-        prompt, response = rows.tokens[row, :width][rows.prompt_mask[row]], rows.tokens[row, width:][rows.mask[row]]
+        prompt, response = rows.tokens[row, :width][rows.prompt_mask[row]], rows.tokens[row, width:][: rows.reach[row]]
         state = model.base_model(torch.cat([prompt, response])[None]).last_hidden_state[0, -1]
         torch.testing.assert_close(scores[row], model.score(state)[0], atol=1e-5, rtol=0)
 

@@ -25,6 +25,7 @@ from rlhf_lightning.rewards import Reward, WeightedSum
 from rlhf_lightning.rollouts.collector import Collector
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.types import Completions, Rollout
+from tests.holes import ReadingSampler
 
 STOPS = list(range(2, 60))
 PROMPTS: list[dict[str, Any]] = [{"prompt": "please say hello", "worth": 3.0}, {"prompt": "cat", "worth": None}]
@@ -43,8 +44,8 @@ class Worth(Reward):
         return [None if value is None else value - row for row, value in enumerate(worth)]
 
 
-@pytest.fixture
-def collector(tiny_model_folder: Callable[[str], str], tokenizer: Any) -> Collector:
+@pytest.fixture(params=[Sampler, ReadingSampler])
+def collector(request: Any, tiny_model_folder: Callable[[str], str], tokenizer: Any) -> Collector:
     """A policy that differs from its reference, at temperature 0.7."""
     config = ModelConfig(tiny_model_folder("gpt2"))
     policy = Policy(load_causal_lm(config), SharedCritic(32), temperature=0.7)
@@ -52,7 +53,7 @@ def collector(tiny_model_folder: Callable[[str], str], tokenizer: Any) -> Collec
         policy.model.get_output_embeddings().weight.mul_(1.1)  # type: ignore[operator]
     policy.critic.head.bias.data.fill_(0.5)  # type: ignore[union-attr]
     reference = CopiedReference(load_causal_lm(config), "full")
-    return Collector(ResponseGenerator(policy, Sampler(6, 0.7), Encoder(tokenizer, STOPS)), Worth(), reference, 0.7)
+    return Collector(ResponseGenerator(policy, request.param(6, 0.7), Encoder(tokenizer, STOPS)), Worth(), reference, 0.7)
 
 
 def collected(collector: Collector, values: bool = False, count: bool = True) -> Rollout:
