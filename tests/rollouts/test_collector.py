@@ -53,7 +53,9 @@ def collector(request: Any, tiny_model_folder: Callable[[str], str], tokenizer: 
         policy.model.get_output_embeddings().weight.mul_(1.1)  # type: ignore[operator]
     policy.critic.head.bias.data.fill_(0.5)  # type: ignore[union-attr]
     reference = CopiedReference(load_causal_lm(config), "full")
-    return Collector(ResponseGenerator(policy, request.param(6, 0.7), Encoder(tokenizer, STOPS)), Worth(), reference, 0.7)
+    return Collector(
+        ResponseGenerator(policy, request.param(6, 0.7), Encoder(tokenizer, STOPS)), Worth(), reference, 0.7
+    )
 
 
 def collected(collector: Collector, values: bool = False, count: bool = True) -> Rollout:
