@@ -54,6 +54,7 @@ def measure(
     from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
     from rlhf_lightning.generation import decoding_state, local, transformers
+    from rlhf_lightning.types import GenerationRequest
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -108,7 +109,9 @@ def measure(
     def write(count):
         mask = torch.ones(count, PROMPT_LENGTH, dtype=torch.bool, device=device)
         params = sampler.sampling_params([STOP], 0, COPIES)
-        return sampler.generate(model, prompts[:count], mask, params, torch.Generator(device).manual_seed(2))
+        return sampler.generate(
+            GenerationRequest(prompts[:count], mask, params, torch.Generator(device).manual_seed(2), model)
+        )
 
     everything = lengths
     lengths = torch.full_like(everything, 3)

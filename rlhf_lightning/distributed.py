@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -81,19 +82,26 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(all_max(torch.tensor(float(flag), device=device)) > 0)
 
 
-def raise_on_all_ranks(work: Callable[..., Result], *args: Any) -> Result:
-    """Return `work(*args)`, and raise on every rank if it failed on one.
+@contextmanager
+def shared_errors() -> Iterator[None]:
+    """Raise on every rank at the end of the block if the block failed on one.
 
     Without this the other ranks would wait for the failed one forever.
 
     Raises:
-        UserError: `work` failed here, or on another rank.
+        UserError: the block failed here, or on another rank.
     """
     failure: UserError | None = None
     try:
-        result = work(*args)
+        yield
     except UserError as error:
         failure = error
     if any_rank(failure is not None):
         raise failure or UserError("another rank of this run failed; read the message of that rank")
-    return result
+
+
+def raise_on_all_ranks(work: Callable[..., Result], *args: Any) -> Result:
+    """Return `work(*args)`, and raise on every rank if it failed on one; see `shared_errors`."""
+    with shared_errors():
+        return work(*args)
+    raise AssertionError  # mypy: the block either returns or raises

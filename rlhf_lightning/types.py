@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RawRows = list[dict[str, Any]]
 """Rows of a data set as Python values."""
@@ -88,6 +88,30 @@ class SamplingParams:
     """A response ends with the token after which its text contains one of them; that token belongs to it."""
     decode: Callable[[list[int]], str] | None = None
     """Token ids → text, special tokens included; stop strings need it."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Hold what one call of a generator reads."""
+
+    prompts: Tensor
+    """int64 [N, P], left padded."""
+    prompt_mask: Tensor
+    """bool [N, P]; True on prompt tokens."""
+    params: SamplingParams
+    """Lengths, temperature, truncation, token ids and stop strings. An engine must honour or refuse each."""
+    generator: torch.Generator
+    """The only source of randomness, on the device of `prompts`."""
+    model: nn.Module | None = None
+    """A causal language model of transformers, or a peft model around one, in eval mode, with the present weights. An engine
+    that has weights of its own, such as a server, ignores it."""
+    critic: Callable[[Tensor], Tensor] | None = None
+    """Hidden states [n, H] of the model's backbone → values, float32 [n]. An engine that records values saves a later pass; any
+    engine may ignore the critic."""
+
+    def prompt_ids(self) -> list[list[int]]:
+        """Return the token ids of each prompt without padding, as a server takes them."""
+        return [ids[mask].tolist() for ids, mask in zip(self.prompts.cpu(), self.prompt_mask.cpu(), strict=True)]
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 
-import torch
-from torch import Tensor, nn
-
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.types import Generated, SamplingParams
+from rlhf_lightning.types import Generated, GenerationRequest, SamplingParams
 
-__all__ = ["Generated", "Generator", "SamplingParams"]
+__all__ = ["Generated", "GenerationRequest", "Generator", "SamplingParams"]
 
 
 @dataclass
@@ -144,23 +141,5 @@ class Generator(ABC):
         )
 
     @abstractmethod
-    def generate(
-        self,
-        model: nn.Module,
-        prompts: Tensor,
-        prompt_mask: Tensor,
-        params: SamplingParams,
-        generator: torch.Generator,
-        critic: Callable[[Tensor], Tensor] | None = None,
-    ) -> Generated:
-        """Generate `params.responses_per_prompt` responses to each prompt.
-
-        Args:
-            model: a causal language model of transformers, or a peft model around one, in eval mode. No gradient is kept.
-            prompts: int64 [N, P], left padded.
-            prompt_mask: bool [N, P]; True on prompt tokens.
-            params: lengths, temperature, truncation, token ids and stop strings. An engine must honour or refuse each.
-            generator: the only source of randomness, on the device of `prompts`.
-            critic: maps hidden states [n, H] of the model's backbone to values, float32 [n]. A generator that records
-                values saves a later pass; a generator may ignore the critic.
-        """
+    def generate(self, request: GenerationRequest) -> Generated:
+        """Generate `request.params.responses_per_prompt` responses to each prompt; no gradient is kept."""

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from rlhf_lightning.generation.sampling import sample, truncation
 from rlhf_lightning.generation.stop_strings import StopStrings, stop_strings_of
-from rlhf_lightning.types import Generated, SamplingParams
+from rlhf_lightning.types import Generated, GenerationRequest
 
 
 class DecodingState:
     """Hold the tokens, log-probabilities and values of B rows of up to T tokens, and one uniform number per token position."""
 
-    def __init__(
-        self,
-        rows: int,
-        params: SamplingParams,
-        generator: torch.Generator,
-        critic: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        device, width = generator.device, params.max_new_tokens
+    def __init__(self, request: GenerationRequest) -> None:
+        params, generator = request.params, request.generator
+        device, width = request.prompts.device, params.max_new_tokens
+        rows = len(request.prompts) * params.responses_per_prompt
         self.temperature, self.width, self.truncate = params.temperature, width, truncation(params)
         self.uniforms = torch.rand(width, rows, generator=generator, device=device)
         self.stops = torch.tensor(params.stop_tokens, dtype=torch.long, device=device)
         self.tokens = torch.full((rows, width), params.pad_token, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(rows, width, device=device)
-        self.critic = critic
-        self.values = None if critic is None else torch.zeros(rows, width, device=device)
+        self.critic = request.critic
+        self.values = None if request.critic is None else torch.zeros(rows, width, device=device)
         self.generated = torch.zeros(rows, dtype=torch.long, device=device)
         self.stopped = torch.zeros(rows, dtype=torch.bool, device=device)
         self.stop_strings = stop_strings_of(params)

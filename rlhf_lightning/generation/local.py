@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.generation.base import Generated, Generator, SamplingParams
+from rlhf_lightning.generation.base import Generated, GenerationRequest, Generator
 from rlhf_lightning.generation.continuous import ContinuousBatch, UnsupportedCacheError
 from rlhf_lightning.generation.decoding_state import DecodingState
 from rlhf_lightning.generation.static import decode_static
@@ -45,24 +43,17 @@ class Sampler(Generator):
             )
 
     @torch.no_grad()
-    def generate(
-        self,
-        model: nn.Module,
-        prompts: Tensor,
-        prompt_mask: Tensor,
-        params: SamplingParams,
-        generator: torch.Generator,
-        critic: Callable[[Tensor], Tensor] | None = None,
-    ) -> Generated:
+    def generate(self, request: GenerationRequest) -> Generated:
         """Implement `Generator.generate`."""
-        lm, copies = language_model(model), params.responses_per_prompt
-        state = DecodingState(len(prompts) * copies, params, generator, critic)
-        longest = prompts.shape[1] + params.max_new_tokens
+        assert request.model is not None, "the sampler decodes with request.model"
+        lm, prompts, mask = language_model(request.model), request.prompts, request.prompt_mask
+        state, copies = DecodingState(request), request.params.responses_per_prompt
+        longest = prompts.shape[1] + request.params.max_new_tokens
         if self.continuous_batching and rows_are_independent(lm, longest):
             try:
-                ContinuousBatch(lm, prompts, prompt_mask, copies, self.max_batch_size, state).run()
+                ContinuousBatch(lm, prompts, mask, copies, self.max_batch_size, state).run()
                 return state.result()
             except UnsupportedCacheError:
                 pass  # raised before the first token, so the state is still empty
-        decode_static(lm, prompts, prompt_mask, copies, self.max_batch_size, state)
+        decode_static(lm, prompts, mask, copies, self.max_batch_size, state)
         return state.result()

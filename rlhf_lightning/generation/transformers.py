@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import StoppingCriteria
 
-from rlhf_lightning.generation.base import Generated, Generator, SamplingParams
+from rlhf_lightning.generation.base import Generated, GenerationRequest, Generator, SamplingParams
 from rlhf_lightning.generation.stop_strings import StopStrings, stop_strings_of
 
 
@@ -19,24 +18,18 @@ class TransformersGenerate(Generator):
     """Call transformers' own `generate`: slower, the reference for correctness, and without log-probabilities."""
 
     @torch.no_grad()
-    def generate(
-        self,
-        model: nn.Module,
-        prompts: Tensor,
-        prompt_mask: Tensor,
-        params: SamplingParams,
-        generator: torch.Generator,
-        critic: Callable[[Tensor], Tensor] | None = None,
-    ) -> Generated:
-        """Implement `Generator.generate`; the global random state is seeded from `generator`, then restored."""
-        width, strings = prompts.shape[1], stop_strings_of(params)
-        ending = _Ending(params, strings, width)
+    def generate(self, request: GenerationRequest) -> Generated:
+        """Implement `Generator.generate`; the global random state is seeded from the request, then restored."""
+        assert request.model is not None, "transformers' generate is a method of request.model"
+        prompts, params = request.prompts, request.params
+        width, generator = prompts.shape[1], request.generator
+        ending = _Ending(params, stop_strings_of(params), width)
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[prompts.device] if prompts.is_cuda else []):
             torch.manual_seed(seed)
-            full: Tensor = model.generate(  # type: ignore[operator]
+            full: Tensor = request.model.generate(  # type: ignore[operator]
                 input_ids=prompts,
-                attention_mask=prompt_mask.long(),
+                attention_mask=request.prompt_mask.long(),
                 max_new_tokens=params.max_new_tokens,
                 num_return_sequences=params.responses_per_prompt,
                 eos_token_id=params.stop_tokens,

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.backbone import backbone_of, supports_packing
 from rlhf_lightning.models.logprobs import check_head, token_scores
 from rlhf_lightning.models.packed_forward import map_micro_batches
-from rlhf_lightning.types import Generated, PolicyOutput, Rows, SamplingParams
-
-
-class GenerationEngine(Protocol):
-    """Describe what the policy needs of `generation.base.Generator`, which imports this room."""
-
-    def generate(
-        self,
-        model: nn.Module,
-        prompts: Tensor,
-        prompt_mask: Tensor,
-        params: SamplingParams,
-        generator: torch.Generator,
-        critic: Callable[[Tensor], Tensor] | None = None,
-    ) -> Generated:
-        """Generate responses; see `generation.base.Generator.generate`."""
+from rlhf_lightning.types import GenerationRequest, PolicyOutput, Rows
 
 
 class Policy(nn.Module):
@@ -36,25 +19,10 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.critic, self.temperature = model, critic, temperature
 
-    def generate(
-        self,
-        engine: GenerationEngine,
-        prompts: Tensor,
-        prompt_mask: Tensor,
-        params: SamplingParams,
-        generator: torch.Generator,
-    ) -> Generated:
-        """Have `engine` generate with the language model; a method of the policy, so that sharding can hook it.
-
-        Args:
-            engine: a `Generator`.
-            prompts: int64 [N, P], left padded.
-            prompt_mask: bool [N, P]; True on prompt tokens.
-            params: lengths, temperature and token ids.
-            generator: the only source of randomness, on the device of `prompts`.
-        """
+    def request(self, **fields: Any) -> GenerationRequest:
+        """Make a request to a generator with the present weights, and with a critic that reads the policy's backbone."""
         critic: Any = self.critic.values if self.critic is not None and self.critic.reads_policy_backbone else None
-        return engine.generate(self.model, prompts, prompt_mask, params, generator, critic)
+        return GenerationRequest(model=self.model, critic=critic, **fields)
 
     def forward(self, rows: Rows, entropy: bool = False) -> PolicyOutput:
         """Compute log-probabilities at the sampling temperature, the entropy if requested, and values with a critic."""

@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlhf_lightning.distributed import all_sum, raise_on_all_ranks
+from rlhf_lightning.distributed import all_sum, shared_errors
 from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.pipeline import generate_and_score
+from rlhf_lightning.rollouts.pipeline import ChunkScores, split_evenly
 from rlhf_lightning.rollouts.preferences import encode_pairs, pair_probability
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.types import RawRows, Rollout, Rows
@@ -60,18 +60,14 @@ class Collector:
             UserError: generating or scoring failed on one of the ranks.
         """
         started = time.perf_counter()
-        generate = self.response_generator.generate
         truncate = self.response_generator.generation.truncate_rollouts is True
-        completions, scores = raise_on_all_ranks(
-            lambda: generate_and_score(
-                lambda chunk: generate(chunk, responses_per_prompt, generator, truncate=truncate),
-                rows,
-                self.reward,
-                self.overlap,
-            )
-        )
-        generated = time.perf_counter()
-        host_rewards, components = raise_on_all_ranks(scores)
+        splits = split_evenly(rows, 1 if self.reward is None else self.overlap)
+        with shared_errors(), ChunkScores(self.reward, len(splits)) as chunks:
+            for split in splits:
+                chunks.add(self.response_generator.generate(split, responses_per_prompt, generator, truncate=truncate))
+        completions, generated = chunks.completions(), time.perf_counter()
+        with shared_errors():
+            host_rewards, components = chunks.scores()
         rewards, scored = host_rewards.to(generator.device), time.perf_counter()
         counted = completions.mask & ~rewards.isnan()[:, None] & count
         tensors = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from queue import SimpleQueue
@@ -33,14 +32,13 @@ class ScoringThread:
     """
 
     def __init__(self, reward: Reward) -> None:
-        self.reward, self.chunks, self.results = reward, list[Completions](), list[Future[Scores]]()
+        self.reward, self.results = reward, list[Future[Scores]]()
         self.queue: SimpleQueue[tuple[Completions, Future[Scores]] | None] = SimpleQueue()
         Thread(target=self._run, daemon=True).start()
 
     def add(self, completions: Completions) -> None:
         """Add a chunk, to be scored after those before it."""
         result: Future[Scores] = Future()
-        self.chunks.append(completions)
         self.results.append(result)
         self.queue.put((completions, result))
 
@@ -68,31 +66,49 @@ class ScoringThread:
                 result.set_exception(error)
 
 
-def generate_and_score(
-    generate: Callable[[RawRows], Completions], rows: RawRows, reward: Reward | None, chunks: int
-) -> tuple[Completions, Callable[[], Scores]]:
-    """Generate completions of all rows, and score them meanwhile.
+class ChunkScores:
+    """Scores the chunks of a rollout: several in a thread while the next is generated, a single one when scores are requested.
 
     Args:
-        generate: rows → completions.
-        rows: rows with a prompt.
         reward: with several chunks another thread calls it; it must allow that (`scores_while_generating`). None scores nothing.
-        chunks: number of chunks. A single one is scored in this thread, when its scores are requested.
-
-    Returns:
-        The completions, and a function that waits for their scores.
+        chunks: number of chunks.
     """
-    splits = [[rows[i] for i in split] for split in torch.arange(len(rows)).tensor_split(chunks) if len(split)]
-    if len(splits) == 1 or reward is None:
-        completions = generate(rows)
-        return completions, lambda: score_with_components(reward, completions)
-    scoring = ScoringThread(reward)
-    try:
-        for split in splits:
-            scoring.add(generate(split))
-    finally:
-        scoring.close()
-    return concatenate(scoring.chunks), scoring.scores
+
+    def __init__(self, reward: Reward | None, chunks: int) -> None:
+        self.reward, self.chunks = reward, list[Completions]()
+        self.thread = ScoringThread(reward) if chunks > 1 and reward is not None else None
+
+    def __enter__(self) -> ChunkScores:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.thread is not None:
+            self.thread.close()
+
+    def add(self, completions: Completions) -> None:
+        """Add a chunk, after those before it."""
+        self.chunks.append(completions)
+        if self.thread is not None:
+            self.thread.add(completions)
+
+    def completions(self) -> Completions:
+        """Return all chunks as one."""
+        return self.chunks[0] if len(self.chunks) == 1 else concatenate(self.chunks)
+
+    def scores(self) -> Scores:
+        """Wait for the scores of all chunks.
+
+        Raises:
+            Exception: the first error of a chunk.
+        """
+        if self.thread is not None:
+            return self.thread.scores()
+        return score_with_components(self.reward, self.completions())
+
+
+def split_evenly(rows: RawRows, chunks: int) -> list[RawRows]:
+    """Split rows into at most `chunks` consecutive chunks of about as many rows, none of them empty."""
+    return [[rows[i] for i in split] for split in torch.arange(len(rows)).tensor_split(chunks) if len(split)]
 
 
 def concatenate(chunks: list[Completions]) -> Completions:

@@ -51,7 +51,8 @@ class ResponseGenerator:
         params = self.generation.sampling_params(
             encoder.stop_tokens, self._pad, responses_per_prompt, temperature, truncate, encoder.tokenizer.decode
         )
-        generated = self.policy.generate(self.generation, tokens, prompt_mask, params, generator)
+        request = self.policy.request(prompts=tokens, prompt_mask=prompt_mask, params=params, generator=generator)
+        generated = self.generation.generate(request)
         index = torch.arange(len(rows), device=device).repeat_interleave(responses_per_prompt)
         responses = encoder.decode(generated.tokens, generated.mask)
         repeated = [rows[i] for i in index.tolist()]

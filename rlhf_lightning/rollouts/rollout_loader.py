@@ -65,21 +65,17 @@ class RolloutLoader:
             self.source.restart()
         while self._yielded < start + self.limit:
             if self.buffer is None:
-                self.buffer = self._collect_rollout()
+                # until the rollout is complete, `state_dict` is that before it, so that a failure loses no row
+                self.state_before_rollout = self._source_state()
+                rows, count = local_rows(self.source.next())
+                self.buffer = self.collect(rows, count, self.generator, derive_seed(self.seed, self.iteration))
+                self.state_before_rollout = None
             yield from self.buffer
             self.buffer, self.iteration = None, self.iteration + 1
 
     @property
     def _yielded(self) -> int:
         return self.iteration * self.micro_batches + (0 if self.buffer is None else self.buffer.cursor)
-
-    def _collect_rollout(self) -> RolloutBuffer:
-        """Collect the next rollout. Until it is complete, `state_dict` is that before it, so that a failure loses no row."""
-        self.state_before_rollout = self._source_state()
-        rows, count = local_rows(self.source.next())
-        buffer = self.collect(rows, count, self.generator, derive_seed(self.seed, self.iteration))
-        self.state_before_rollout = None
-        return buffer
 
     def _source_state(self) -> dict[str, Any]:
         return {"source": self.source.state_dict(), "generator": self.generator.get_state()}

@@ -22,7 +22,7 @@ from rlhf_lightning.training.loaders import LoaderBinding, run_seed
 from rlhf_lightning.training.network import evaluation
 from rlhf_lightning.training.roles import Roles
 from rlhf_lightning.training.update_stopper import UpdateStopper
-from rlhf_lightning.types import Batch, RawRows, Rollout
+from rlhf_lightning.types import Batch, RawRows
 
 
 class RolloutSession:
@@ -124,23 +124,23 @@ class RolloutSession:
             seed: of the order of minibatches.
         """
         call_callbacks(self.module, "on_rollout_start")
+        collector, algorithm = self._collector, self.algorithm
         with evaluation(self.module, self.roles.policy):
-            batch = self.algorithm.prepare(self._rollout(rows, count, generator))
+            if self.roles.source == "pairs":
+                length, device = self.roles.max_length, self.module.device
+                rollout = collector.recorded(rows, length, device, count, not self.single_pass)
+            else:
+                responses, values = algorithm.responses_per_prompt, algorithm.needs_values
+                rollout = collector.online(rows, responses, values, generator, count)
+            batch = algorithm.prepare(rollout)
             if batch.values is not None and batch.returns is not None:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
-                self._collector.metrics["value/explained_variance"] = float(explained)
+                collector.metrics["value/explained_variance"] = float(explained)
         call_callbacks(self.module, "on_rollout_end", batch)
         self._report_empty(len(rows), len(batch))
         self.stopper.start_rollout()
         self._update_started = time.perf_counter()
         return self.buffer(batch, seed)
-
-    def _rollout(self, rows: RawRows, count: bool, generator: torch.Generator) -> Rollout:
-        if self.roles.source == "pairs":
-            length, device = self.roles.max_length, self.module.device
-            return self._collector.recorded(rows, length, device, count, not self.single_pass)
-        responses, values = self.algorithm.responses_per_prompt, self.algorithm.needs_values
-        return self._collector.online(rows, responses, values, generator, count)
 
     def _report_empty(self, rows: int, responses: int) -> None:
         empty = self.algorithm.minibatches - responses // self.algorithm.rows_per_loss_group

@@ -32,6 +32,7 @@ from torch.utils import backend_registration
 
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.console import print_first_time
+from rlhf_lightning.generation.base import GenerationRequest
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.backbone import backbone_of, supports_packing
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
@@ -337,7 +338,9 @@ def waits_of_writing(folder: str, tokens: int) -> int:
     prompts, generator = torch.full((2, 3), 7, device=NAME), torch.Generator(NAME).manual_seed(0)
     waits.clear()
     sampler = Sampler(tokens)
-    generated = sampler.generate(model, prompts, prompts > 0, sampler.sampling_params([], 0), generator)
+    generated = sampler.generate(
+        GenerationRequest(prompts, prompts > 0, sampler.sampling_params([], 0), generator, model)
+    )
     found = sum(waits.values())
     assert generated.mask.all()
     return found

@@ -81,7 +81,8 @@ def prompts() -> tuple[Tensor, Tensor]:
 def generated(policy: Policy, sampler: Any, temperature: float = 1.0, responses: int = 2) -> Any:
     generator = torch.Generator(DEVICE).manual_seed(1)
     params = sampler.sampling_params([2], 0, responses, temperature)
-    return policy.generate(sampler, *prompts(), params, generator)
+    tokens, mask = prompts()
+    return sampler.generate(policy.request(prompts=tokens, prompt_mask=mask, params=params, generator=generator))
 
 
 def rows(found: Any) -> Rows:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation import local
-from rlhf_lightning.generation.base import Generated, Generator
+from rlhf_lightning.generation.base import Generated, GenerationRequest, Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.generation.sampling import sample
 from rlhf_lightning.generation.transformers import TransformersGenerate
@@ -70,7 +70,7 @@ def sampled(
     temperature: float | None = None,
 ) -> Generated:
     params = sampler.sampling_params(stops, pad, copies, temperature)
-    return sampler.generate(model, *prompts, params, torch.Generator().manual_seed(3))
+    return sampler.generate(GenerationRequest(*prompts, params, torch.Generator().manual_seed(3), model))
 
 
 def generate(model: Any, prompts: Any, copies: int = 3, stops: list[int] = STOPS, **options: Any) -> Generated:
@@ -163,7 +163,7 @@ def test_generators_end_in_the_same_state_whatever_the_slots(llama: Any, prompts
     for options in ({"max_batch_size": 2}, {"max_batch_size": 50}, {"continuous_batching": False}):
         generator = torch.Generator().manual_seed(3)
         sampler = Sampler(5, **options)  # type: ignore[arg-type]
-        sampler.generate(llama, *prompts, sampler.sampling_params(STOPS, 0, 2), generator)
+        sampler.generate(GenerationRequest(*prompts, sampler.sampling_params(STOPS, 0, 2), generator, llama))
         states.append(generator.get_state())
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.generation.base import Generated, Generator
+from rlhf_lightning.generation.base import Generated, GenerationRequest, Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.generation.sampling import sample
 from rlhf_lightning.generation.transformers import TransformersGenerate
@@ -47,7 +47,7 @@ def generate(
     temperature: float | None = None,
 ) -> Generated:
     params = sampler.sampling_params(stops, pad, responses, temperature)
-    return sampler.generate(model, *prompts, params, torch.Generator().manual_seed(seed))
+    return sampler.generate(GenerationRequest(*prompts, params, torch.Generator().manual_seed(seed), model))
 
 
 @pytest.mark.parametrize("pad", [0, 2])  # 2 is a stop token too

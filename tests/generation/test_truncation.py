@@ -21,7 +21,7 @@ from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rewards import LengthReward
 from rlhf_lightning.stages import PolicyStage
-from rlhf_lightning.types import SamplingParams
+from rlhf_lightning.types import GenerationRequest, SamplingParams
 
 OPTIONS: list[dict[str, Any]] = [
     {"top_p": 0.7},
@@ -75,7 +75,9 @@ def test_engines_sample_what_the_warpers_leave(engine: Callable[..., Generator],
     count, prompt = 3000, torch.tensor([[1, 2]])
     generator = engine(1, temperature=1.5, **options)
     params = generator.sampling_params([8], 0, count)
-    generated = generator.generate(model, prompt, prompt > 0, params, torch.Generator().manual_seed(0))
+    generated = generator.generate(
+        GenerationRequest(prompt, prompt > 0, params, torch.Generator().manual_seed(0), model)
+    )
     with torch.no_grad():
         logits = model(prompt).logits[0, -1:] / 1.5
     expected = by_transformers(logits, options)[0]
