@@ -1,43 +1,116 @@
-"""The win rate of the present model against the one before training."""
+"""The win rate of the present model against the one before training, or another model."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lightning.evaluation import Evaluation, ValidationResults, win_rate
+from lightning.pytorch import LightningModule, Trainer
+
+from rlhf_lightning.evaluation import Evaluation, SampleRequest, ValidationResults
 from rlhf_lightning.evaluation.base import Ask
+from rlhf_lightning.evaluation.comparison import (
+    PairwiseJudge,
+    bootstrap_interval,
+    length_controlled_win_rate,
+    outcomes_of_judge,
+    outcomes_of_scores,
+)
+from rlhf_lightning.evaluation.opponents import Opponent
+from rlhf_lightning.rewards import Reward
+from rlhf_lightning.types import RawRows
 
 
 class WinRate(Evaluation):
-    """Logs `val/win_rate`: the fraction of held-out prompts whose reply scores higher than in the first validation.
+    """Logs `val/win_rate`: the fraction of held-out prompts whose reply scores higher than the opponent's; ties count half.
+
+    Further metrics: `win_rate/low` and `win_rate/high` (95 % bootstrap interval), `win_rate/ties`,
+    `win_rate/length_controlled` (the win rate at equal length, by logistic regression), and `win_rate/consistency` of a pairwise
+    judge (both orders prefer the same reply).
 
     Args:
         score: the score to compare: `reward` for the training reward, `reward/<name>` for an evaluation reward.
+        against: `start` for the replies of the first validation, `reference` for the model before training, else the folder of an
+            export or a hub name; that model is loaded once, on rank zero, to reply to the held-out prompts.
+        judge: scores the replies instead of `score`; one with a method `prefer` compares two replies, in both orders.
+        name: of the metric, where there are several.
         strict: stop the run where the evaluation fails.
 
     Example:
         trainer:
           callbacks:
             - class_path: WinRate
-              init_args: {score: reward/true}
+              init_args: {score: reward/true, against: start}
     """
 
-    def __init__(self, score: str = "reward", strict: bool = False) -> None:
+    def __init__(
+        self,
+        score: str = "reward",
+        against: str = "start",
+        judge: Reward | None = None,
+        name: str = "win_rate",
+        strict: bool = False,
+    ) -> None:
         super().__init__(strict)
-        self.score = score
+        self.score, self.against, self.judge, self.name = score, against, judge, name
+        self.rewards = {} if judge is None else {"judge": judge}
+        self.opponent: Opponent | None = None
         self.first: list[float] | None = None
+        """Scores of the opponent's replies."""
+        self.replies: list[str] = []
+        """The opponent's replies."""
+
+    @property
+    def state_key(self) -> str:
+        """Tell several of this class apart in a checkpoint."""
+        return self._generate_state_key(name=self.name)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the judge, and find the model that `against` names."""
+        super().setup(trainer, pl_module, stage)
+        if self.against != "start":
+            self.opponent = Opponent(self.against, pl_module)
 
     def evaluate(self, results: ValidationResults, ask: Ask) -> dict[str, float]:
-        """Compare with the first validation on the prompts of both; a sanity check may have validated fewer."""
-        scores = [sample.get(self.score, float("nan")) for sample in results.samples]
-        self.first = self.first or scores
+        """Compare on the prompts that both replied to; a sanity check may have validated fewer."""
+        replies = [sample.get("response", "") for sample in results.samples]
+        scores = self._scores(results, ask)
+        if not self.first or (self.opponent is not None and len(self.first) < len(scores)):
+            self.replies = replies if self.opponent is None else self.opponent.responses(results.rows)
+            self.first = scores if self.opponent is None else self._scores_of(results.rows, self.replies, ask)
         count = min(len(scores), len(self.first))
-        return {"win_rate": win_rate(scores[:count], self.first[:count])}
+        outcomes, further = outcomes_of_scores(scores[:count], self.first[:count]), {}
+        if isinstance(self.judge, PairwiseJudge):
+            rows, others = results.rows[:count], self.replies[:count]
+            outcomes, consistency = outcomes_of_judge(self.judge, rows, replies[:count], others)
+            further["consistency"] = consistency
+        known = [outcome for outcome in outcomes if outcome == outcome]
+        if known:
+            further["low"], further["high"] = bootstrap_interval(known)
+            further["ties"] = sum(outcome == 0.5 for outcome in known) / len(known)
+        if known and len(self.replies) >= count:
+            own, other = ([float(len(reply)) for reply in texts[:count]] for texts in (replies, self.replies))
+            further["length_controlled"] = length_controlled_win_rate(outcomes, own, other)
+        rate = sum(known) / max(1, len(known))
+        return {self.name: rate} | {f"{self.name}/{name}": value for name, value in further.items()}
+
+    def _scores(self, results: ValidationResults, ask: Ask) -> list[float]:
+        if self.judge is not None:
+            return self._scores_of(results.rows, [sample["response"] for sample in results.samples], ask)
+        return [sample.get(self.score, float("nan")) for sample in results.samples]
+
+    def _scores_of(self, rows: RawRows, replies: list[str], ask: Ask) -> list[float]:
+        """Score replies; a pairwise judge has no scores."""
+        if isinstance(self.judge, PairwiseJudge):
+            return [0.0] * len(replies)
+        name = "judge" if self.judge is not None else self.score.removeprefix("reward/").replace("reward", "mean")
+        recorded = [{**row, "response": reply} for row, reply in zip(rows, replies, strict=True)]
+        samples = ask(SampleRequest(recorded, rewards=(name,)))
+        return [sample["reward" if name == "mean" else f"reward/{name}"] for sample in samples]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scores of the first validation."""
-        return {"first": self.first}
+        """Return the opponent's replies and their scores."""
+        return {"first": self.first, "replies": self.replies}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the scores of the first validation on resume."""
-        self.first = state_dict["first"]
+        """Restore the opponent's replies and scores on resume."""
+        self.first, self.replies = state_dict["first"], state_dict.get("replies", [])

@@ -30,7 +30,8 @@ class ValidationResults:
     folder: Path
     """The folder of the run."""
     metrics: Mapping[str, float]
-    """Metric name, without `val/`, to the mean over all held-out rows."""
+    """Metric name, without `val/`, to its value over all held-out rows; with the metrics of evaluations earlier in
+    `trainer.callbacks`."""
     samples: Sequence[Sample]
     """The responses to the held-out prompts, in the order of the rows; empty where the stage generates none."""
     rows: RawRows
@@ -67,6 +68,8 @@ class EvaluationReport:
     """Table name to its rows, which are appended to `<run>/tables/<name>.jsonl` and given to the loggers."""
     stop: str | None = None
     """Why the run has to stop; None lets it continue."""
+    export: str | None = None
+    """Name of a folder in the run's, to which the model is exported in its present state; None exports nothing."""
 
 
 class Evaluation(Callback, ABC):

@@ -6,6 +6,7 @@ import math
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.evaluation.base import Evaluation, EvaluationReport
@@ -19,6 +20,7 @@ class Outcome:
     failure: str = ""
     """The line about what failed; empty where nothing did."""
     stop: str | None = None
+    export: str | None = None
 
 
 class InvalidReportError(Exception):
@@ -40,7 +42,9 @@ def checked_report(value: object, taken: Collection[str]) -> EvaluationReport:
     tables = {name: _rows(name, rows) for name, rows in _mapping(report.tables).items()}
     if not (report.stop is None or isinstance(report.stop, str)):
         raise InvalidReportError(f"stop is {report.stop!r:.60}; it must be the reason as text, or None")
-    return EvaluationReport(metrics, tables, report.stop)
+    if report.export is not None and (not isinstance(report.export, str) or Path(report.export).name != report.export):
+        raise InvalidReportError(f"export is {report.export!r:.60}; it must be the name of a folder, or None")
+    return EvaluationReport(metrics, tables, report.stop, report.export)
 
 
 def _mapping(value: object) -> Mapping[Any, Any]:

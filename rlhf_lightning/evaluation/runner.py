@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from rlhf_lightning.console import print_once
 from rlhf_lightning.distributed import all_gather, broadcast, interleave_shards, rank, shard
@@ -20,6 +24,7 @@ from rlhf_lightning.evaluation.answers import answer, checked_request, chosen_re
 from rlhf_lightning.evaluation.base import Evaluation, Sample, SampleRequest, ValidationResults
 from rlhf_lightning.evaluation.reports import Outcome, checked_report, failure_line
 from rlhf_lightning.evaluation.tables import log_tables
+from rlhf_lightning.models.sharding import full_state
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 
@@ -43,6 +48,13 @@ class EvaluatedStage(Protocol):
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return a context of eval mode with unsharded weights; every rank must enter it."""
+
+    @property
+    def network(self) -> Any:
+        """All weights."""
+
+    def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+        """Save the model on rank 0; `state` holds full weights where they are sharded."""
 
 
 def evaluations(trainer: Trainer) -> list[Evaluation]:
@@ -74,23 +86,25 @@ def run_evaluations(stage: EvaluatedStage, results: ValidationResults | None) ->
     metrics: dict[str, float] = {}
     failed = []
     for evaluation in evaluations(stage.trainer):
+        if results is not None:
+            results = replace(results, metrics={**results.metrics, **metrics})
         with isolate_rng():
-            outcome = _lead(stage, evaluation, results, metrics) if rank() == 0 else _follow(stage, evaluation)
+            outcome = _lead(stage, evaluation, results) if rank() == 0 else _follow(stage, evaluation)
         metrics |= outcome.metrics
         if outcome.failure:
             failed.append(type(evaluation).__name__)
             if evaluation.strict:
                 raise UserError(outcome.failure)
             print_once(outcome.failure)
+        if outcome.export is not None:
+            export_atomically(stage, Path(stage.trainer.default_root_dir) / outcome.export)
         if outcome.stop is not None:
             stage.trainer.should_stop = True
             print_once(f"{type(evaluation).__name__} stops the run: {outcome.stop}")
     return metrics, failed
 
 
-def _lead(
-    stage: EvaluatedStage, evaluation: Evaluation, results: ValidationResults | None, measured: Mapping[str, float]
-) -> Outcome:
+def _lead(stage: EvaluatedStage, evaluation: Evaluation, results: ValidationResults | None) -> Outcome:
     """Run the user's code on rank zero; whatever it raises becomes an outcome that all ranks get."""
     assert results is not None
 
@@ -101,9 +115,9 @@ def _lead(
 
     try:
         report = evaluation.evaluate(copy.deepcopy(results), ask)
-        checked = checked_report(report, {*results.metrics, *measured})
-        log_tables(stage.trainer, results, checked.tables)
-        outcome = Outcome(dict(checked.metrics), stop=checked.stop)
+        checked = checked_report(report, results.metrics)
+        log_tables(stage.trainer, results.split, checked.tables)
+        outcome = Outcome(dict(checked.metrics), stop=checked.stop, export=checked.export)
     except (Exception, SystemExit) as error:
         if os.environ.get("RLHF_LIGHTNING_DEBUG") == "1":
             traceback.print_exc()
@@ -114,6 +128,25 @@ def _lead(
 def _sent(outcome: Outcome) -> Outcome:
     broadcast(outcome)
     return outcome
+
+
+def export_atomically(stage: EvaluatedStage, folder: Path) -> None:
+    """Export the model to a folder, which holds either its earlier files or all new ones; every rank must call it.
+
+    A failure is printed, on no other rank than 0, and leaves the earlier files.
+    """
+    state = full_state(stage.network)
+    if rank() != 0:
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        stage.save_export(partial, state)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except Exception as error:
+        print_once(f"the export to {folder} failed: {type(error).__name__}: {error}")
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _follow(stage: EvaluatedStage, evaluation: Evaluation) -> Outcome:

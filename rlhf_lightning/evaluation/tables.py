@@ -9,24 +9,23 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from rlhf_lightning.evaluation.base import ValidationResults
 from rlhf_lightning.io import append_json_lines, atomic_write
 
 Row = Mapping[str, Any]
 
 
-def log_tables(trainer: Trainer, results: ValidationResults, tables: Mapping[str, Sequence[Row]]) -> None:
+def log_tables(trainer: Trainer, split: str, tables: Mapping[str, Sequence[Row]]) -> None:
     """Append tables to the files of the run, and give them to TensorBoard, W&B and MLflow where the trainer has them.
 
     Args:
-        trainer: has the loggers.
-        results: of the validation that the tables belong to.
+        trainer: has the folder, the step and the loggers.
+        split: `train`, `val` or `test`; loggers get the name behind it, as they do for metrics.
         tables: name to rows.
     """
     for name, rows in tables.items():
-        write_table(results.folder / "tables" / f"{name}.jsonl", results.step, rows)
+        write_table(Path(trainer.default_root_dir) / "tables" / f"{name}.jsonl", trainer.global_step, rows)
         for logger in trainer.loggers if rows else []:
-            _give(logger, f"{results.split}/{name}", rows, results.step)
+            _give(logger, f"{split}/{name}", rows, trainer.global_step)
 
 
 def write_table(path: Path, step: int, rows: Sequence[Row]) -> None:

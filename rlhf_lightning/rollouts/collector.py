@@ -42,6 +42,8 @@ class Collector:
     """Number of chunks of a rollout; each is scored while the next is generated."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the last rollout, over all ranks."""
+    components: dict[str, list[float | None]] = field(default_factory=dict)
+    """Components of the scores of the last rollout, by name, for the rows of this rank."""
 
     @torch.no_grad()
     def online(
@@ -75,6 +77,7 @@ class Collector:
             Rows(**tensors), rewards.nan_to_num(0.0), values, completions.logprobs, completions.values
         )
         components = components if count else {name: [] for name in components}
+        self.components = components
         self.metrics = self._rollout_metrics(rollout, rewards.isnan() & count, components)
         if self.reward is not None and responses_per_prompt > 1:
             self.metrics["reward/tied"] = _tied_fraction(rollout)

@@ -1,0 +1,96 @@
+"""The evaluations of `callbacks/` in whole runs on the playground."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from leavings import ROLLOUTS, SMALL, column, lines
+
+PPO = ["--config", "ppo.yaml", *SMALL, *ROLLOUTS]
+JUDGE = '''
+from rlhf_lightning import Reward
+
+class Shorter(Reward):
+    """Prefers the shorter response, and scores nothing."""
+    def __call__(self, completions):
+        raise RuntimeError("asked for scores")
+    def prefer(self, rows, first, second):
+        assert all(row["prompt"] for row in rows)
+        return [0.5 + 0.5 * ((len(a) < len(b)) - (len(a) > len(b))) for a, b in zip(first, second)]
+'''
+TABLES = """
+trainer:
+  callbacks:
+    - class_path: SampleTable
+      init_args: {rows: 3, every_n_steps: 8}
+    - class_path: TextMetrics
+    - class_path: WinRate
+      init_args: {score: reward/true}
+    - class_path: WinRate
+      init_args: {against: reference, name: win_rate_reference}
+    - class_path: WinRate
+      init_args: {judge: {class_path: LengthReward, init_args: {limit: 1, unit: words}}, name: brief}
+    - class_path: WinRate
+      init_args: {judge: {class_path: judge.Shorter}, name: shorter}
+"""
+
+
+def test_tables_texts_and_win_rates(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "judge.py").write_text(JUDGE)
+    (tmp_path / "tables.yaml").write_text(TABLES)
+    folder = run("out", "fit", *PPO, "--config", "tables.yaml")
+    said = capsys.readouterr().out
+    assert "evaluation " not in said
+    assert "val/samples at step 0" in said
+    assert "train/rollouts at step 8" in said
+    samples = lines(folder / "samples.jsonl")
+    assert lines(folder / "tables" / "samples.jsonl") == [row for step in (0, 8, 16) for row in _of(samples, step)[:3]]
+    rollouts = lines(folder / "tables" / "rollouts.jsonl")
+    assert [row["step"] for row in rollouts] == [0, 0, 0, 8, 8, 8]
+    assert all({"prompt", "response", "reward", "kl", "advantage"} <= row.keys() for row in rollouts)
+    assert all(row["kl"] == pytest.approx(0, abs=0.05) for row in _of(rollouts, 0))  # before the first step
+    words = [[len(sample["response"].split()) for sample in _of(samples, step)] for step in (0, 8, 16)]
+    assert column(folder, "val/text/words") == [pytest.approx(sum(each) / len(each)) for each in words]
+    first, last = _of(samples, 0), _of(samples, 16)
+    for name, better in {
+        "win_rate": lambda a, b: a["reward/true"] - b["reward/true"],
+        "brief": lambda a, b: len(b["response"].split()) - len(a["response"].split()),
+        "shorter": lambda a, b: len(b["response"]) - len(a["response"]),
+    }.items():
+        wins = [0.5 + 0.5 * ((x := better(a, b)) > 0) - 0.5 * (x < 0) for a, b in zip(last, first, strict=True)]
+        assert column(folder, f"val/{name}")[-1] == pytest.approx(sum(wins) / len(wins))
+        assert column(folder, f"val/{name}")[0] == 0.5
+        assert column(folder, f"val/{name}/low")[-1] <= column(folder, f"val/{name}")[-1]
+        assert column(folder, f"val/{name}/high")[-1] >= column(folder, f"val/{name}")[-1]
+    assert column(folder, "val/shorter/consistency") == [1.0] * 3
+    assert 0 < column(folder, "val/win_rate_reference")[0] < 1  # other random numbers, the same model
+    assert "val/win_rate_reference/length_controlled" in json.loads((folder / "summary.json").read_text())
+
+
+def _of(rows: list[dict[str, object]], step: int) -> list[dict[str, object]]:
+    return [row for row in rows if row["step"] == step]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"class_path": "WinRate", "init_args": {"against": "no/such/model"}}, "no/such/model"),
+        ({"class_path": "TextMetrics", "init_args": {"reference_column": "absent"}}, "'absent' (columns: prompt)"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    words: dict[str, object], message: str, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlhf_lightning.__main__ import main
+
+    status = main(
+        ["validate", *PPO, "--trainer.callbacks+", json.dumps(words), "--trainer.enable_progress_bar", "false"]
+    )
+    said = capsys.readouterr()
+    assert status == (2 if words["class_path"] == "WinRate" else 0)
+    assert message in said.err + said.out
