@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from rlhf_lightning.evaluation import Evaluation, SampleRequest, ValidationResults
+from rlhf_lightning.errors import UserError
+from rlhf_lightning.evaluation import Evaluation, ValidationResults
 from rlhf_lightning.evaluation.base import Ask
 from rlhf_lightning.evaluation.comparison import (
     PairwiseJudge,
@@ -16,6 +18,7 @@ from rlhf_lightning.evaluation.comparison import (
     outcomes_of_scores,
 )
 from rlhf_lightning.evaluation.opponents import Opponent
+from rlhf_lightning.evaluation.scores import JUDGE, reward_name, sample_scores, scores_of_responses
 from rlhf_lightning.rewards import Reward
 from rlhf_lightning.types import RawRows
 
@@ -52,12 +55,14 @@ class WinRate(Evaluation):
     ) -> None:
         super().__init__(strict)
         self.score, self.against, self.judge, self.name = score, against, judge, name
-        self.rewards = {} if judge is None else {"judge": judge}
+        self.rewards = {} if judge is None else {JUDGE: judge}
         self.opponent: Opponent | None = None
         self.first: list[float] | None = None
         """Scores of the opponent's replies."""
         self.replies: list[str] = []
         """The opponent's replies."""
+        self.prompts: list[str] = []
+        """The prompts that the opponent replied to."""
 
     @property
     def state_key(self) -> str:
@@ -71,13 +76,23 @@ class WinRate(Evaluation):
             self.opponent = Opponent(self.against, pl_module)
 
     def evaluate(self, results: ValidationResults, ask: Ask) -> dict[str, float]:
-        """Compare on the prompts that both replied to; a sanity check may have validated fewer."""
+        """Compare on the prompts that both replied to; a sanity check may have validated fewer.
+
+        Raises:
+            UserError: the replies of the start are to other prompts, as in `test`.
+        """
         replies = [sample.get("response", "") for sample in results.samples]
         scores = self._scores(results, ask)
-        if not self.first or (self.opponent is not None and len(self.first) < len(scores)):
+        prompts = [str(row.get("prompt")) for row in results.rows]
+        pairs = zip(prompts, self.prompts, strict=False)
+        common = list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if not self.first or (self.opponent is not None and len(common) < len(prompts)):
+            self.prompts, common = prompts, [(each, each) for each in prompts]
             self.replies = replies if self.opponent is None else self.opponent.responses(results.rows)
-            self.first = scores if self.opponent is None else self._scores_of(results.rows, self.replies, ask)
-        count = min(len(scores), len(self.first))
+            self.first = scores if self.opponent is None else self._scores_of_opponent(results.rows, ask)
+        count = min(len(scores), len(common))
+        if not count:
+            raise UserError("the replies of the start are to other prompts; set WinRate.against to reference")
         outcomes, further = outcomes_of_scores(scores[:count], self.first[:count]), {}
         if isinstance(self.judge, PairwiseJudge):
             rows, others = results.rows[:count], self.replies[:count]
@@ -94,23 +109,20 @@ class WinRate(Evaluation):
         return {self.name: rate} | {f"{self.name}/{name}": value for name, value in further.items()}
 
     def _scores(self, results: ValidationResults, ask: Ask) -> list[float]:
-        if self.judge is not None:
-            return self._scores_of(results.rows, [sample["response"] for sample in results.samples], ask)
-        return [sample.get(self.score, float("nan")) for sample in results.samples]
-
-    def _scores_of(self, rows: RawRows, replies: list[str], ask: Ask) -> list[float]:
-        """Score replies; a pairwise judge has no scores."""
+        """Score the replies of this validation; a pairwise judge has no scores."""
         if isinstance(self.judge, PairwiseJudge):
-            return [0.0] * len(replies)
-        name = "judge" if self.judge is not None else self.score.removeprefix("reward/").replace("reward", "mean")
-        recorded = [{**row, "response": reply} for row, reply in zip(rows, replies, strict=True)]
-        samples = ask(SampleRequest(recorded, rewards=(name,)))
-        return [sample["reward" if name == "mean" else f"reward/{name}"] for sample in samples]
+            return [0.0] * len(results.samples)
+        return sample_scores(results, self.score, self.judge is not None, ask)
+
+    def _scores_of_opponent(self, rows: RawRows, ask: Ask) -> list[float]:
+        if isinstance(self.judge, PairwiseJudge):
+            return [0.0] * len(self.replies)
+        return scores_of_responses(rows, self.replies, JUDGE if self.judge else reward_name(self.score), ask)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the opponent's replies and their scores."""
-        return {"first": self.first, "replies": self.replies}
+        return {"first": self.first, "replies": self.replies, "prompts": self.prompts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the opponent's replies and scores on resume."""
-        self.first, self.replies = state_dict["first"], state_dict.get("replies", [])
+        self.first, self.replies, self.prompts = (state_dict[name] for name in ("first", "replies", "prompts"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -10,12 +11,10 @@ from torch import Tensor
 
 from rlhf_lightning.types import RawRows
 
-NAN = float("nan")
-
 
 @runtime_checkable
 class PairwiseJudge(Protocol):
-    """A judge that sees two responses at once; a `Reward` that has this method is asked in both orders."""
+    """A judge that compares two responses; a `Reward` that has this method is asked in both orders."""
 
     def prefer(self, rows: RawRows, first: Sequence[str], second: Sequence[str]) -> Sequence[float | None]:
         """Return per row the probability that the first response is better; None where the judge cannot say."""
@@ -28,7 +27,7 @@ def outcomes_of_scores(scores: Sequence[float], others: Sequence[float]) -> list
     [1.0, 0.5, 0.0, nan]
     """
     pairs = zip(scores, others, strict=True)
-    return [float(a > b) + 0.5 * (a == b) if a == a and b == b else NAN for a, b in pairs]
+    return [float(a > b) + 0.5 * (a == b) if a == a and b == b else math.nan for a, b in pairs]
 
 
 def outcomes_of_judge(
@@ -43,7 +42,7 @@ def outcomes_of_judge(
     forward, backward = judge.prefer(rows, responses, others), judge.prefer(rows, others, responses)
     pairs = [(a, 1 - b) if a is not None and b is not None else None for a, b in zip(forward, backward, strict=True)]
     agreed = [(pair[0] - 0.5) * (pair[1] - 0.5) > 0 or pair == (0.5, 0.5) for pair in pairs if pair is not None]
-    outcomes = [NAN if pair is None else sum(pair) / 2 for pair in pairs]
+    outcomes = [math.nan if pair is None else sum(pair) / 2 for pair in pairs]
     return outcomes, sum(agreed) / max(1, len(agreed))
 
 
@@ -57,7 +56,7 @@ def bootstrap_interval(
     """
     known = torch.tensor([value for value in values if value == value], dtype=torch.float64)
     if not len(known):
-        return NAN, NAN
+        return math.nan, math.nan
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(known), (resamples, len(known)), generator=generator)
     means = known[index].mean(-1)
@@ -80,7 +79,7 @@ def length_controlled_win_rate(
     """
     known = [each for each in zip(outcomes, lengths, other_lengths, strict=True) if each[0] == each[0]]
     if not known:
-        return NAN
+        return math.nan
     wins, own, other = torch.tensor(known, dtype=torch.float64).T
     difference = own - other
     scale = difference.std(correction=0)

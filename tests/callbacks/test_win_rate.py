@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rlhf_lightning.callbacks.win_rate import WinRate
+from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation import ValidationResults
 
 NO_REQUESTS: Any = None
@@ -13,7 +16,9 @@ NO_REQUESTS: Any = None
 
 def validated(callback: WinRate, step: int, scores: list[float], name: str = "reward") -> float:
     samples = [{name: score} for score in scores]
-    results = ValidationResults(step, step == 0, "val", Path(), {}, samples, [{} for _ in samples])
+    results = ValidationResults(
+        step, step == 0, "val", Path(), {}, samples, [{"prompt": str(i)} for i in range(len(samples))]
+    )
     return callback.evaluate(results, NO_REQUESTS)["win_rate"]
 
 
@@ -35,3 +40,12 @@ def test_another_score_can_decide() -> None:
     callback = WinRate(score="reward/true")
     validated(callback, 0, [0.0, 0.0], "reward/true")
     assert validated(callback, 2, [1.0, 1.0], "reward/true") == 1.0
+
+
+def test_other_prompts_than_those_of_the_start_are_refused() -> None:
+    callback = WinRate()
+    validated(callback, 0, [0.0, 1.0])
+    samples = [{"reward": 1.0}]
+    results = ValidationResults(8, False, "test", Path(), {}, samples, [{"prompt": "another"}])
+    with pytest.raises(UserError, match=r"set WinRate\.against to reference"):
+        callback.evaluate(results, NO_REQUESTS)

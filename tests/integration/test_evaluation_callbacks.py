@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from leavings import ROLLOUTS, SMALL, column, lines
+from evaluation_cases import write
+from leavings import ROLLOUTS, SMALL, column, equal, lines, weights
 
 PPO = ["--config", "ppo.yaml", *SMALL, *ROLLOUTS]
 JUDGE = '''
@@ -74,6 +75,40 @@ def test_tables_texts_and_win_rates(
 
 def _of(rows: list[dict[str, object]], step: int) -> list[dict[str, object]]:
     return [row for row in rows if row["step"] == step]
+
+
+BEST = """
+    - class_path: KLFrontier
+      init_args: {score: reward/true}
+    - class_path: OverOptimization
+      init_args: {judge: {class_path: LengthReward, init_args: {limit: 1, unit: words}}, action: keep_best}
+    - class_path: KeepBest
+      init_args: {monitor: val/falls, mode: min, folder: last}
+    - class_path: KeepBest
+      init_args: {monitor: falls, mode: max, folder: start}
+"""
+
+
+def test_frontier_alarm_and_best_models(run: Callable[..., Path], tmp_path: Path) -> None:
+    config = write(tmp_path, "Falls", more=BEST)
+    folder = run("out", "fit", *PPO, "--config", config)
+    points = lines(folder / "tables" / "kl_frontier.jsonl")
+    assert [point["step"] for point in points] == [0, 8, 16]
+    kl = [k * n for k, n in zip(column(folder, "val/kl/reference"), column(folder, "val/response/length"), strict=True)]
+    assert [point["kl"] for point in points] == pytest.approx(kl)
+    assert column(folder, "val/kl/response") == pytest.approx(kl)
+    assert [point["reward/true"] for point in points] == pytest.approx(column(folder, "val/reward/true"))
+    assert (folder / "kl_frontier.png").read_bytes().startswith(b"\x89PNG")
+    samples = lines(folder / "samples.jsonl")
+    words = [[len(sample["response"].split()) for sample in _of(samples, step)] for step in (0, 8, 16)]
+    means, drop = [-0.01 * sum(each) / len(each) for each in words], column(folder, "val/over_optimization/drop")
+    assert drop == pytest.approx([max(means[: i + 1]) - mean for i, mean in enumerate(means)], abs=1e-6)
+    assert column(folder, "val/falls/last") == [0, -8, -16]
+    assert column(folder, "val/falls/start") == [0, 0, 0]
+    exports = {name: weights(folder / name) for name in ("export", "last", "start", "best")}
+    assert equal(exports["last"], exports["export"])
+    assert not equal(exports["start"], exports["export"])
+    assert not list(folder.glob(".*.partial"))
 
 
 @pytest.mark.parametrize(
