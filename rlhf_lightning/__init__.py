@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     from rlhf_lightning.rewards.rules import LengthReward as LengthReward
     from rlhf_lightning.rewards.rules import NumberReward as NumberReward
     from rlhf_lightning.rewards.rules import PatternReward as PatternReward
+    from rlhf_lightning.rewards.text import ResponseText as ResponseText
     from rlhf_lightning.rewards.weighted import WeightedSum as WeightedSum
     from rlhf_lightning.run.results import Run as Run
     from rlhf_lightning.stages.policy import PolicyStage as PolicyStage
@@ -80,6 +81,7 @@ _HOMES = {
     "rewards.http": ("ServerReward",),
     "rewards.model": ("ModelReward",),
     "rewards.rules": ("LengthReward", "NumberReward", "PatternReward"),
+    "rewards.text": ("ResponseText",),
     "rewards.weighted": ("WeightedSum",),
     "run.results": ("Run",),
     "stages.policy": ("PolicyStage",),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from rlhf_lightning.errors import UserError
 
 RawRows = list[dict[str, Any]]
 """Rows of a data set as Python values."""
@@ -131,6 +133,13 @@ class Generated:
     """float32 [B, T]; V of the state before each token. None without a critic, or where the generator ignores it."""
 
 
+class TextDecoder(Protocol):
+    """Decode the responses of rows; `Completions.texts` has the arguments."""
+
+    def __call__(self, rows: Rows, *, skip_special_tokens: bool, strip: bool, stop_token: bool) -> list[str]:
+        """Return B strings."""
+
+
 @dataclass(frozen=True)
 class Completions(Rows):
     """Hold generated responses with their texts, which a reward reads."""
@@ -138,13 +147,32 @@ class Completions(Rows):
     prompts: list[str] = field(default_factory=list)
     """B strings, special tokens included, as the policy read them."""
     responses: list[str] = field(default_factory=list)
-    """B strings, special tokens removed; each ends before the stop string that ended it."""
+    """B strings as generated, with special tokens and white space, without the special token or stop string that ended them."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
     """The other columns of the data set: column name to B values."""
     logprobs: Tensor | None = None
     """float32 [B, T]; recorded while sampling. None for recorded text and for generators that record none."""
     values: Tensor | None = None
     """float32 [B, T]; recorded while sampling by a critic on the policy's backbone. None for other critics."""
+    decoder: TextDecoder | None = field(default=None, kw_only=True, repr=False, compare=False)
+    """Decodes the responses again with other choices. None for texts without a tokenizer."""
+
+    def texts(self, *, skip_special_tokens: bool = False, strip: bool = False, stop_token: bool = False) -> list[str]:
+        """Return the responses as text; by default as `responses` has them.
+
+        Args:
+            skip_special_tokens: remove every special token, such as `<think>` where the tokenizer marks it as special.
+            strip: remove white space at both ends.
+            stop_token: keep the special token that ended the response.
+
+        Raises:
+            UserError: special tokens are asked for and there is no `decoder`.
+        """
+        if not (skip_special_tokens or stop_token):
+            return [response.strip() if strip else response for response in self.responses]
+        if self.decoder is None:
+            raise UserError("these completions have no decoder, so special tokens can neither be removed nor added")
+        return self.decoder(self, skip_special_tokens=skip_special_tokens, strip=strip, stop_token=stop_token)
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,11 @@ class KLPenalty:
         return self.coef * (ratio_weighted(kl, logprobs, batch.logprobs) if self.ratio_weighted else kl)
 
     def adapt(self, rollout: Rollout) -> None:
-        """Adapt the coefficient to the KL divergence of this rollout, over all ranks."""
+        """Adapt the coefficient to the KL divergence of this rollout, over all ranks; keep it where the rollout has no token."""
         if self.target is None:
             return
         assert rollout.reference_logprobs is not None
-        kl = float(masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask))
+        kl = float(masked_mean(kl_estimate(rollout.logprobs, rollout.reference_logprobs), rollout.mask, math.nan))
+        if math.isnan(kl):
+            return
         self.coef *= 1 + self.gain * min(max(kl / self.target - 1, -0.2), 0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -67,7 +68,9 @@ class REINFORCE(PolicyGradient):
             return (returns - center) / (variance.sqrt() + 1e-8)
         if self.baseline == "none":
             return returns
-        mean, average = float(masked_mean(returns, valid)), self.average
+        mean, average = float(masked_mean(returns, valid, math.nan)), self.average
+        if math.isnan(mean):  # a rollout in which nothing has a score is no part of the average
+            return returns
         self.average = mean if average is None else self.moving_decay * average + (1 - self.moving_decay) * mean
         return returns - (mean if average is None else average)
 

@@ -12,6 +12,7 @@ from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.evaluation.base import Sample, SampleRequest
 from rlhf_lightning.models.encoding import Encoder, recorded_rows
 from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rollouts.decoding import ResponseDecoder
 from rlhf_lightning.rollouts.responses import ResponseGenerator, columns_of
 from rlhf_lightning.types import Completions, RawRows
 
@@ -72,10 +73,13 @@ def recorded_completions(encoder: Encoder, rows: RawRows, device: torch.device) 
         [each.mask for each in encoded],
     ).to(device)
     width = batch.prompt_mask.shape[1]
+    decoder = ResponseDecoder(encoder.tokenizer, encoder.stop_tokens)
+    tensors: dict[str, Any] = batch.tensors()
     return Completions(
-        **batch.tensors(),
+        **tensors,
         prompts=encoder.decode(batch.tokens[:, :width], batch.prompt_mask, special=True),
-        responses=encoder.decode(batch.tokens[:, width:], batch.mask),
+        responses=decoder(batch),
+        decoder=decoder,
         columns=columns_of([{name: value for name, value in row.items() if name != "response"} for row in rows]),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -124,9 +126,11 @@ def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tenso
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Compute 1 - Var(returns - values) / Var(returns) over the masked tokens of all ranks; 1 is a perfect critic.
 
+    NaN without a token.
+
     >>> import torch
     >>> float(explained_variance(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool)))
     1.0
     """
-    residual, total = (masked_moments(x, mask)[1] for x in (returns - values, returns))
+    residual, total = (masked_moments(x, mask, math.nan)[1] for x in (returns - values, returns))
     return 1 - residual / total.clamp(min=1e-12)

@@ -17,18 +17,23 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, x.new_zeros(())).double().sum()
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Average `x` over the True entries of all ranks; 0 where there are none. float32 []."""
+def masked_mean(x: Tensor, mask: Tensor, empty: float = 0.0) -> Tensor:
+    """Average `x` over the True entries of all ranks; `empty` where there are none. float32 []."""
     sums = all_sum(torch.stack([masked_sum(x, mask), mask.sum().double()]))
-    return (sums[0] / sums[1].clamp(min=1)).to(x.dtype)
+    return torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), empty).to(x.dtype)
 
 
-def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and unbiased variance over the True entries of all ranks; the variance of one entry is 0."""
+def masked_moments(x: Tensor, mask: Tensor, empty: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Compute mean and unbiased variance over the True entries of all ranks.
+
+    The variance of one entry is 0; both are `empty` where there is no entry.
+    """
     count = all_sum(mask.sum().double())
     mean = all_sum(masked_sum(x, mask)) / count.clamp(min=1)
     square = all_sum(masked_sum((x.double() - mean) ** 2, mask))
-    return mean.to(x.dtype), (square / (count - 1).clamp(min=1)).to(x.dtype)
+    moments = (mean, square / (count - 1).clamp(min=1))
+    mean, variance = (torch.where(count > 0, moment, empty).to(x.dtype) for moment in moments)
+    return mean, variance
 
 
 def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:

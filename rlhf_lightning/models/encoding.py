@@ -111,17 +111,16 @@ class Encoder:
     def generated(self, prompt: Text, text: str) -> list[int]:
         """Encode text that a policy generated behind `prompt`, with a stop token at its end.
 
-        The text of a message does not have the space that a template may write before it, and generated text does. Without
-        such a space the text is the message.
+        The text of a message does not have what a template may write before it, such as a space, and generated text does.
         """
         prompt = as_rendered(prompt)
-        if not isinstance(prompt, str) and (bare := text.strip()) != text:
-            talk = conversation(prompt)
-            start = self.renderer.render(talk, add_generation_prompt=True)
-            full = self.renderer.render(talk.followed_by([{"role": "assistant", "content": bare}]))
-            if full.startswith(start + text):
-                return self.response(prompt, bare)
-        return self.response(prompt, text)
+        if isinstance(prompt, str):
+            return self.response(prompt, text)
+        talk, letter = conversation(prompt), "\u03b1"
+        start = self.renderer.render(talk, add_generation_prompt=True)
+        full = self.renderer.render(talk.followed_by([{"role": "assistant", "content": letter}]))
+        between = full[len(start) :].partition(letter)[0] if full.startswith(start) else ""
+        return self.response(prompt, text.removeprefix(between))
 
     def _whole_prompt(self, text: Text) -> list[int]:
         text = as_rendered(text)

@@ -20,6 +20,7 @@ from rlhf_lightning.rewards.http import ServerReward
 from rlhf_lightning.rewards.model import ModelReward
 from rlhf_lightning.rewards.random import RandomReward
 from rlhf_lightning.rewards.rules import LengthReward, NumberReward, PatternReward
+from rlhf_lightning.rewards.text import ResponseText
 from rlhf_lightning.rewards.weighted import WeightedSum
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "NumberReward",
     "PatternReward",
     "RandomReward",
+    "ResponseText",
     "Reward",
     "ServerReward",
     "WeightedSum",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.rewards.checking import checked_scores
 from rlhf_lightning.types import Completions
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, completions: Completions) -> Sequence[float | None]:
-        """Return one score for each of the B completions; None for one that cannot be scored."""
+        """Return one score for each of the B completions; None or NaN for one that cannot be scored."""
 
     def components(self) -> dict[str, list[float | None]]:
         """Return the named scores that the last call was computed from, B each; empty for a reward without components."""
@@ -73,11 +73,10 @@ def score(reward: Reward, completions: Completions) -> Tensor:
     """Score B completions and check the result.
 
     Returns:
-        float32 [B]; NaN where the reward returned None.
+        float32 [B]; NaN where the reward returned None or NaN: the response cannot be scored.
 
     Raises:
-        UserError: the reward raised an error, or returned no sequence, the wrong number of scores, or a score that is neither
-            None nor a finite float32.
+        UserError: the reward raised an error, or `checked_scores` refuses what it returned.
     """
     name, count = type(reward).__name__, len(completions)
     try:
@@ -88,29 +87,4 @@ def score(reward: Reward, completions: Completions) -> Tensor:
         raise UserError(
             f"reward {name} raised {type(error).__name__}: {error}; the call had {count} completions"
         ) from error
-    scores = scores.tolist() if isinstance(scores, Tensor) else scores
-    if not isinstance(scores, Iterable) or isinstance(scores, str | bytes | Mapping | Set):
-        raise UserError(f"reward {name} returned {scores!r}; it must return {count} scores, one per completion")
-    scores = list(scores)
-    if len(scores) != count:
-        raise UserError(
-            f"reward {name} returned {len(scores)} scores for {count} completions; it must return one for each"
-        )
-    return torch.tensor([_checked(name, row, value) for row, value in enumerate(scores)], dtype=torch.float32)
-
-
-def _checked(name: str, row: int, score: object) -> float:
-    if score is None:
-        return math.nan
-    try:
-        value = float(score)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(
-            f"reward {name} returned {score!r} for completion {row}; it must return a number or None"
-        ) from None
-    if not abs(value) <= torch.finfo(torch.float32).max:  # also False for a NaN
-        raise UserError(
-            f"reward {name} returned {value} for completion {row}; it must return a finite number, or None for a response "
-            "that cannot be scored"
-        )
-    return value
+    return torch.tensor(checked_scores(name, scores, count), dtype=torch.float32)

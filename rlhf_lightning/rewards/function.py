@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.rewards.arguments import ALWAYS, BY_NAME
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.retry_and_timeout import RetryPolicy, short_description
 from rlhf_lightning.session import named_object
@@ -21,10 +22,17 @@ from rlhf_lightning.types import Completions
 
 
 class FunctionReward(Reward):
-    """Call your own function with the responses and the columns that its parameters name.
+    """Call your own function with what its parameters name: the responses in several forms, and columns of the data set.
 
-    The function, plain or async, takes `responses` (a list of strings). By name it may also take `prompts` and any column of
-    the data set. It returns one number per response, or None for a response that cannot be scored.
+    The function, plain or async, takes any of these lists, one value per response:
+
+    - `responses`: the text as generated, with special tokens and white space, without the special token that ended it;
+    - `raw_responses`: the same with that token; `plain_responses`: without special tokens and white space at both ends;
+    - `token_ids`: the generated ids, the stop token included; `truncated`: whether the response ended without one;
+    - `messages`: the prompt's messages with the response as the assistant's; a prompt that is text is the user's message;
+    - `prompts`: the prompt's text as the policy read it; and any column of the data set.
+
+    It returns one number per response as a list, a NumPy array or a tensor. None or NaN is a response that cannot be scored.
 
     With a `timeout` the function runs in another thread. Python cannot stop a plain function that takes longer: its daemon
     thread continues until the process ends, and a retry runs beside it. An async function is cancelled.
@@ -75,9 +83,18 @@ class FunctionReward(Reward):
                 )
 
     def check_columns(self, columns: Collection[str], where: str) -> None:
-        """Check that each parameter without a default is a column, an argument, `prompts` or `responses`."""
-        available = {*columns, "prompts", "responses", *self.arguments}
+        """Check that each parameter has one meaning, and that one without a default has a value.
+
+        Raises:
+            UserError: a parameter is neither a column, an argument nor made of the responses; or it is two of them.
+        """
+        available = {*columns, *ALWAYS, *BY_NAME, *self.arguments}
         for p in _parameters(self.function or _import(self.name)).values():
+            if p.name in BY_NAME and p.name in columns and p.name not in self.arguments:
+                raise UserError(
+                    f"reward function {self.name} has the parameter {p.name!r}, which FunctionReward makes of the responses, and "
+                    f"the {where} has a column of that name; rename the column with data.columns or in the file"
+                )
             if p.default is p.empty and p.name not in available and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 raise UserError(
                     f"reward function {self.name} has the parameter {p.name!r}, which is no column of the {where}; "
@@ -102,11 +119,14 @@ class FunctionReward(Reward):
         return list(result) if inspect.isgenerator(result) else result  # a generator runs within the time limit
 
     def _keyword_arguments(self, function: Callable[..., Any], completions: Completions) -> dict[str, Any]:
-        columns = {**completions.columns, "prompts": completions.prompts, "responses": completions.responses}
-        copies = {name: list(values) for name, values in columns.items()}  # the function may change its lists
-        available = {**copies, **self.arguments}
         self.check_columns(completions.columns, "data")
         parameters = inspect.signature(function).parameters
+        available = {
+            name: list(values) for name, values in completions.columns.items()
+        }  # which the function may change
+        available |= {name: make(completions) for name, make in ALWAYS.items()}
+        available |= {name: make(completions) for name, make in BY_NAME.items() if name in parameters}
+        available |= self.arguments
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return available
         return {name: available[name] for name in parameters if name in available}

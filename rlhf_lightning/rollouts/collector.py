@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -40,6 +41,8 @@ class Collector:
     temperature: float
     overlap: int = 1
     """Number of chunks of a rollout; each is scored while the next is generated."""
+    nothing_scored: bool = False
+    """No response of the last rollout has a score, on any rank."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the last rollout, over all ranks."""
     components: dict[str, list[float | None]] = field(default_factory=dict)
@@ -71,6 +74,7 @@ class Collector:
         with shared_errors():
             host_rewards, components = chunks.scores()
         rewards, scored = host_rewards.to(generator.device), time.perf_counter()
+        self.nothing_scored = _nothing_scored(rewards, count)
         counted = completions.mask & ~rewards.isnan()[:, None] & count
         tensors = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}
         rollout = self._rollout(
@@ -92,7 +96,7 @@ class Collector:
         """Make a rollout of preference pairs to learn from, and measure its metrics; the arguments are those of `pairs`."""
         rollout = self.pairs(rows, max_length, device, count, policy)
         lengths = rollout.mask.sum(-1).float()
-        self.metrics = {"response/length": float(masked_mean(lengths, rollout.mask.any(-1)))}
+        self.metrics = {"response/length": float(masked_mean(lengths, rollout.mask.any(-1), math.nan))}
         if policy:
             self.metrics |= _reference_metrics(rollout)
         return rollout
@@ -146,13 +150,13 @@ class Collector:
         lengths, truncated = rollout.mask.sum(-1).float(), rollout.truncated.float()
         metrics: dict[str, Tensor | float] = {}
         if self.reward is not None:
-            mean, variance = masked_moments(rollout.rewards, valid)
+            mean, variance = masked_moments(rollout.rewards, valid, math.nan)
             metrics = {"reward/mean": mean, "reward/std": variance.sqrt()}
         metrics |= _reference_metrics(rollout)
         metrics |= {
-            "policy/entropy": -masked_mean(rollout.logprobs, rollout.mask),
-            "response/length": masked_mean(lengths, valid),
-            "response/truncated": masked_mean(truncated, valid),
+            "policy/entropy": -masked_mean(rollout.logprobs, rollout.mask, math.nan),
+            "response/length": masked_mean(lengths, valid, math.nan),
+            "response/truncated": masked_mean(truncated, valid, math.nan),
         }
         if self.reward is not None:
             metrics["reward/unscored"] = all_sum(unscored.sum().float())
@@ -166,17 +170,24 @@ def _reference_metrics(rollout: Rollout) -> dict[str, float]:
     if rollout.reference_logprobs is None:
         return {}
     kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs)
-    return {"kl/reference": float(masked_mean(kl, rollout.mask))}
+    return {"kl/reference": float(masked_mean(kl, rollout.mask, math.nan))}
+
+
+def _nothing_scored(rewards: Tensor, count: bool) -> bool:
+    """Tell whether there are responses on any rank, and each of them is without a score."""
+    numbers = torch.tensor([int((~rewards.isnan() & count).sum()), len(rewards) * count], device=rewards.device)
+    scored, responses = all_sum(numbers).tolist()
+    return bool(responses and not scored)
 
 
 def _tied_fraction(rollout: Rollout) -> float:
     """Return the fraction of responses, over all ranks, to prompts whose rewards are all equal."""
     valid = rollout.mask.any(-1)
     deviation = group_moments(rollout.rewards, rollout.groups, valid)[1]
-    return float(masked_mean((deviation == 0).float(), valid))
+    return float(masked_mean((deviation == 0).float(), valid, math.nan))
 
 
 def mean_score(scores: Sequence[float | None], device: torch.device | str = "cpu") -> Tensor:
-    """Return the mean over all ranks of the scores that are neither None nor NaN."""
+    """Return the mean over all ranks of the scores that are neither None nor NaN; NaN where there are none."""
     values = torch.tensor([float("nan") if x is None else x for x in scores], device=device)
-    return masked_mean(values, ~values.isnan())
+    return masked_mean(values, ~values.isnan(), math.nan)

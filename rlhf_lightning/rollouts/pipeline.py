@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ def concatenate(chunks: list[Completions]) -> Completions:
         padded = {"tokens": pad(chunk.tokens, left), "prompt_mask": pad(chunk.prompt_mask, left)}
         tensors.append({**chunk.tensors(), **padded, "groups": chunk.groups + groups})
         groups += int(chunk.groups.max()) + 1
-    joined = {name: torch.cat([chunk[name] for chunk in tensors]) for name in tensors[0]}
+    joined: dict[str, Any] = {name: torch.cat([chunk[name] for chunk in tensors]) for name in tensors[0]}
     return replace(
         chunks[0],
         **joined,

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from rlhf_lightning.generation.base import Generator
-from rlhf_lightning.generation.stop_strings import before_stop_string
 from rlhf_lightning.models.encoding import Encoder, left_padded
 from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.types import Completions, RawRows
+from rlhf_lightning.rollouts.decoding import ResponseDecoder
+from rlhf_lightning.types import Completions, RawRows, Rows
 
 
 @dataclass
@@ -54,19 +54,23 @@ class ResponseGenerator:
         request = self.policy.request(prompts=tokens, prompt_mask=prompt_mask, params=params, generator=generator)
         generated = self.generation.generate(request)
         index = torch.arange(len(rows), device=device).repeat_interleave(responses_per_prompt)
-        responses = encoder.decode(generated.tokens, generated.mask)
         repeated = [rows[i] for i in index.tolist()]
-        return Completions(
+        generated_rows = Rows(
             tokens=torch.cat([tokens[index], generated.tokens], 1),
             prompt_mask=prompt_mask[index],
             mask=generated.mask,
             groups=index,
             truncated=~generated.stopped,
+        )
+        decoder = ResponseDecoder(encoder.tokenizer, encoder.stop_tokens, params.stop_strings)
+        return Completions(
+            **generated_rows.tensors(),
             prompts=encoder.decode(tokens[index], prompt_mask[index], special=True),
-            responses=[before_stop_string(text, params.stop_strings) for text in responses],
+            responses=decoder(generated_rows),
             columns=columns_of(repeated),
             logprobs=generated.logprobs,
             values=generated.values,
+            decoder=decoder,
         )
 
     @property

@@ -41,7 +41,7 @@ from rlhf_lightning.training.predictions import Predictor
 from rlhf_lightning.training.requirements import check_monitors
 from rlhf_lightning.training.rewards import check_rewards
 from rlhf_lightning.training.roles import Roles
-from rlhf_lightning.training.rollout_session import RolloutSession
+from rlhf_lightning.training.rollout_session import OnUnscored, RolloutSession
 from rlhf_lightning.training.rows import check_reward_columns, screen_visible, visible_rows
 from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.training.update_stopper import UpdateStopper
@@ -76,6 +76,7 @@ class PolicyStage(Stage):
         optimizer: of the weights that train.
         lr_scheduler: steps with the optimizer.
         on_nonfinite: stop the run at a step with a NaN or an infinity, or skip the step and count it.
+        on_unscored: stop the run at a rollout in which the reward scores no response, or warn and skip the rollout.
     """
 
     shown_metrics = ("reward/mean", "kl/reference", "preference/accuracy")
@@ -101,6 +102,7 @@ class PolicyStage(Stage):
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         on_nonfinite: OnNonFinite = "stop",
+        on_unscored: OnUnscored = "stop",
     ) -> None:
         super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(policy), policy.max_tokens_per_batch)
         reward = as_reward(reward)
@@ -119,7 +121,7 @@ class PolicyStage(Stage):
             share_base=share_base, overlap=overlap, max_length=max_length,
         )  # fmt: skip
         self.stopper = UpdateStopper(self, algorithm)
-        self.rollouts = RolloutSession(self, self.roles, self.loaders, self.stopper, iterations)
+        self.rollouts = RolloutSession(self, self.roles, self.loaders, self.stopper, iterations, on_unscored)
         self.resume.shared |= {"algorithm": algorithm, "rollouts": self.rollouts}
         self.resume.per_rank |= {"stopper": self.stopper}
         self.resume.per_rank |= {f"reward/{name}": each for name, each in self.rewards.items()}

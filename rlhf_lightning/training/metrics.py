@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,11 +34,15 @@ class MetricAccumulator:
             self.maxima[name] = torch.maximum(self.maxima[name], value) if name in self.maxima else value
 
     def read(self) -> dict[str, float]:
-        """Return means and maxima since the last call, over all ranks; every rank must call it."""
+        """Return means and maxima since the last call, over all ranks; every rank must call it.
+
+        A mean over nothing is NaN.
+        """
         values: dict[str, float] = {}
         if self.sums:
             pairs = all_sum(torch.stack(list(self.sums.values())))
-            values |= dict(zip(self.sums, (pairs[:, 0] / pairs[:, 1].clamp(min=1)).tolist(), strict=True))
+            means = torch.where(pairs[:, 1] > 0, pairs[:, 0] / pairs[:, 1].clamp(min=1), math.nan)
+            values |= dict(zip(self.sums, means.tolist(), strict=True))
         if self.maxima:
             values |= dict(zip(self.maxima, all_max(torch.stack(list(self.maxima.values()))).tolist(), strict=True))
         self.sums, self.maxima = {}, {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,10 +20,13 @@ from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.rollouts.row_source import RowSource
 from rlhf_lightning.training.events import call_callbacks
 from rlhf_lightning.training.loaders import LoaderBinding, run_seed
+from rlhf_lightning.training.metrics import GRADIENT_NORM
 from rlhf_lightning.training.network import evaluation
 from rlhf_lightning.training.roles import Roles
 from rlhf_lightning.training.update_stopper import UpdateStopper
 from rlhf_lightning.types import Batch, RawRows
+
+OnUnscored = Literal["stop", "warn"]
 
 
 class RolloutSession:
@@ -34,6 +38,7 @@ class RolloutSession:
         loaders: holds the rollout loader of the run.
         stopper: skips the rest of a rollout.
         iterations: rollouts per Lightning epoch; None for one pass over the prompts.
+        on_unscored: stop the run at a rollout in which no response has a score, or warn and skip the rollout.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class RolloutSession:
         loaders: LoaderBinding,
         stopper: UpdateStopper,
         iterations: int | None,
+        on_unscored: OnUnscored = "stop",
     ) -> None:
         self.module, self.roles, self.loaders, self.stopper = module, roles, loaders, stopper
         self.algorithm, self.iterations = roles.algorithm, iterations
+        self.on_unscored = on_unscored
         self.collector: Collector | None = None
         self._reference_filled = False
         self._restored_metrics: dict[str, float] = {}
@@ -137,10 +144,29 @@ class RolloutSession:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
                 collector.metrics["value/explained_variance"] = float(explained)
         call_callbacks(self.module, "on_rollout_end", batch)
+        if collector.nothing_scored:
+            self._report_unscored()
         self._report_empty(len(rows), len(batch))
-        self.stopper.start_rollout()
+        self.stopper.start_rollout(skip=collector.nothing_scored)
         self._update_started = time.perf_counter()
         return self.buffer(batch, seed)
+
+    def _report_unscored(self) -> None:
+        """Warn of a rollout that is skipped, or log its metrics and stop.
+
+        Raises:
+            UserError: `on_unscored` is `stop`.
+        """
+        metrics = self._collector.metrics
+        fault = (
+            f"reward {type(self.roles.reward).__name__} scored none of the {metrics['reward/unscored']:.0f} responses of a "
+            "rollout: it returned None or NaN for each"
+        )
+        if self.on_unscored == "stop":
+            for logger in self.module.loggers:  # the row of a rollout, whose step is not taken
+                logger.log_metrics({**metrics, GRADIENT_NORM: math.nan}, step=self.module.global_step)
+            raise UserError(f"{fault}; fix the reward, or set model.on_unscored to warn to skip such rollouts")
+        print_once(f"warning: {fault}; the rollout is skipped")
 
     def _report_empty(self, rows: int, responses: int) -> None:
         empty = self.algorithm.minibatches - responses // self.algorithm.rows_per_loss_group

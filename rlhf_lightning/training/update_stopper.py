@@ -49,9 +49,9 @@ class UpdateStopper:
         with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
             closure()
 
-    def start_rollout(self) -> None:
-        """Learn from the next rollout."""
-        self.skipping = False
+    def start_rollout(self, skip: bool = False) -> None:
+        """Learn from the next rollout, or skip all of it."""
+        self.skipping = skip
 
     def reset(self) -> None:
         """Forget an earlier run, which may have ended within a rollout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from rlhf_lightning.console import print_once
 from rlhf_lightning.distributed import all_gather, interleave_shards, raise_on_all_ranks
 from rlhf_lightning.evaluation.base import Sample, ValidationResults
 from rlhf_lightning.evaluation.monitors import stand_ins
@@ -27,6 +29,8 @@ class ValidationMetrics:
 
     def __init__(self) -> None:
         self.numbers: dict[str, list[float]] = {}
+        self.rewards: list[str] = []
+        """Names of the metrics that are scores of a reward."""
         self.samples_of_batches: list[list[Sample]] = []
         self.rows_of_batches: list[RawRows] = []
 
@@ -52,6 +56,7 @@ class ValidationMetrics:
         for name, reward in rewards.items():
             scores = score(reward, completions).tolist()
             self.add(f"reward/{name}", scores)
+            self.rewards = [*self.rewards, f"reward/{name}"] if f"reward/{name}" not in self.rewards else self.rewards
             for sample, value in zip(samples, scores, strict=True):
                 sample["reward" if name == "mean" else f"reward/{name}"] = value
             for component, values in reward.components().items():
@@ -64,6 +69,20 @@ class ValidationMetrics:
         """Return the mean over all ranks of the known numbers, under every name that any rank has."""
         names = dict.fromkeys(name for known in all_gather(list(self.numbers)) for name in known)
         return {name: float(mean_score(self.numbers.get(name, []), device)) for name in names}
+
+    def unscored(self) -> dict[str, tuple[int, int]]:
+        """Count the responses without a score, and all responses, over all ranks, by the metric of each reward."""
+        own = {
+            name: (sum(map(math.isnan, scores)), len(scores))
+            for name in self.rewards
+            for scores in [self.numbers[name]]
+        }
+        totals: dict[str, tuple[int, int]] = {}
+        for counts in all_gather(own):
+            for name, (missing, count) in counts.items():
+                before = totals.get(name, (0, 0))
+                totals[name] = (before[0] + missing, before[1] + count)
+        return totals
 
     def samples(self) -> list[Sample]:
         """Return the texts of all ranks in the order of the rows."""
@@ -125,6 +144,7 @@ class Validation:
         self.samples = self.held_out.samples()
         values = self.held_out.means(self.module.device) | dict(further)
         prefix, fitting = "test" if trainer.testing else "val", trainer.state.fn == "fit"
+        values |= _report_unscored(self.held_out.unscored(), prefix)
         own, failed = self._evaluate(values)
         values |= own
         if fitting:
@@ -169,3 +189,22 @@ class Validation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the number of validations."""
         self._count = state["count"]
+
+
+def _report_unscored(counts: Mapping[str, tuple[int, int]], prefix: str) -> dict[str, float]:
+    """Warn of rewards that scored nothing, and return how many responses each did not score, where there are any."""
+    for name, (missing, count) in counts.items():
+        if 0 < missing == count:
+            print_once(
+                f"warning: {prefix}/{name} has no value: the reward returned None or NaN for each of the {count} responses"
+            )
+    return {_unscored_metric(name): float(missing) for name, (missing, _) in counts.items() if missing}
+
+
+def _unscored_metric(name: str) -> str:
+    """Name the count beside a reward's mean.
+
+    >>> _unscored_metric("reward/mean"), _unscored_metric("reward/true")
+    ('reward/unscored', 'reward/true/unscored')
+    """
+    return "reward/unscored" if name == "reward/mean" else f"{name}/unscored"

@@ -47,7 +47,7 @@ def rollout(**changes: Any) -> Rollout:
         "values": padded(VALUES),
         **changes,
     }
-    given["reference_logprobs"] = torch.where(mask, padded(REFERENCE), given["reference_logprobs"])
+    given["reference_logprobs"] = torch.where(given["mask"], padded(REFERENCE), given["reference_logprobs"])
     return Rollout(**given)
 
 
@@ -158,6 +158,9 @@ def test_the_adaptive_coefficient_follows_the_mean_over_chosen_tokens_within_its
         penalty = KLPenalty(coef=0.5, target=target, gain=0.3)
         penalty.adapt(data)
         assert penalty.coef == pytest.approx(0.5 * (1 + 0.3 * step), rel=1e-5)
+        unchanged = penalty.coef
+        penalty.adapt(rollout(mask=torch.zeros(2, 3, dtype=torch.bool)))  # in which nothing was scored
+        assert penalty.coef == unchanged
 
 
 # -- REINFORCE -------------------------------------------------------------------------------------------------------
@@ -188,6 +191,7 @@ def test_the_baselines_of_reinforce() -> None:
     assert advantages(REINFORCE(baseline="batch", kl=NO_KL), [1.0, -0.5]) == pytest.approx(whitened)
     moving = REINFORCE(baseline="moving", moving_decay=0.8, kl=NO_KL)
     assert advantages(moving, [1.0, 3.0]) == pytest.approx([-1.0, 1.0])  # the first has nothing earlier: its own mean
+    moving.prepare(rollout(rewards=torch.zeros(2), mask=torch.zeros(2, 3, dtype=torch.bool)))  # nothing was scored
     assert advantages(moving, [6.0, 8.0]) == pytest.approx([4.0, 6.0])  # the mean of those before, 2
     assert advantages(moving, [0.0, 0.0]) == pytest.approx([-3.0, -3.0])  # 0.8 · 2 + 0.2 · 7
 

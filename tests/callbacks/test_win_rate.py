@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,10 @@ def test_other_prompts_than_those_of_the_start_are_refused() -> None:
     results = ValidationResults(8, False, "test", Path(), {}, samples, [{"prompt": "another"}])
     with pytest.raises(UserError, match=r"set WinRate\.against to reference"):
         callback.evaluate(results, NO_REQUESTS)
+
+
+def test_replies_without_a_score_are_no_loss() -> None:
+    callback, unscored = WinRate(), float("nan")
+    validated(callback, 0, [unscored, 0.0])
+    assert validated(callback, 1, [1.0, 1.0]) == 1.0
+    assert math.isnan(validated(callback, 2, [unscored, unscored]))

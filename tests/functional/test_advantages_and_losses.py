@@ -110,7 +110,12 @@ def test_nothing_off_the_mask_is_seen() -> None:
     x, mask = torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True])
     assert float(masked_mean(x, mask)) == 2.0
     assert row_mean(x[None], mask[None]).tolist() == [2.0]
-    assert float(masked_mean(x, torch.zeros_like(mask))) == 0.0
+    none = torch.zeros_like(mask)
+    assert float(masked_mean(x, none)) == 0.0
+    assert math.isnan(masked_mean(x, none, math.nan))
+    assert all(map(math.isnan, masked_moments(x, none, math.nan)))
+    assert [float(moment) for moment in masked_moments(x, none)] == [0.0, 0.0]
+    assert math.isnan(explained_variance(x, x, none))
 
 
 def test_groups() -> None:

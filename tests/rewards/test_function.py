@@ -59,6 +59,12 @@ def test_functions_plain_async_and_with_columns(functions: Path) -> None:
         UserError, match=r"arguments has the key 'scal', which is no parameter of .*; did you mean 'scale'\?"
     ):
         FunctionReward("scores_of_mine.slow", {"scal": 3.0}).check()
+    with pytest.raises(
+        UserError, match=r"'truncated', which FunctionReward makes .* the train data has a column of that name"
+    ):
+        FunctionReward(lambda responses, truncated: [0.0] * len(responses)).check_columns({"truncated"}, "train data")
+    FunctionReward("scores_of_mine.everything").check_columns({"truncated"}, "train data")  # which names none
+    assert FunctionReward(lambda responses, messages: [len(m) for m in messages])(rows) == [2, 2]
     last = completions(["b", "a"])
     both = WeightedSum({"sorts": FunctionReward("scores_of_mine.sorts"), "found": PatternReward("a")})
     assert both(last) == [0.0, 1.0], "a function changed what the next reward reads"

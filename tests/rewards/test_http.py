@@ -178,7 +178,6 @@ def test_only_the_batch_that_failed_is_sent_again(server: Server) -> None:
         (says(200, '{"score": 1}'), 'answered \'{"score": 1}\'; it must answer {"scores"'),
         (says(200, '{"scores": 1}'), 'answered \'{"scores": 1}\'; it must answer {"scores"'),
         (says(200, '{"scores": [1, 2]}'), 'answered 2 scores; it must answer {"scores": [5 numbers'),
-        (says(200, '{"scores": [1, NaN, 1, 1, 1]}'), "returned nan for completion 1; it must return a finite number"),
         (
             says(200, '{"scores": [1, 2, Infinity, 1, 1]}'),
             "returned inf for completion 2; it must return a finite number",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -158,6 +159,20 @@ def test_an_unscored_response_has_an_empty_mask_and_is_in_no_metric(collector: C
     assert found["response/truncated"] == float(rollout.truncated[:4].sum()) / 4
 
 
+def test_a_rollout_without_a_score_has_no_mean(collector: Collector) -> None:
+    rows = [{**row, "worth": None} for row in PROMPTS]
+    rollout = collector.online(rows, 4, False, torch.Generator().manual_seed(0))
+    assert collector.nothing_scored
+    assert not rollout.mask.any()
+    metrics = dict(collector.metrics)
+    assert metrics.pop("reward/unscored") == 8
+    known = {name for name, value in metrics.items() if not math.isnan(value)}
+    assert {name.split("/")[0] for name in known} == {"time", "throughput"}
+    assert {"reward/mean", "reward/std", "reward/tied", "kl/reference", "response/length"} <= set(metrics) - known
+    collected(collector)
+    assert not collector.nothing_scored
+
+
 def test_the_fraction_of_tied_responses_is_a_metric(collector: Collector) -> None:
     class Rated(Reward):
         def __call__(self, completions: Completions) -> Sequence[float | None]:
@@ -175,7 +190,9 @@ def test_rows_that_do_not_count_have_empty_masks(collector: Collector) -> None:
     rollout = collected(collector, count=False)
     assert len(rollout) == 8
     assert not rollout.mask.any()
-    assert collector.metrics["reward/worth"] == collector.metrics["reward/unscored"] == 0
+    assert collector.metrics["reward/unscored"] == 0
+    assert not collector.nothing_scored  # there was nothing to score
+    assert all(math.isnan(collector.metrics[f"reward/{name}"]) for name in ("worth", "mean", "std"))
     pairs = collector.recorded(PAIRS, None, torch.device("cpu"), count=False)
     assert len(pairs) == 6
     assert not pairs.mask.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,15 @@ def test_a_row_has_means_maxima_the_gradient_norm_and_the_context_first(module: 
     assert row["policy/ratio_max"] == 5.0
     assert log.is_empty
     assert not log.has_step
+
+
+def test_a_mean_over_nothing_is_no_number(module: Callable[..., Any]) -> None:
+    log = MetricLog(module())
+    log.record(output(0.0, 0.0, 1.0))
+    assert math.isnan(log.read()["loss/policy"])
+    log.record(output(0.0, 0.0, 1.0))
+    log.record(output(3.0, 2.0, 1.0))
+    assert log.read()["loss/policy"] == 1.5
 
 
 def test_a_restored_log_goes_on(module: Callable[..., Any]) -> None:
