@@ -154,6 +154,8 @@ class Completions(Rows):
     """float32 [B, T]; recorded while sampling. None for recorded text and for generators that record none."""
     values: Tensor | None = None
     """float32 [B, T]; recorded while sampling by a critic on the policy's backbone. None for other critics."""
+    rewards: Tensor | None = None
+    """float32 [B]; scores that the generator brought, as of an environment. They count where there is no reward."""
     decoder: TextDecoder | None = field(default=None, kw_only=True, repr=False, compare=False)
     """Decodes the responses again with other choices. None for texts without a tokenizer."""
 
@@ -189,6 +191,16 @@ class Rollout(Rows):
     """float32 [B, T]; of the critic. None unless the algorithm `needs_values`."""
     preferences: Tensor | None = field(default=None, kw_only=True)
     """float32 [B]; probability that the row is the better one of its recorded pair. None where rewards order the rows."""
+    baselines: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B]; score of the greedy response to the row's prompt. None unless the algorithm has `greedy_baseline`."""
+    mismatched: Tensor | None = field(default=None, kw_only=True)
+    """bool [B]; the response is that to another prompt. None unless the rollout is made of labels."""
+    components: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B, K]; the named scores of which a reward is made, 0 where there is none. None for other rewards."""
+
+
+NOT_PER_TOKEN = ("tokens", "prompt_mask", "components")
+"""Fields of two dimensions whose second is not that of `mask`."""
 
 
 @dataclass(frozen=True)

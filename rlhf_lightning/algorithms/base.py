@@ -13,9 +13,9 @@ from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
-LEARNS_FROM = ("rewards", "prompts", "pairs")
+LEARNS_FROM = ("rewards", "prompts", "pairs", "labels")
 """What an algorithm can learn from: `rewards` of responses that the policy generates, the `prompts` alone (the policy generates
-responses, and nothing scores them), or recorded preference `pairs`."""
+responses, and nothing scores them), recorded preference `pairs`, or recorded responses with `labels`, good or bad."""
 
 
 class Algorithm(ABC):
@@ -32,11 +32,18 @@ class Algorithm(ABC):
     """The fewest responses per prompt that the algorithm can compare."""
     learns_from: ClassVar[tuple[str, ...]] = ("rewards",)
     """Of `LEARNS_FROM`; without a reward the first other than `rewards` counts."""
+    greedy_baseline: ClassVar[bool] = False
+    """True: rollouts hold the score of the greedy response to each prompt, which is generated and scored besides."""
+    mismatched_rows: ClassVar[bool] = False
+    """True: rollouts of labels also hold each prompt with the response to another prompt of the global batch, marked by
+    `Rollout.mismatched`. `prepare` empties the mask of these rows."""
     prepare_reads_logprobs: ClassVar[bool] = True
     """True: `prepare` reads `Rollout.logprobs`. False lets recorded pairs skip the policy's pass before their only step."""
     state_fields: ClassVar[tuple[str, ...]] = ()
     """Names of attributes that change during a run; checkpoints hold them. A dotted name is an attribute of a field."""
 
+    max_refills: int = 0
+    """Further requests of prompts in place of those that `teaches` refuses."""
     responses_per_prompt: int
     epochs: int
     minibatches: int
@@ -69,6 +76,19 @@ class Algorithm(ABC):
     def needs_entropy(self) -> bool:
         """Return whether the loss reads `PolicyOutput.entropy`."""
         return False
+
+    def teaches(self, rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor | None:
+        """Mark the rows that the algorithm learns something from; a prompt without one is replaced by a further prompt.
+
+        Args:
+            rewards: float32 [B].
+            groups: int64 [B]; rows of one prompt share it.
+            valid: bool [B]; False for rows that have no score.
+
+        Returns:
+            bool [B]; None keeps every prompt.
+        """
+        return None
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> Batch:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.distributed import all_max
-from rlhf_lightning.types import Rows, RowsT
+from rlhf_lightning.types import NOT_PER_TOKEN, Rows, RowsT
 
 
 def balanced_partition(rows: Rows, loss_groups: Tensor, count: int) -> list[Tensor]:
@@ -112,7 +112,7 @@ def trim(rows: RowsT) -> RowsT:
     last = next((column for column in range(len(used) - width, 1, -1) if used[width + column - 1]), 1)
     trimmed: dict[str, Any] = {}
     for name, value in rows.tensors().items():
-        if value.dim() >= 2 and name not in ("tokens", "prompt_mask"):
+        if value.dim() >= 2 and name not in NOT_PER_TOKEN:
             trimmed[name] = value[:, :last]
     return replace(
         rows, tokens=rows.tokens[:, first : width + last], prompt_mask=rows.prompt_mask[:, first:], **trimmed

@@ -16,9 +16,11 @@ from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.pipeline import ChunkScores, split_evenly
+from rlhf_lightning.rollouts.labels import encode_labels
+from rlhf_lightning.rollouts.pipeline import ChunkScores, score_with_components, split_evenly
 from rlhf_lightning.rollouts.preferences import encode_pairs, pair_probability
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.rollouts.scored import RequestStatistics, Scored
 from rlhf_lightning.types import RawRows, Rollout, Rows
 
 
@@ -45,56 +47,115 @@ class Collector:
     """No response of the last rollout has a score, on any rank."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the last rollout, over all ranks."""
-    components: dict[str, list[float | None]] = field(default_factory=dict)
-    """Components of the scores of the last rollout, by name, for the rows of this rank."""
 
     @torch.no_grad()
-    def online(
-        self, rows: RawRows, responses_per_prompt: int, values: bool, generator: torch.Generator, count: bool = True
-    ) -> Rollout:
-        """Generate and score responses to prompts; a response that cannot be scored has an empty mask.
+    def request(
+        self,
+        rows: RawRows,
+        responses_per_prompt: int,
+        generator: torch.Generator,
+        count: bool = True,
+        greedy_baseline: bool = False,
+    ) -> Scored:
+        """Generate and score responses: the half of a rollout that needs no training model besides the generator's own weights.
+
+        It talks to no other rank; `measure` is the other half.
 
         Args:
             rows: rows with a prompt.
             responses_per_prompt: responses per row.
-            values: measure the critic's values.
             generator: source of random numbers; its device is that of the rollout.
             count: False gives every row an empty mask, on a rank without rows of its own.
+            greedy_baseline: also score a greedy response to each prompt; a prompt whose greedy response has no score is unscored.
+
+        Raises:
+            UserError: generating or scoring failed.
+        """
+        started, generate = time.perf_counter(), self.response_generator.generate
+        truncate = self.response_generator.generation.truncate_rollouts is True
+        splits = split_evenly(rows, 1 if self.reward is None else self.overlap)
+        with ChunkScores(self.reward, len(splits)) as chunks:
+            for split in splits:
+                chunks.add(generate(split, responses_per_prompt, generator, truncate=truncate))
+        completions, generated = chunks.completions(), time.perf_counter()
+        rewards, components = chunks.scores()
+        baselines = None
+        if greedy_baseline:
+            greedy = score_with_components(self.reward, generate(rows, 1, generator, 0.0))[0]
+            baselines = greedy[completions.groups.to(greedy.device)]
+            rewards = rewards.masked_fill(baselines.isnan(), math.nan)
+            baselines = baselines.nan_to_num(0.0).to(generator.device)
+        rewards = rewards.to(generator.device)
+        table = [[math.nan if x is None else x for x in column] for column in components.values()]
+        scored = Scored(
+            **{item.name: getattr(completions, item.name) for item in fields(Rows)}
+            | {"mask": completions.mask & ~rewards.isnan()[:, None]},
+            rewards=rewards.nan_to_num(0.0),
+            has_scores=self.reward is not None or completions.rewards is not None,
+            logprobs=completions.logprobs,
+            values=completions.values,
+            baselines=baselines,
+            components=torch.tensor(table, device=generator.device).T if table else None,
+            names=tuple(components),
+            statistics=RequestStatistics(
+                generated - started,
+                time.perf_counter() - generated,
+                len(completions),
+                int(completions.mask.sum()),
+                int(rewards.isnan().sum()),
+            ),
+        )
+        return scored if count else scored.without_rows()
+
+    @torch.no_grad()
+    def measure(self, scored: Scored, values: bool) -> Rollout:
+        """Measure scored responses with the training model and the reference: the half of a rollout after `request`.
+
+        Args:
+            scored: responses of this rank; every rank must call this method.
+            values: measure the critic's values.
+        """
+        components = None if scored.components is None else scored.components.nan_to_num(0.0)
+        rows = scored.base_rows()
+        rollout = self._rollout(rows, scored.rewards, values, scored.logprobs, scored.values)
+        rollout = replace(rollout, baselines=scored.baselines, components=components)
+        self.metrics = self._rollout_metrics(rollout, scored)
+        return rollout
+
+    def online(
+        self,
+        rows: RawRows,
+        responses_per_prompt: int,
+        values: bool,
+        generator: torch.Generator,
+        count: bool = True,
+        greedy_baseline: bool = False,
+    ) -> Rollout:
+        """Generate, score and measure responses to prompts; the arguments are those of `request` and `measure`.
 
         Raises:
             UserError: generating or scoring failed on one of the ranks.
         """
-        started = time.perf_counter()
-        truncate = self.response_generator.generation.truncate_rollouts is True
-        splits = split_evenly(rows, 1 if self.reward is None else self.overlap)
-        with shared_errors(), ChunkScores(self.reward, len(splits)) as chunks:
-            for split in splits:
-                chunks.add(self.response_generator.generate(split, responses_per_prompt, generator, truncate=truncate))
-        completions, generated = chunks.completions(), time.perf_counter()
         with shared_errors():
-            host_rewards, components = chunks.scores()
-        rewards, scored = host_rewards.to(generator.device), time.perf_counter()
-        self.nothing_scored = _nothing_scored(rewards, count)
-        counted = completions.mask & ~rewards.isnan()[:, None] & count
-        tensors = {item.name: getattr(completions, item.name) for item in fields(Rows)} | {"mask": counted}
-        rollout = self._rollout(
-            Rows(**tensors), rewards.nan_to_num(0.0), values, completions.logprobs, completions.values
-        )
-        components = components if count else {name: [] for name in components}
-        self.components = components
-        self.metrics = self._rollout_metrics(rollout, rewards.isnan() & count, components)
-        if self.reward is not None and responses_per_prompt > 1:
-            self.metrics["reward/tied"] = _tied_fraction(rollout)
-        self.metrics |= {"time/generate": generated - started, "time/score": scored - generated}
-        self.metrics["throughput/tokens_per_second"] = float(all_sum(completions.mask.sum())) / (generated - started)
-        return rollout
+            scored = self.request(rows, responses_per_prompt, generator, count, greedy_baseline)
+        return self.measure(scored, values)
 
     @torch.no_grad()
     def recorded(
-        self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True, policy: bool = True
+        self,
+        rows: RawRows,
+        max_length: int | None,
+        device: torch.device,
+        count: bool = True,
+        policy: bool = True,
+        labelled: bool = False,
     ) -> Rollout:
-        """Make a rollout of preference pairs to learn from, and measure its metrics; the arguments are those of `pairs`."""
-        rollout = self.pairs(rows, max_length, device, count, policy)
+        """Make a rollout of recorded responses to learn from, and measure its metrics.
+
+        The arguments are those of `pairs`; `labelled` makes a rollout of `labels`.
+        """
+        collect = self.labels if labelled else self.pairs
+        rollout = collect(rows, max_length, device, count, policy)
         lengths = rollout.mask.sum(-1).float()
         self.metrics = {"response/length": float(masked_mean(lengths, rollout.mask.any(-1), math.nan))}
         if policy:
@@ -115,12 +176,27 @@ class Collector:
             policy: False leaves the policy's log-probabilities 0, for a step that computes them itself.
         """
         encoded = encode_pairs(self.response_generator.encoder, rows, max_length).to(device)
-        encoded = encoded if count else replace(encoded, mask=torch.zeros_like(encoded.mask))
         rewards = torch.tensor([1.0, 0.0], device=device).repeat(len(rows))
-        logprobs = None if policy else torch.zeros(encoded.mask.shape, device=device)
         preferences = [side for p in map(pair_probability, rows) for side in (p, 1 - p)]
-        rollout = self._rollout(encoded, rewards, False, logprobs)
+        rollout = self._recorded(encoded, rewards, count, policy)
         return replace(rollout, preferences=torch.tensor(preferences, device=device))
+
+    @torch.no_grad()
+    def labels(
+        self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True, policy: bool = True
+    ) -> Rollout:
+        """Make a rollout of labelled responses: the reward is 1 for a good and 0 for a bad one; else as `pairs`.
+
+        A row with a mismatched response (`with_mismatched`) becomes two rows.
+        """
+        encoded, rewards, mismatched = encode_labels(self.response_generator.encoder, rows, max_length)
+        rollout = self._recorded(encoded.to(device), rewards.to(device), count, policy)
+        return replace(rollout, mismatched=mismatched.to(device))
+
+    def _recorded(self, encoded: Rows, rewards: Tensor, count: bool, policy: bool) -> Rollout:
+        encoded = encoded if count else replace(encoded, mask=torch.zeros_like(encoded.mask))
+        logprobs = None if policy else torch.zeros(encoded.mask.shape, device=encoded.mask.device)
+        return self._rollout(encoded, rewards, False, logprobs)
 
     def _rollout(
         self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None, critic_values: Tensor | None = None
@@ -143,13 +219,11 @@ class Collector:
             values=critic_values * rows.mask if values and critic_values is not None else None,
         )
 
-    def _rollout_metrics(
-        self, rollout: Rollout, unscored: Tensor, components: dict[str, list[float | None]]
-    ) -> dict[str, float]:
-        valid = rollout.mask.any(-1)
+    def _rollout_metrics(self, rollout: Rollout, scored: Scored) -> dict[str, float]:
+        valid, spent = rollout.mask.any(-1), scored.statistics
         lengths, truncated = rollout.mask.sum(-1).float(), rollout.truncated.float()
         metrics: dict[str, Tensor | float] = {}
-        if self.reward is not None:
+        if scored.has_scores:
             mean, variance = masked_moments(rollout.rewards, valid, math.nan)
             metrics = {"reward/mean": mean, "reward/std": variance.sqrt()}
         metrics |= _reference_metrics(rollout)
@@ -158,10 +232,17 @@ class Collector:
             "response/length": masked_mean(lengths, valid, math.nan),
             "response/truncated": masked_mean(truncated, valid, math.nan),
         }
-        if self.reward is not None:
-            metrics["reward/unscored"] = all_sum(unscored.sum().float())
-        for name, scores in components.items():
-            metrics[f"reward/{name}"] = mean_score(scores, unscored.device)
+        unscored, responses = all_sum(torch.tensor([spent.unscored, spent.responses])).tolist()
+        self.nothing_scored = bool(responses) and unscored == responses
+        if scored.has_scores:
+            metrics["reward/unscored"] = unscored
+        if scored.has_scores and len(rollout) > len(rollout.groups.unique()):
+            metrics["reward/tied"] = _tied_fraction(rollout)
+        for name, scores in zip(scored.names, () if scored.components is None else scored.components.T, strict=True):
+            metrics[f"reward/{name}"] = masked_mean(scores, ~scores.isnan(), math.nan)
+        metrics |= {"time/generate": spent.generate_seconds, "time/score": spent.score_seconds}
+        generated = float(all_sum(torch.tensor(spent.tokens)))
+        metrics["throughput/tokens_per_second"] = generated / spent.generate_seconds
         return {name: float(value) for name, value in metrics.items()}
 
 
@@ -171,13 +252,6 @@ def _reference_metrics(rollout: Rollout) -> dict[str, float]:
         return {}
     kl = kl_estimate(rollout.logprobs, rollout.reference_logprobs)
     return {"kl/reference": float(masked_mean(kl, rollout.mask, math.nan))}
-
-
-def _nothing_scored(rewards: Tensor, count: bool) -> bool:
-    """Tell whether there are responses on any rank, and each of them is without a score."""
-    numbers = torch.tensor([int((~rewards.isnan() & count).sum()), len(rewards) * count], device=rewards.device)
-    scored, responses = all_sum(numbers).tolist()
-    return bool(responses and not scored)
 
 
 def _tied_fraction(rollout: Rollout) -> float:

@@ -13,16 +13,19 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf_lightning.rewards.base import Reward, score
-from rlhf_lightning.types import Completions, RawRows
+from rlhf_lightning.types import Completions, RawRows, Rows
 
 Scores = tuple[Tensor, dict[str, list[float | None]]]
 """float32 [B], and the components of the scores by name, B each."""
 
 
 def score_with_components(reward: Reward | None, completions: Completions) -> Scores:
-    """Score completions, and return the components of the scores with them; without a reward every score is 0."""
+    """Score completions, and return the components of the scores with them.
+
+    Without a reward return the scores that the generator brought, or zeros.
+    """
     if reward is None:
-        return torch.zeros(len(completions)), {}
+        return torch.zeros(len(completions)) if completions.rewards is None else completions.rewards, {}
     return score(reward, completions), reward.components()
 
 
@@ -114,6 +117,17 @@ def split_evenly(rows: RawRows, chunks: int) -> list[RawRows]:
 
 def concatenate(chunks: list[Completions]) -> Completions:
     """Join completions into one batch; prompts are padded to the longest, and groups are numbered consecutively."""
+    return replace(
+        chunks[0],
+        **joined_tensors(list(chunks)),
+        prompts=[x for chunk in chunks for x in chunk.prompts],
+        responses=[x for chunk in chunks for x in chunk.responses],
+        columns={name: [x for chunk in chunks for x in chunk.columns[name]] for name in chunks[0].columns},
+    )
+
+
+def joined_tensors(chunks: list[Rows]) -> dict[str, Any]:
+    """Return the tensors of several chunks of rows as one batch; see `concatenate`."""
     width = max(chunk.prompt_mask.shape[1] for chunk in chunks)
     tensors: list[dict[str, Tensor]] = []
     groups = 0
@@ -122,11 +136,4 @@ def concatenate(chunks: list[Completions]) -> Completions:
         padded = {"tokens": pad(chunk.tokens, left), "prompt_mask": pad(chunk.prompt_mask, left)}
         tensors.append({**chunk.tensors(), **padded, "groups": chunk.groups + groups})
         groups += int(chunk.groups.max()) + 1
-    joined: dict[str, Any] = {name: torch.cat([chunk[name] for chunk in tensors]) for name in tensors[0]}
-    return replace(
-        chunks[0],
-        **joined,
-        prompts=[x for chunk in chunks for x in chunk.prompts],
-        responses=[x for chunk in chunks for x in chunk.responses],
-        columns={name: [x for chunk in chunks for x in chunk.columns[name]] for name in chunks[0].columns},
-    )
+    return {name: torch.cat([chunk[name] for chunk in tensors]) for name in tensors[0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -65,10 +65,15 @@ class RowSource:
     `DataLoader(shuffle=True)` repeats its order, and a restored source resumes inside a pass. A loader with
     `state_dict` and `load_state_dict` is restored by its own state; of any other the batches already taken are read again and
     skipped.
+
+    Args:
+        loader: batches of rows.
+        seed: seed of the order.
+        read: a batch → its rows.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int) -> None:
-        self.loader, self.seed, self.passes, self.taken = loader, seed, 0, 0
+    def __init__(self, loader: Iterable[Any], seed: int, read: Callable[[Any], RawRows] = rows_of) -> None:
+        self.loader, self.seed, self.read, self.passes, self.taken = loader, seed, read, 0, 0
         self._batches: Iterator[Any] | None = None
         self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         self._initial = self._loader_state()
@@ -96,7 +101,7 @@ class RowSource:
             batch = self._advance()
         if batch is None:
             raise UserError(NO_BATCH)
-        return rows_of(batch)
+        return self.read(batch)
 
     def _advance(self) -> Any:
         if self._batches is not None:

@@ -28,6 +28,7 @@ from rlhf_lightning.models.reference import ReferenceKind
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.collector import Collector, mean_score
+from rlhf_lightning.rollouts.labels import encoded_label
 from rlhf_lightning.rollouts.preferences import encoded_pair
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
@@ -38,7 +39,7 @@ from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.training.predictions import Predictor
-from rlhf_lightning.training.requirements import check_monitors
+from rlhf_lightning.training.requirements import RECORDED_COLUMNS, check_monitors, check_recorded
 from rlhf_lightning.training.rewards import check_rewards
 from rlhf_lightning.training.roles import Roles
 from rlhf_lightning.training.rollout_session import OnUnscored, RolloutSession
@@ -159,33 +160,27 @@ class PolicyStage(Stage):
         check_reward_columns(self.trainer, training, self.rewards.values(), predicting)
         self.text.load(self.max_prompt_length)
         self.bind_loaders()
-        self._check_pairs()
+        if self._reads_recorded:
+            check_recorded(self.trainer, self.algorithm, self.roles.source)
         self.screen_rows()
         for name, rows in visible_rows(self.trainer):
             self.text.encoder.check_prompts(rows, self.generation.max_new_tokens, name)
         self.rollouts.check_minibatches()
 
-    def _check_pairs(self) -> None:
-        for name, rows in visible_rows(self.trainer):
-            if self._reads_pairs and len(rows) and "chosen" not in rows[0]:
-                raise UserError(
-                    f"{type(self.algorithm).__name__} has no reward and the {name} has no pairs (columns: "
-                    f"{', '.join(sorted(rows[0]))}): set model.reward, or use PreferenceData"
-                )
-
     @property
-    def _reads_pairs(self) -> bool:
-        return self.roles.source == "pairs" and not self.trainer.predicting
+    def _reads_recorded(self) -> bool:
+        return self.roles.is_recorded and not self.trainer.predicting
 
     def screen_rows(self) -> dict[str, Screening]:
         """Encode every row once before weights are loaded; see `screen`."""
-        read = ("prompt", *(("chosen", "rejected", "probability") if self.roles.source == "pairs" else ()))
+        read = ("prompt", *RECORDED_COLUMNS.get(self.roles.source, ()))
         return screen_visible(self.trainer, self.text.encoder, self.encoded, read, self.rewards.values())
 
     def encoded(self, row: dict[str, Any]) -> list[Encoded]:
-        """Encode a recorded pair, or a prompt; count a prompt that leaves no room for a response where such are dropped."""
-        if self._reads_pairs:
-            return encoded_pair(self.text.encoder, row, self.max_length)
+        """Encode a recorded row, or a prompt; count a prompt that leaves no room for a response where such are dropped."""
+        if self._reads_recorded:
+            encode = encoded_pair if self.roles.source == "pairs" else encoded_label
+            return encode(self.text.encoder, row, self.max_length)
         drops = getattr(self.trainer.datamodule, "on_too_long", "truncate") == "drop"  # type: ignore[attr-defined]
         return self.text.encoder.prompts_with_room(row["prompt"], self.generation.max_new_tokens, drops)
 
@@ -278,7 +273,7 @@ class PolicyStage(Stage):
         """Generate one response per held-out prompt and score it; compare recorded pairs where there are any."""
         completions = self.roles.response_generator.generate(rows, 1, self.validation.random_numbers)
         self.validation.held_out.add_completions(completions, self.rewards)
-        if self.roles.source != "pairs":
+        if not self.roles.is_recorded:
             self._measure_kl(completions)
         elif "chosen" in rows[0]:
             self._measure_pairs(rows)
@@ -313,7 +308,7 @@ class PolicyStage(Stage):
         gaps = self.validation.held_out.numbers.pop("reference/gap", [])
         super().on_validation_epoch_end()
         gap = float(mean_score(gaps, self.device))
-        if self.roles.source != "pairs" and self.roles.reference_kind != "none" and self._is_before_training:
+        if not self.roles.is_recorded and self.roles.reference_kind != "none" and self._is_before_training:
             self._report_gap(gap)
 
     def _report_gap(self, gap: float) -> None:

@@ -9,9 +9,13 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.models.reference import ReferenceKind
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.training.rows import visible_rows
 
 REFERENCE_METRICS = ("kl/reference", "reference/gap")
 """Metrics that read the reference."""
+
+RECORDED_COLUMNS = {"pairs": ("chosen", "rejected", "probability"), "labels": ("label", "response")}
+"""Columns beside the prompt that rollouts of recorded rows read, by their source; rows must have the first."""
 
 
 def rollout_source(algorithm: Algorithm, reward: Reward | None) -> str:
@@ -78,4 +82,19 @@ def check_monitors(trainer: Trainer, reference: ReferenceKind) -> None:
             raise UserError(
                 f"model.reference is none; {type(callback).__name__} monitors {monitor}, which reads a reference: set "
                 "model.reference to auto, or monitor another metric"
+            )
+
+
+def check_recorded(trainer: Trainer, algorithm: Algorithm, source: str) -> None:
+    """Refuse data without the recorded rows that an algorithm learns from, before weights are loaded.
+
+    Raises:
+        UserError: a split has no pairs or no labels.
+    """
+    column, data = RECORDED_COLUMNS[source][0], {"pairs": "PreferenceData", "labels": "LabelledData"}[source]
+    for name, rows in visible_rows(trainer):
+        if len(rows) and column not in rows[0]:
+            raise UserError(
+                f"{type(algorithm).__name__} has no reward and the {name} has no {source} (columns: "
+                f"{', '.join(sorted(rows[0]))}): set model.reward, or use {data}"
             )

@@ -22,6 +22,7 @@ from rlhf_lightning.models.reference import ReferenceKind, build_reference
 from rlhf_lightning.models.shared_base import SharedBase, add_critic_adapter
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Collector, ReferenceLogprobs
+from rlhf_lightning.rollouts.labels import encode_labels
 from rlhf_lightning.rollouts.preferences import encode_pairs
 from rlhf_lightning.rollouts.reference_cache import ReferenceCache
 from rlhf_lightning.rollouts.responses import ResponseGenerator
@@ -31,7 +32,7 @@ from rlhf_lightning.training.requirements import check_generation, check_referen
 from rlhf_lightning.training.rewards import load_rewards
 from rlhf_lightning.training.rows import all_rows
 from rlhf_lightning.training.text import TextEncoding
-from rlhf_lightning.types import Rows
+from rlhf_lightning.types import RawRows, Rows
 
 CriticKind = Literal["shared", "separate"]
 
@@ -116,19 +117,32 @@ class Roles:
             self.response_generator, self.reward, self.reference(), self.generation.temperature, self.overlap
         )
 
+    @property
+    def is_recorded(self) -> bool:
+        """Rollouts are made of recorded responses, and nothing is generated."""
+        return self.source in ("pairs", "labels")
+
+    def encode_recorded(self, rows: RawRows) -> Rows:
+        """Encode recorded pairs or labelled responses, as rollouts hold them."""
+        encoder, length = self.text.encoder, self.max_length
+        return (
+            encode_pairs(encoder, rows, length) if self.source == "pairs" else encode_labels(encoder, rows, length)[0]
+        )
+
     def reference(self) -> ReferenceLogprobs | None:
-        """Build the reference model; for recorded pairs a cache of what it says; for the kind `none` nothing."""
+        """Build the reference model; for recorded rows a cache of what it says; for the kind `none` nothing."""
         if self.reference_kind == "none":
             return None
         streamed = getattr(self.module.trainer.datamodule, "streaming", False)  # type: ignore[attr-defined]
-        if self.source != "pairs" or streamed:  # the rows of a stream are not known before the first step
+        # which rows a stream holds, and which are mismatched, is not known before the first step
+        if not self.is_recorded or streamed or self.algorithm.mismatched_rows:
             return build_reference(self.reference_kind, self.text.config, self.policy.model, self.module.device)
         trainer = self.module.trainer
         path = Path(trainer.default_root_dir) / "reference_logprobs.safetensors"
         return ReferenceCache(path, bool(trainer.ckpt_path))
 
     def fill_reference(self, cache: ReferenceCache, weights_changed: bool) -> None:
-        """Compute the reference log-probabilities of all recorded pairs of this trainer.
+        """Compute the reference log-probabilities of all recorded rows of this trainer.
 
         Args:
             cache: gets those that it lacks.
@@ -143,7 +157,7 @@ class Roles:
             return policy()(rows).logprobs
 
         with evaluation(self.module, self.policy):
-            batches = (encode_pairs(self.text.encoder, rows, self.max_length) for rows in all_rows(self.module.trainer))
+            batches = (self.encode_recorded(rows) for rows in all_rows(self.module.trainer))
             cache.fill(logprobs, (rows.to(device) for rows in batches))
 
     def _fresh_policy(self) -> Policy:

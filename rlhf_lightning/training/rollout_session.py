@@ -11,20 +11,24 @@ import torch
 from lightning.pytorch import LightningModule
 
 from rlhf_lightning.console import print_once
+from rlhf_lightning.distributed import raise_on_all_ranks, shared_errors
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import explained_variance
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
 from rlhf_lightning.rollouts.collector import Collector
+from rlhf_lightning.rollouts.labels import with_mismatched
 from rlhf_lightning.rollouts.reference_cache import ReferenceCache
+from rlhf_lightning.rollouts.refill import teaching_only
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
-from rlhf_lightning.rollouts.row_source import RowSource
+from rlhf_lightning.rollouts.row_source import RowSource, local_rows, rows_of
+from rlhf_lightning.rollouts.scored import Scored
 from rlhf_lightning.training.events import call_callbacks
 from rlhf_lightning.training.loaders import LoaderBinding, run_seed
 from rlhf_lightning.training.metrics import GRADIENT_NORM
 from rlhf_lightning.training.network import evaluation
 from rlhf_lightning.training.roles import Roles
 from rlhf_lightning.training.update_stopper import UpdateStopper
-from rlhf_lightning.types import Batch, RawRows
+from rlhf_lightning.types import Batch, RawRows, Rollout
 
 OnUnscored = Literal["stop", "warn"]
 
@@ -71,7 +75,7 @@ class RolloutSession:
         rows, size = (getattr(trainer.datamodule, name, None) for name in ("train_rows", "batch_size"))  # type: ignore[attr-defined]
         if rows is None or size is None:
             return
-        prompts, responses = min(size, len(rows)), 2 if self.roles.source == "pairs" else algorithm.responses_per_prompt
+        prompts, responses = min(size, len(rows)), self._responses_per_row
         loss_groups = -(-prompts // trainer.world_size) * responses // algorithm.rows_per_loss_group
         if 0 < loss_groups < algorithm.minibatches:
             raise UserError(
@@ -79,6 +83,11 @@ class RolloutSession:
                 f"(data.batch_size {size}, processes {trainer.world_size}) can fill {loss_groups} optimiser steps; set it to "
                 f"{loss_groups} or less, or raise data.batch_size"
             )
+
+    @property
+    def _responses_per_row(self) -> int:
+        per_row = {"pairs": 2, "labels": 1 + self.algorithm.mismatched_rows}
+        return per_row.get(self.roles.source, self.algorithm.responses_per_prompt)
 
     def start_setup(self) -> None:
         """Compute reference log-probabilities again where the rows of this `fit`, `validate` or `test` need it."""
@@ -103,14 +112,15 @@ class RolloutSession:
         return int(self.module.trainer.accumulate_grad_batches)
 
     def loader(self, prompts: Iterable[Any]) -> RolloutLoader:
-        """Make a loader of rollouts from a loader of prompts or of preference pairs.
+        """Make a loader of rollouts from a loader of prompts or of recorded rows.
 
         Raises:
             UserError: an epoch would end within an optimiser step.
         """
         seed, accumulate = run_seed(), self._accumulate
         batches = self.algorithm.epochs * self.algorithm.minibatches * accumulate
-        source = RowSource(prompts, seed)
+        mismatched = self.roles.source == "labels" and self.algorithm.mismatched_rows
+        source = RowSource(prompts, seed, (lambda batch: with_mismatched(rows_of(batch))) if mismatched else rows_of)
         iterations = len(source) if self.iterations is None else self.iterations
         epoch = self.loaders.epoch(iterations * batches)
         if epoch["limit"] % accumulate:
@@ -125,7 +135,7 @@ class RolloutSession:
         """Collect a rollout, let the algorithm prepare it, and fill a buffer.
 
         Args:
-            rows: prompts or pairs of this rank.
+            rows: prompts or recorded rows of this rank.
             count: False for dummy rows of weight 0, with which a rank without rows matches the collectives of the others.
             generator: random numbers of generation.
             seed: of the order of minibatches.
@@ -133,12 +143,15 @@ class RolloutSession:
         call_callbacks(self.module, "on_rollout_start")
         collector, algorithm = self._collector, self.algorithm
         with evaluation(self.module, self.roles.policy):
-            if self.roles.source == "pairs":
-                length, device = self.roles.max_length, self.module.device
-                rollout = collector.recorded(rows, length, device, count, not self.single_pass)
+            if self.roles.is_recorded:
+                length, labelled = self.roles.max_length, self.roles.source == "labels"
+                policy = not self.single_pass
+                rollout = collector.recorded(rows, length, self.module.device, count, policy, labelled)
             else:
-                responses, values = algorithm.responses_per_prompt, algorithm.needs_values
-                rollout = collector.online(rows, responses, values, generator, count)
+                responses, greedy = algorithm.responses_per_prompt, algorithm.greedy_baseline
+                with shared_errors():
+                    first = collector.request(rows, responses, generator, count, greedy)
+                rollout = self._measured(first, generator)
             batch = algorithm.prepare(rollout)
             if batch.values is not None and batch.returns is not None:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
@@ -168,6 +181,20 @@ class RolloutSession:
             raise UserError(f"{fault}; fix the reward, or set model.on_unscored to warn to skip such rollouts")
         print_once(f"warning: {fault}; the rollout is skipped")
 
+    def _measured(self, first: Scored, generator: torch.Generator) -> Rollout:
+        """Replace prompts that teach the algorithm nothing by the next ones of the loader, and measure the rollout."""
+        collector, loader, algorithm = self._collector, self.loaders.train, self.algorithm
+
+        def request() -> Scored:
+            rows, count = local_rows(loader.source.next())
+            options = (algorithm.responses_per_prompt, generator, count, algorithm.greedy_baseline)
+            return raise_on_all_ranks(collector.request, rows, *options)
+
+        scored, metrics = teaching_only(first, request, algorithm.teaches, algorithm.max_refills)
+        rollout = collector.measure(scored, algorithm.needs_values)
+        collector.metrics |= metrics
+        return rollout
+
     def _report_empty(self, rows: int, responses: int) -> None:
         empty = self.algorithm.minibatches - responses // self.algorithm.rows_per_loss_group
         if empty > 0 and not self._reported_empty:
@@ -190,7 +217,7 @@ class RolloutSession:
     def single_pass(self) -> bool:
         """Each recorded pair is learned from in one step, whose own forward pass gives the log-probabilities before it."""
         steps = self.algorithm.epochs * self.algorithm.minibatches
-        return self.roles.source == "pairs" and steps == 1 and not self.algorithm.prepare_reads_logprobs
+        return self.roles.is_recorded and steps == 1 and not self.algorithm.prepare_reads_logprobs
 
     # -- during training -----------------------------------------------------------------------------------------------
 

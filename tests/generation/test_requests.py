@@ -81,4 +81,4 @@ def test_seven_calls_lead_from_the_loader_to_a_sampled_token(
 
     monkeypatch.setattr(decoding_state, "sample", noting)
     fitted(tiny_model_folder("llama"), tmp_path, Sampler(4))
-    assert paths[-1] == ["collect", "online", "generate", "generate", "run", "extend", "sample"]
+    assert paths[-1] == ["collect", "request", "generate", "generate", "run", "extend", "sample"]

@@ -20,6 +20,7 @@ from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.logprobs import response_logprobs
+from rlhf_lightning.models.micro_batches import trim
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import CopiedReference
 from rlhf_lightning.rewards import Reward, WeightedSum
@@ -241,3 +242,96 @@ def test_without_a_reference_a_rollout_has_no_log_probabilities_of_one(collector
     assert {name for name in collector.metrics if name not in alone.metrics} == {"kl/reference"}
     alone.recorded(PAIRS, None, torch.device("cpu"))
     assert "kl/reference" not in alone.metrics
+
+
+class Tokens(Reward):
+    """The number of tokens of a response, and its square: the sum of two components. Nothing for the prompt `cat`."""
+
+    def __call__(self, completions: Completions) -> Sequence[float | None]:
+        self.lengths = [float(n) for n in completions.mask.sum(-1)]
+        self.known = [not prompt.startswith("cat") for prompt in completions.prompts]
+        return [n + n * n if known else None for n, known in zip(self.lengths, self.known, strict=True)]
+
+    def components(self) -> dict[str, list[float | None]]:
+        counts = [n if known else None for n, known in zip(self.lengths, self.known, strict=True)]
+        return {"tokens": counts, "squares": [None if n is None else n * n for n in counts]}
+
+
+def test_a_greedy_baseline_is_the_score_of_the_greedy_response(collector: Collector) -> None:
+    collector = replace(collector, reward=Tokens())
+    rows = [PROMPTS[0], {"prompt": "say hello"}, PROMPTS[1]]
+    generator = torch.Generator().manual_seed(0)
+    rollout = collector.online(rows, 4, False, generator, greedy_baseline=True)
+    greedy = collector.response_generator.generate(rows, 1, torch.Generator(), 0.0).mask.sum(-1).float()
+    expected = (greedy + greedy * greedy) * torch.tensor([1.0, 1.0, 0.0])  # the greedy response to `cat` has no score
+    assert rollout.baselines is not None
+    assert torch.equal(rollout.baselines, expected.repeat_interleave(4))
+    assert torch.equal(rollout.mask.any(-1), torch.tensor([True, True, False]).repeat_interleave(4))
+    assert len(rollout) == 12
+    sampled = collector.online(rows, 4, False, torch.Generator().manual_seed(0))
+    assert torch.equal(rollout.tokens, sampled.tokens)
+    assert sampled.baselines is None
+
+
+def test_a_prompt_whose_greedy_response_has_no_score_is_unscored(collector: Collector) -> None:
+    class Sampled(Reward):
+        """Score the first call, of sampled responses, and not the second, of greedy ones."""
+
+        calls = 0
+
+        def __call__(self, completions: Completions) -> Sequence[float | None]:
+            self.calls += 1
+            return [1.0 if self.calls == 1 else None] * len(completions)
+
+    collector = replace(collector, reward=Sampled())
+    scored = collector.request(PROMPTS, 4, torch.Generator().manual_seed(0), greedy_baseline=True)
+    assert not scored.mask.any()
+    assert scored.statistics.unscored == 8
+
+
+def test_components_are_kept_by_row(collector: Collector) -> None:
+    collector = replace(collector, reward=Tokens())
+    rollout = collected(collector)
+    assert rollout.components is not None
+    lengths = rollout.mask.sum(-1).float()  # an unscored row has none, and its components are zeros
+    assert torch.equal(rollout.components, torch.stack([lengths, lengths.square()], 1))
+    assert collector.metrics["reward/squares"] == pytest.approx(float(lengths[:4].square().mean()))
+    assert torch.equal(trim(rollout).components, rollout.components)  # type: ignore[arg-type]
+    collected(collector, count=False)
+    assert math.isnan(collector.metrics["reward/tokens"])
+
+
+def test_a_request_asks_no_rank_and_measuring_no_generator(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The halves of a rollout: the first may run beside training, the second reads the weights that train."""
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the other half")
+
+    with monkeypatch.context() as patched:
+        for name in ("all_sum", "shared_errors", "masked_mean", "masked_moments"):
+            patched.setattr(f"rlhf_lightning.rollouts.collector.{name}", forbidden)
+        patched.setattr(collector.response_generator.policy, "forward", forbidden)
+        patched.setattr(collector.reference, "logprobs", forbidden)
+        scored = collector.request(PROMPTS, 4, torch.Generator().manual_seed(0))
+    with monkeypatch.context() as patched:
+        patched.setattr(ResponseGenerator, "generate", forbidden)
+        patched.setattr(collector, "reward", forbidden)
+        halves = collector.measure(scored, values=True)
+    whole = collected(collector, values=True)
+    for name, value in whole.tensors().items():
+        assert torch.equal(getattr(halves, name), value), name
+
+
+def test_without_a_reward_the_scores_of_the_generator_count(collector: Collector) -> None:
+    generate = ResponseGenerator.generate
+
+    def rewarded(self: ResponseGenerator, *args: Any, **options: Any) -> Completions:
+        return replace(generate(self, *args, **options), rewards=torch.arange(8.0))
+
+    with patch.object(ResponseGenerator, "generate", rewarded):
+        environment = replace(collector, reward=None)
+        assert collected(environment).rewards.tolist() == list(range(8))
+        assert environment.metrics["reward/mean"] == 3.5
+        assert collected(collector).rewards.tolist() != list(range(8))

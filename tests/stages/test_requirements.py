@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,10 +21,11 @@ from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.masked import masked_sum, row_mean
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
-from rlhf_lightning.rewards import LengthReward, Reward
+from rlhf_lightning.rewards import FunctionReward, LengthReward, Reward
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.training import roles
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
@@ -75,19 +76,57 @@ class FromPairs(Toy):
 
 
 @dataclass
+class FromLabels(Toy):
+    """Learn from the matched rows alone."""
+
+    learns_from: ClassVar[tuple[str, ...]] = ("labels",)
+
+    def prepare(self, rollout: Rollout) -> Batch:
+        assert rollout.mismatched is not None
+        mask = rollout.mask & ~rollout.mismatched[:, None]
+        return replace(super().prepare(rollout), mask=mask)
+
+
+@dataclass
+class Mismatching(FromLabels):
+    mismatched_rows: ClassVar[bool] = True
+
+
+@dataclass
+class Greedy(Toy):
+    greedy_baseline: ClassVar[bool] = True
+
+
+@dataclass
+class Choosy(Toy):
+    """Learn from prompts whose responses differ in their scores."""
+
+    max_refills: int = 2
+
+    def teaches(self, rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+        return group_moments(rewards, groups, valid)[1] > 0
+
+
+@dataclass
 class FromNothing(Toy):
     learns_from: ClassVar[tuple[str, ...]] = ("pears",)
 
 
 class Rows(LightningDataModule):
-    train_rows: ClassVar[list[dict[str, str]]] = ROWS
-    validation_rows: ClassVar[list[dict[str, str]]] = ROWS[:2]
+    train_rows: list[dict[str, Any]] = ROWS
+    validation_rows: list[dict[str, Any]] = ROWS[:2]
+    batch_size = 4
 
     def train_dataloader(self) -> Any:
-        return DataLoader(self.train_rows, batch_size=4, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(self.train_rows, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Any:
         return DataLoader(self.validation_rows, batch_size=2, collate_fn=list)  # type: ignore[arg-type]
+
+
+class Labelled(Rows):
+    train_rows = [{"prompt": row["prompt"], "response": row["chosen"], "label": i < 2} for i, row in enumerate(ROWS)]  # noqa: RUF012
+    validation_rows = train_rows[:2]
 
 
 @pytest.fixture
@@ -102,6 +141,8 @@ def fitted(
     reward: Reward | None = None,
     reference: Any = "none",
     callbacks: tuple[Callback, ...] = (),
+    data: Rows | None = None,
+    steps: int = 2,
 ) -> tuple[PolicyStage, set[str]]:
     """Train for two rollouts, and return the stage with the names of all metrics."""
     torch.manual_seed(3)
@@ -120,8 +161,8 @@ def fitted(
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=root, log_every_n_steps=1, callbacks=list(callbacks),
     )  # fmt: skip
-    trainer.fit(stage, datamodule=Rows())
-    assert trainer.global_step == 2 * algorithm.minibatches * algorithm.epochs
+    trainer.fit(stage, datamodule=Rows() if data is None else data)
+    assert trainer.global_step == steps * algorithm.minibatches * algorithm.epochs
     return stage, known
 
 
@@ -219,3 +260,72 @@ def test_a_reward_is_given_to_algorithms_that_read_it(
 ) -> None:
     with pytest.raises(UserError, match=message):
         PolicyStage(ModelConfig(folder), algorithm, reward)
+
+
+def test_an_algorithm_of_labels_learns_from_recorded_responses(folder: str, tmp_path: Path) -> None:
+    algorithm = FromLabels()
+    fitted(folder, tmp_path, algorithm, reference="full", data=Labelled())
+    rollout = algorithm.rollouts[0]
+    assert rollout.rewards.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert (tmp_path / "reference_logprobs.safetensors").is_file()
+    assert rollout.reference_logprobs is not None
+    assert rollout.reference_logprobs[rollout.mask].lt(0).all()
+
+
+def test_mismatched_rows_are_marked_and_their_reference_is_a_model(folder: str, tmp_path: Path) -> None:
+    algorithm = Mismatching()
+    stage, _ = fitted(folder, tmp_path, algorithm, reference="full", data=Labelled())
+    rollout = algorithm.rollouts[0]
+    assert rollout.mismatched is not None
+    assert rollout.mismatched.tolist() == [False, True] * 4
+    width = rollout.prompt_mask.shape[1]
+    decode = stage.text.encoder.decode
+    responses = [text.split("<")[0] for text in decode(rollout.tokens[:, width:], rollout.mask)]
+    assert responses[1::2] == responses[2::2] + responses[:1]
+    assert not (tmp_path / "reference_logprobs.safetensors").exists()
+    batch = stage.collector.labels(Labelled.train_rows, None, stage.device)  # type: ignore[union-attr]
+    assert batch.mismatched is not None
+    assert not batch.mismatched.any()
+
+
+def test_rows_without_labels_are_refused(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"FromLabels has no reward and the train data has no labels .* use LabelledData"
+    ):
+        fitted(folder, tmp_path, FromLabels())
+
+
+def test_a_greedy_baseline_reaches_the_algorithm(folder: str, tmp_path: Path) -> None:
+    algorithm = Greedy()
+    fitted(folder, tmp_path, algorithm, LengthReward(3))
+    for rollout in algorithm.rollouts:
+        assert rollout.baselines is not None
+        assert rollout.baselines.view(4, 2).std(-1).eq(0).all()
+        assert len(rollout) == 8
+
+
+def test_prompts_that_teach_nothing_are_replaced_by_the_next_ones(folder: str, tmp_path: Path) -> None:
+    """Of the four prompts the responses to two have scores that differ: a batch of two prompts becomes one, and is refilled."""
+    counts: dict[str, int] = {}
+
+    def score(prompts: list[str], responses: list[str]) -> list[float]:
+        scores = []
+        for prompt in prompts:
+            counts[prompt] = counts.get(prompt, 0) + 1
+            scores.append(float(counts[prompt] % 2) if prompt.startswith("say") else 0.0)
+        return scores
+
+    algorithm, data = Choosy(), Rows()
+    data.train_rows, data.batch_size = [ROWS[0], ROWS[2], ROWS[1], ROWS[3]], 2
+    stage, metrics = fitted(folder, tmp_path, algorithm, FunctionReward(score), data=data, steps=4)
+    assert [len(rollout) for rollout in algorithm.rollouts] == [4] * 4
+    assert all(rollout.rewards.view(2, 2).sum(-1).eq(1).all() for rollout in algorithm.rollouts)
+    assert stage.collector is not None
+    assert stage.collector.metrics["rollout/requests"] == 2
+    assert stage.collector.metrics["rollout/responses"] == 8
+    assert {"rollout/prompts", "rollout/requests", "rollout/responses"} <= metrics
+
+
+def test_a_reward_that_tells_nothing_apart_is_one_line(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"learns nothing from any prompt of a rollout of 4, in 3 requests"):
+        fitted(folder, tmp_path, Choosy(), FunctionReward(lambda responses: [0.0] * len(responses)))
