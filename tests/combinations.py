@@ -90,7 +90,10 @@ OWN: dict[str, Options] = {
     ],
     "dpo_offline": [
         (0.4, ["ALGORITHM.epochs 2"]),
-        (0.4, ["ALGORITHM.loss_type ipo"]),
+        (0.6, ["ALGORITHM.loss_type ipo", "ALGORITHM.loss_type hinge", "ALGORITHM.loss_type apo_zero"]),
+        (0.3, ["ALGORITHM.nll_coef 0.5"]),
+        (0.3, ["ALGORITHM.ld_alpha 0.5"]),
+        (0.3, ["ALGORITHM.label_smoothing 0.1", "ALGORITHM.label_smoothing 0.1 ALGORITHM.robust true"]),
         (0.3, ["--model.max_length 24"]),
     ],
     "sft": [(0.3, ["--model.max_length 16", "--model.max_length 24"])],

@@ -17,8 +17,8 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 class Pairwise(Algorithm):
     """An algorithm whose loss reads a chosen and a rejected response in adjacent rows; the mean is over pairs.
 
-    Recorded pairs come in this order, with the probability that the chosen response is better. Of generated responses, `prepare`
-    takes the best and the worst by reward.
+    `prepare` takes the best and the worst response to each prompt by reward. Those of a recorded pair have rewards 1 and 0, and
+    `preferences` beside them.
     """
 
     rows_per_loss_group: ClassVar[int] = 2
@@ -28,7 +28,14 @@ class Pairwise(Algorithm):
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Order the rows in pairs, the chosen response first; rows outside pairs, and tied pairs, get an empty mask."""
-        return Batch.of(_best_and_worst(rollout) if rollout.preferences is None else rollout)
+        best, worst, differ = best_and_worst(rollout.rewards, rollout.groups, rollout.mask.any(-1))
+        pairs = torch.stack([best, worst], dim=1).flatten()
+        unpaired = torch.ones(len(rollout), dtype=torch.bool, device=pairs.device).index_fill_(0, pairs, False)
+        batch = Batch.of(rollout.rows(torch.cat([pairs, torch.nonzero(unpaired).flatten()])))
+        counted = torch.zeros(len(rollout), dtype=torch.bool, device=pairs.device)
+        counted[: len(pairs)] = differ.repeat_interleave(2)
+        batch.mask.logical_and_(counted[:, None])
+        return batch
 
     def weight(self, batch: Batch) -> Tensor:
         """Return the number of pairs that are not tied."""
@@ -64,15 +71,3 @@ def pair_output(
     means["preference/accuracy"] = (masked_sum(preference_agreement(margin), decided), decided.sum())
     update = masked_sum((batch.logprobs - output.logprobs).detach(), batch.mask)
     return LossOutput(masked_sum(losses, counted), {**means, "kl/update": (update, batch.mask.sum())})
-
-
-def _best_and_worst(rollout: Rollout) -> Rollout:
-    """Move the best and the worst response to each prompt to the front, in pairs; all other rows get an empty mask."""
-    best, worst, differ = best_and_worst(rollout.rewards, rollout.groups, rollout.mask.any(-1))
-    pairs = torch.stack([best, worst], dim=1).flatten()
-    unpaired = torch.ones(len(rollout), dtype=torch.bool, device=pairs.device).index_fill_(0, pairs, False)
-    ordered = rollout.rows(torch.cat([pairs, torch.nonzero(unpaired).flatten()]))
-    counted = torch.zeros(len(rollout), dtype=torch.bool, device=pairs.device)
-    counted[: len(pairs)] = differ.repeat_interleave(2)
-    ordered.mask.logical_and_(counted[:, None])
-    return ordered

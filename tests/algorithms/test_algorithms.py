@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from algorithm_kinds import KINDS
 from torch import Tensor
 
 import rlhf_lightning.algorithms
@@ -17,12 +18,14 @@ from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
+from rlhf_lightning.algorithms.orpo import ORPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.algorithms.simpo import SimPO
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.types import Batch, PolicyOutput, Rollout
 
-ALGORITHMS: list[Any] = [PPO, REINFORCE, GRPO, DPO]
+ALGORITHMS: list[Any] = KINDS
 
 
 def rollout(rows: int = 8, width: int = 5, group: int = 4, seed: int = 0) -> Rollout:
@@ -89,7 +92,15 @@ OPTIONS: list[tuple[Any, dict[str, Any]]] = [
     (DPO, {"beta": 0.5}),
     (DPO, {"loss_type": "ipo"}),
     (DPO, {"loss_type": "ipo_length_normalized"}),
+    (DPO, {"loss_type": "hinge"}),
+    (DPO, {"loss_type": "apo_zero"}),
     (DPO, {"label_smoothing": 0.2}),
+    (DPO, {"label_smoothing": 0.2, "robust": True}),
+    (DPO, {"nll_coef": 0.5}),
+    (DPO, {"ld_alpha": 0.5}),
+    (ORPO, {"odds_ratio_coef": 0.5}),
+    (SimPO, {"beta": 1.0}),
+    (SimPO, {"gamma": 0.0}),
 ]
 
 
@@ -131,6 +142,13 @@ def test_the_two_options_with_tests_of_their_own() -> None:
         (GRPO, {"aggregation": "dr_grpo"}, "set GRPO.max_response_length"),
         (DPO, {"beta": 0.0}, "DPO.beta is 0.0"),
         (DPO, {"label_smoothing": 0.5}, "below 0.5"),
+        (DPO, {"robust": True}, "DPO.robust is true, .* set DPO.label_smoothing above 0"),
+        (DPO, {"nll_coef": -1.0}, "DPO.nll_coef is -1.0; set it to 0 or a positive number"),
+        (DPO, {"ld_alpha": 1.5}, "DPO.ld_alpha is 1.5; set it to a number from 0 to 1"),
+        (ORPO, {"odds_ratio_coef": 0.0}, "ORPO.odds_ratio_coef is 0.0; set it to a positive number"),
+        (SimPO, {"beta": 0.0}, "SimPO.beta is 0.0; set it to a positive number"),
+        (SimPO, {"gamma": -1.0}, "SimPO.gamma is -1.0; set it to 0 or a positive number"),
+        (SimPO, {"responses_per_prompt": 1}, "SimPO compares the responses to a prompt with each other"),
         (REINFORCE, {"responses_per_prompt": 1}, "leave_one_out .* set it to 2 or more"),
         (REINFORCE, {"moving_decay": 1.0}, "below 1"),
         (KLPenalty, {"coef": -1.0}, "kl.coef is -1.0; set it to 0 or a positive"),

@@ -13,8 +13,10 @@ from torch import Tensor
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
+from rlhf_lightning.algorithms.orpo import ORPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.algorithms.simpo import SimPO
 from rlhf_lightning.types import Batch, PolicyOutput, Rollout
 
 OLD = [[-1.0, -2.0, -0.5], [-0.3, -0.7]]
@@ -224,6 +226,32 @@ def test_the_loss_of_dpo_with_its_lengths() -> None:
         "ipo_length_normalized": (drift[0] / 3 - drift[1] / 2 - 1 / 0.6) ** 2,
     }.items():
         assert value_of(DPO(beta=0.3, loss_type=kind), batch) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_the_losses_without_a_reference() -> None:
+    """Two recorded responses, the first better with probability 0.9; the NLL has the weight 2p - 1."""
+    data = rollout(preferences=torch.tensor([0.9, 0.1]))
+    mean = [sum(row) / len(row) for row in NOW]
+    margin = mean[0] - mean[1]
+    odds = [math.exp(m) / (1 - math.exp(m)) for m in mean]
+    ratio = math.log(odds[0]) - math.log(odds[1])
+    simpo = 0.9 * math.log1p(math.exp(0.5 - 2 * margin)) + 0.1 * math.log1p(math.exp(0.5 + 2 * margin))
+    orpo = 0.9 * math.log1p(math.exp(-ratio)) + 0.1 * math.log1p(math.exp(ratio))
+    for algorithm, expected in (
+        (SimPO(beta=2.0, gamma=0.5), simpo),
+        (ORPO(odds_ratio_coef=0.3), -0.8 * mean[0] + 0.3 * orpo),
+    ):
+        batch = algorithm.prepare(replace(data, reference_logprobs=None))
+        assert value_of(algorithm, batch) == pytest.approx(expected)
+        assert not algorithm.needs_reference
+
+
+def test_the_nll_of_rpo_is_per_token_of_the_chosen_response() -> None:
+    batch = DPO().prepare(rollout(preferences=torch.tensor([0.9, 0.1])))
+    plain, found = value_of(DPO(), batch), DPO(nll_coef=0.7).loss(output(), batch)
+    nll = 0.8 * -sum(NOW[0]) / 3
+    assert float(found.loss) == pytest.approx(plain + 0.7 * nll)
+    assert float(found.means["loss/nll"][0]) == pytest.approx(nll)
 
 
 # -- what is logged --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from algorithm_kinds import OFFLINE_RUNS
 from leavings import metrics, weights
 
 from rlhf_lightning.__main__ import main
@@ -27,6 +28,7 @@ RECORDED = {
     "sft_accumulated": [*SFT, "--trainer.accumulate_grad_batches", "2"],
     "reward": ["--config", "reward.yaml"],
     "dpo_offline": ["--config", "dpo_offline.yaml", "--model.reference", "full"],
+    **OFFLINE_RUNS,
 }
 PPO = ["--config", "ppo.yaml", "--config", "ddp.yaml", *SMALL, "--model.iterations", "2"]
 TWO_MINIBATCHES = ["--model.algorithm.minibatches", "2", "--data.batch_size", "4"]

@@ -19,7 +19,7 @@ from rlhf_lightning.functional.advantages import (
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments, row_mean, whiten
 from rlhf_lightning.functional.policy_losses import clipped_policy_loss, clipped_value_loss
-from rlhf_lightning.functional.preference_losses import bradley_terry_loss, preference_loss
+from rlhf_lightning.functional.preference_losses import bradley_terry_loss, length_desensitized, preference_loss
 
 LOGPROBS = torch.tensor([[-1.0, -2.0, -0.5, 0.0], [-0.3, -0.7, -1.1, -0.2]])
 REFERENCE = torch.tensor([[-1.2, -1.5, -0.6, 0.0], [-0.4, -0.6, -1.0, -0.9]])
@@ -185,6 +185,16 @@ def test_preference_losses_by_hand() -> None:
     assert loss("sigmoid", 0.1) == pytest.approx(0.9 * right + 0.1 * wrong)
     assert loss("ipo") == pytest.approx((2.0 - 1.0) ** 2)
     assert loss("ipo_length_normalized") == pytest.approx((0.5 + 0.25 - 1.0) ** 2)
+    assert loss("hinge") == pytest.approx(0.0)
+    assert loss("hinge", 0.25) == pytest.approx(0.25 * 2.0)
+    assert loss("apo_zero") == pytest.approx(1 - 1 / (1 + math.exp(-0.5)) + 1 / (1 + math.exp(0.5)))
+
+
+def test_tokens_behind_the_shorter_response_weigh_alpha() -> None:
+    mask = torch.tensor([[True, False, True, True], [True, True, False, False]])
+    values = torch.tensor([[1.0, 9.0, 2.0, 4.0], [3.0, 5.0, 9.0, 9.0]])
+    assert length_desensitized(values, mask, 0.25).tolist() == [1.0 + 2.0 + 0.25 * 4.0, 8.0]
+    assert length_desensitized(values, mask, 1.0).tolist() == [7.0, 8.0]
 
 
 def test_bradley_terry_with_margin_and_centring() -> None:

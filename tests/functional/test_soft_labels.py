@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_lightning.functional.preference_losses import PreferenceLoss, bradley_terry_loss, preference_loss, soft
+from rlhf_lightning.functional.preference_losses import (
+    PreferenceLoss,
+    bradley_terry_loss,
+    log_odds,
+    odds_ratio_loss,
+    preference_loss,
+    simpo_loss,
+    soft,
+)
 
 PairLoss = Callable[..., Tensor]
 """(chosen, rejected, p=…) → one loss per pair."""
@@ -20,9 +28,9 @@ CHOSEN, REJECTED = torch.tensor([1.5, -2.0, 0.3, 4.0]), torch.tensor([-1.0, 0.7,
 LENGTHS = torch.tensor([3, 5, 2, 4])
 
 
-def preference(kind: PreferenceLoss, smoothing: float = 0.0) -> PairLoss:
+def preference(kind: PreferenceLoss, smoothing: float = 0.0, robust: bool = False) -> PairLoss:
     def loss(chosen: Tensor, rejected: Tensor, p: Tensor | float = 1.0) -> Tensor:
-        return preference_loss(chosen, rejected, LENGTHS, LENGTHS, 0.7, kind, smoothing, p)
+        return preference_loss(chosen, rejected, LENGTHS, LENGTHS, 0.7, kind, smoothing, p, robust)
 
     return loss
 
@@ -31,9 +39,21 @@ def reward(margin: float, centering: float) -> PairLoss:
     return partial(bradley_terry_loss, margin=torch.tensor(margin), centering=centering)
 
 
+def simpo(chosen: Tensor, rejected: Tensor, p: Tensor | float = 1.0) -> Tensor:
+    return simpo_loss(chosen, rejected, 0.7, 0.4, p)
+
+
+def odds_ratio(chosen: Tensor, rejected: Tensor, p: Tensor | float = 1.0) -> Tensor:
+    """Of responses whose log odds are the given numbers."""
+    return odds_ratio_loss(logsigmoid(chosen), logsigmoid(rejected), p)
+
+
 LOSSES: dict[str, PairLoss] = {
     **{kind: preference(kind) for kind in get_args(PreferenceLoss)},
     **{f"{kind}, smoothed": preference(kind, 0.1) for kind in get_args(PreferenceLoss)},
+    **{f"{kind}, robust": preference(kind, 0.1, robust=True) for kind in get_args(PreferenceLoss)},
+    "simpo": simpo,
+    "odds ratio": odds_ratio,
     "reward": reward(0.0, 0.0),
     "reward with margin, centred": reward(0.4, 0.05),
 }
@@ -59,6 +79,9 @@ def test_without_soft_labels_the_losses_are_their_formulas_bit_by_bit() -> None:
         "sigmoid, smoothed": lambda c, j: -0.9 * logsigmoid(0.7 * (c - j)) - 0.1 * logsigmoid(-0.7 * (c - j)),
         "ipo": lambda c, j: (c - j - 1 / 1.4).square(),
         "ipo_length_normalized": lambda c, j: (c / LENGTHS - j / LENGTHS - 1 / 1.4).square(),
+        "hinge": lambda c, j: (1 - 0.7 * (c - j)).relu(),
+        "apo_zero": lambda c, j: 1 - (torch.sigmoid(0.7 * c) - torch.sigmoid(0.7 * j)),
+        "simpo": lambda c, j: -logsigmoid(0.7 * (c - j) - 0.4),
         "reward with margin, centred": lambda c, j: -logsigmoid(c - j - 0.4) + 0.05 * (c + j).square(),
     }
     for name, formula in plain.items():
@@ -86,11 +109,40 @@ def test_a_soft_label_is_the_expectation_over_both_orders(loss: PairLoss, p: flo
         torch.testing.assert_close(found, p * one + (1 - p) * other)
 
 
-@EVERY
+CONVEX = {name: loss for name, loss in LOSSES.items() if not name.startswith(("hinge", "apo_zero"))}
+
+
+@pytest.mark.parametrize("loss", CONVEX.values(), ids=CONVEX)
 def test_one_half_pulls_the_two_together(loss: PairLoss) -> None:
-    _, chosen, rejected = with_gradient(lambda c, j, p: loss(c, j, p=p), CHOSEN, REJECTED, p=torch.full((4,), 0.5))
+    """The hinge does so beyond its margin alone, and APO-zero, which is linear in its margin, has no gradient left."""
+    _, chosen, rejected = with_gradient(loss, CHOSEN, REJECTED, p=torch.full((4,), 0.5))
     step_apart = -(chosen - rejected)  # of the difference under gradient descent
-    assert torch.equal(step_apart.sign(), -(CHOSEN - REJECTED).sign())
+    far = (CHOSEN - REJECTED).abs() > 0.01
+    assert torch.equal(step_apart.sign()[far], -(CHOSEN - REJECTED).sign()[far])
+
+
+def test_one_half_in_losses_that_are_not_strictly_convex() -> None:
+    half = torch.full((4,), 0.5)
+    assert with_gradient(LOSSES["apo_zero"], CHOSEN, REJECTED, p=half)[1].tolist() == [0.0] * 4
+    assert (-with_gradient(LOSSES["hinge"], CHOSEN, REJECTED, p=half)[1]).sign().tolist() == [-1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", get_args(PreferenceLoss))
+def test_the_robust_loss_is_in_expectation_that_of_the_true_labels(kind: PreferenceLoss) -> None:
+    """A fraction ε of labels is flipped; the mean over both cases is the loss without them, in value and gradient."""
+    robust, plain = preference(kind, 0.2, robust=True), preference(kind)
+    noisy = with_gradient(robust, CHOSEN, REJECTED, p=torch.full((4,), 0.8))
+    for found, wanted in zip(noisy, with_gradient(plain, CHOSEN, REJECTED), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_log_odds_by_hand() -> None:
+    odds = log_odds(torch.tensor([0.5, 0.9, 0.001], dtype=torch.float64).log()).exp()
+    torch.testing.assert_close(odds, torch.tensor([1.0, 9.0, 0.001 / 0.999], dtype=torch.float64))
+    certain = torch.zeros(2, requires_grad=True)
+    log_odds(certain).sum().backward()  # type: ignore[no-untyped-call]
+    assert certain.grad is not None
+    assert certain.grad.tolist() == [0.0, 0.0]  # no NaN, also where the row is masked later
 
 
 @pytest.mark.parametrize("p", [0.5, 0.7, 0.95])

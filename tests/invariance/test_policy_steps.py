@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from algorithm_kinds import OF_PAIRS, OF_REWARDS
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.algorithms.dpo import DPO
@@ -67,12 +68,16 @@ ONLINE: dict[str, Algorithm] = {
     "dpo, two responses": DPO(),
     "dpo, five responses, smoothed": DPO(responses_per_prompt=5, label_smoothing=0.1),
     "dpo, three responses, ipo": DPO(responses_per_prompt=3, loss_type="ipo"),
+    **{f"{kind.__name__} as it is": kind(**ONE) for kind in OF_REWARDS},
 }
 OFFLINE: dict[str, Algorithm] = {
     "offline dpo": DPO(),
     "offline dpo, smoothed": DPO(label_smoothing=0.1),
     "offline ipo": DPO(loss_type="ipo"),
     "offline ipo, normalised": DPO(loss_type="ipo_length_normalized"),
+    "offline, hinge, robust": DPO(loss_type="hinge", robust=True, label_smoothing=0.1),
+    "offline, anchored, with nll, desensitised to length": DPO(loss_type="apo_zero", nll_coef=0.5, ld_alpha=0.5),
+    **{f"offline {kind.__name__} as it is": kind(**ONE) for kind in OF_PAIRS},
 }
 STAGES: dict[str, dict[str, Any]] = {
     **{name: {"algorithm": algorithm, "reward": WeighedTokens()} for name, algorithm in ONLINE.items()},

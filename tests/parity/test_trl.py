@@ -14,9 +14,12 @@ from parity.recipe import PROMPTS, RESPONSES, language_model, scorer
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
+from rlhf_lightning.algorithms.orpo import ORPO
+from rlhf_lightning.algorithms.pairwise import Pairwise
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
-from rlhf_lightning.functional.masked import row_sum
+from rlhf_lightning.algorithms.simpo import SimPO
+from rlhf_lightning.functional.masked import row_mean, row_sum
 from rlhf_lightning.functional.policy_losses import clipped_policy_loss
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.loading import ModelConfig
@@ -24,7 +27,7 @@ from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reward_model import RewardModel
 from rlhf_lightning.stages.reward import RewardStage
 from rlhf_lightning.stages.supervised import SupervisedStage
-from rlhf_lightning.types import Batch, InstructionBatch, PreferenceBatch, Rollout
+from rlhf_lightning.types import Batch, InstructionBatch, LossOutput, PolicyOutput, PreferenceBatch, Rollout
 
 FILE = recorded("1.16")
 CASES: dict[str, dict[str, Any]] = FILE["cases"]
@@ -39,7 +42,14 @@ def names(kind: str, *but: str) -> list[str]:
 
 def test_the_numbers_are_there_and_of_the_models_and_rows_that_the_tests_use() -> None:
     assert FILE["made_with"]["trl"] == "1.16.0"
-    assert [len(names(kind)) for kind in ("dpo", "reward", "sft", "grpo", "rloo")] == [4, 3, 2, 12, 3]
+    assert [len(names(kind)) for kind in ("dpo", "reference_free", "reward", "sft", "grpo", "rloo")] == [
+        9,
+        2,
+        3,
+        2,
+        12,
+        3,
+    ]
     for name, value in FILE["recipe"].items():
         held = getattr(recipe, name)
         assert value == (list(held) if isinstance(held, tuple) else held), name
@@ -52,17 +62,42 @@ def pair_rollout(pairs: list[list[list[int]]] = PAIRS, prompts: list[list[int]] 
     return rollout_of(rows_of(prompts, pairs), "policy", [1.0, 0.0] * len(pairs))
 
 
-def dpo_loss(algorithm: DPO, rollout: Rollout, model: Any) -> torch.Tensor:
+class OddsRatio(ORPO):
+    """The odds-ratio term alone: TRL's NLL is of the prompt too."""
+
+    def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
+        found = super().loss(output, batch)
+        return replace(found, loss=found.loss + row_mean(output.logprobs, batch.mask)[0::2].sum())
+
+
+def dpo_loss(algorithm: Pairwise, rollout: Rollout, model: Any) -> torch.Tensor:
     batch = algorithm.prepare(rollout)
     return algorithm.loss(Policy(model)(batch), batch).loss / algorithm.weight(batch)
 
 
-@pytest.mark.parametrize("name", names("dpo", "dpo/aot"))
+OURS: dict[str, dict[str, Any]] = {
+    "dpo/ipo": {"loss_type": "ipo_length_normalized"},
+    "dpo/robust": {"loss_type": "sigmoid", "robust": True, "label_smoothing": 0.2},
+    "dpo/ld": {"ld_alpha": 0.3},
+}
+"""Options with another name than TRL's. Its `ipo` divides by the lengths of the responses."""
+
+
+@pytest.mark.parametrize("name", names("dpo", "dpo/aot", "dpo/rpo"))
 def test_dpo(name: str) -> None:
-    """TRL's `ipo` divides by the lengths of the responses, which here has a name of its own."""
     case = CASES[name]
     (kind,) = case["options"]["loss_type"]
-    algorithm = DPO(beta=case["options"]["beta"], loss_type={"ipo": "ipo_length_normalized"}.get(kind, kind))  # type: ignore[arg-type]
+    same_on_pairs(DPO(**{"beta": case["options"]["beta"], "loss_type": kind, **OURS.get(name, {})}), case)
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm"), [("simpo", SimPO(beta=2.5, gamma=1.375)), ("orpo", OddsRatio(odds_ratio_coef=0.3))]
+)
+def test_without_a_reference(name: str, algorithm: Pairwise) -> None:
+    same_on_pairs(algorithm, CASES[f"reference_free/{name}"])
+
+
+def same_on_pairs(algorithm: Pairwise, case: dict[str, Any]) -> None:
     model = language_model("policy")
     loss = dpo_loss(algorithm, pair_rollout(), model)
     same(loss, case["loss"])
@@ -70,6 +105,17 @@ def test_dpo(name: str) -> None:
     same_gradient(model, case["gradient"])
     for i, wanted in enumerate(case["of_each_pair"]):
         same(dpo_loss(algorithm, pair_rollout(PAIRS[i : i + 1], PROMPTS[i : i + 1]), model), wanted)
+
+
+def test_rpo_is_a_mean_over_tokens_of_each_chosen_response() -> None:
+    """Pang et al., eq. 1; TRL's `sft` is a mean over the tokens of a batch, which is the same where the batch is one pair."""
+    case = CASES["dpo/rpo"]
+    algorithm = DPO(beta=case["options"]["beta"], nll_coef=case["options"]["loss_weights"][1])
+    for i, wanted in enumerate(case["of_each_pair"]):
+        same(dpo_loss(algorithm, pair_rollout(PAIRS[i : i + 1], PROMPTS[i : i + 1]), language_model("policy")), wanted)
+    found = dpo_loss(algorithm, pair_rollout(), language_model("policy"))
+    same(found, sum(case["of_each_pair"]) / 2)
+    assert abs(found.item() - case["loss"]) > 1e-3
 
 
 def test_conservative_dpo_is_aot_on_a_single_pair() -> None:

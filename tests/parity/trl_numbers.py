@@ -93,7 +93,62 @@ def dpo_cases(folder: str) -> dict[str, Any]:
         "dpo/sigmoid beta 0.5": dpo(folder, loss_type=["sigmoid"], beta=0.5),
         "dpo/ipo": dpo(folder, loss_type=["ipo"], beta=0.2),
         "dpo/aot": dpo(folder, loss_type=["aot"], beta=0.5, label_smoothing=0.2),
+        "dpo/hinge": dpo(folder, loss_type=["hinge"], beta=0.5),
+        "dpo/apo_zero": dpo(folder, loss_type=["apo_zero"], beta=0.5),
+        "dpo/robust": dpo(folder, loss_type=["robust"], beta=0.5, label_smoothing=0.2),
+        "dpo/ld": dpo(folder, loss_type=["sigmoid"], beta=0.5, ld_alpha=0.3),
+        "dpo/rpo": dpo(folder, loss_type=["sigmoid", "sft"], beta=0.5, loss_weights=[1.0, 0.7]),
     }
+
+
+def concatenated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The batch of `ORPOTrainer` and `CPOTrainer`, right padded; -100 labels the prompt and the padding."""
+    batch: dict[str, Any] = {}
+    for name in ("chosen", "rejected"):
+        ids = [row["prompt_ids"] + row[f"{name}_ids"] for row in rows]
+        labels = [[-100] * len(row["prompt_ids"]) + row[f"{name}_ids"] for row in rows]
+        width = max(map(len, ids))
+        batch[f"{name}_input_ids"] = torch.tensor([each + [0] * (width - len(each)) for each in ids])
+        batch[f"{name}_labels"] = torch.tensor([each + [-100] * (width - len(each)) for each in labels])
+        batch[f"{name}_attention_mask"] = torch.tensor([[1] * len(e) + [0] * (width - len(e)) for e in ids])
+    return batch
+
+
+def without_reference(folder: str, trainer: type[Any], config: type[Any], **options: Any) -> Any:
+    """A trainer without a reference, whose data set is not used."""
+    rows = [{name.removesuffix("_ids"): text(ids) for name, ids in pair.items()} for pair in pairs()]
+    made = trainer(
+        model=language_model("policy"),
+        args=config(output_dir=folder, **SETTINGS, **options),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(),
+    )
+    made.model.eval()
+    return made
+
+
+def reference_free_cases(folder: str) -> dict[str, Any]:
+    """SimPO, and the odds-ratio term of ORPO by TRL's own functions; TRL's NLL term is of the prompt too."""
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    options = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.5, "simpo_gamma": 1.375}
+    simpo = without_reference(folder, CPOTrainer, CPOConfig, **options)
+    found = {"simpo": {"options": options, **loss_and_gradient(simpo, concatenated(pairs()))}}
+    simpo_pairs = [float(simpo.compute_loss(simpo.model, concatenated([pair]))) for pair in pairs()]
+    found["simpo"]["of_each_pair"] = simpo_pairs
+    orpo = without_reference(folder, ORPOTrainer, ORPOConfig, beta=0.3)
+
+    def odds(rows: list[dict[str, Any]]) -> torch.Tensor:
+        chosen, rejected = orpo.concatenated_forward(orpo.model, concatenated(rows))[:2]
+        return -orpo.odds_ratio_loss(chosen, rejected)[0].mean()
+
+    orpo.model.zero_grad()
+    loss = odds(pairs())
+    loss.backward()
+    found["orpo"] = {"options": {"beta": 0.3}, "loss": loss.item(), "gradient": gradient_of(orpo.model)}
+    found["orpo"]["of_each_pair"] = [float(odds([pair])) for pair in pairs()]
+    return {f"reference_free/{name}": case for name, case in found.items()}
 
 
 def reward_cases(folder: str) -> dict[str, Any]:
@@ -235,7 +290,8 @@ def numbers(version: str, folder: str) -> dict[str, Any]:
 
         return ppo_cases(folder, tokenizer(), SETTINGS)
     if version == "1.16":
-        return {**dpo_cases(folder), **reward_cases(folder), **sft_cases(folder), **online_cases(folder)}
+        offline = {**dpo_cases(folder), **reference_free_cases(folder)}
+        return {**offline, **reward_cases(folder), **sft_cases(folder), **online_cases(folder)}
     raise SystemExit(f"trl {trl.__version__} is installed; install trl==1.12.0 for PPO or trl==1.16.0 for all else")
 
 

@@ -1,0 +1,27 @@
+"""Every algorithm of the library, so that matrices of tests run over a new one without new test code."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import rlhf_lightning.algorithms
+from rlhf_lightning.algorithms import Algorithm
+
+
+def _concrete(kind: type[Algorithm]) -> Iterator[type[Algorithm]]:
+    if not inspect.isabstract(kind) and kind.__module__.startswith(f"{rlhf_lightning.algorithms.__name__}."):
+        yield kind
+    for each in kind.__subclasses__():
+        yield from _concrete(each)
+
+
+KINDS = sorted(_concrete(Algorithm), key=lambda kind: kind.__name__)
+OF_PAIRS = [kind for kind in KINDS if "pairs" in kind.learns_from]
+OF_REWARDS = [kind for kind in KINDS if "rewards" in kind.learns_from]
+OFFLINE_RUNS = {
+    f"offline {kind.__name__}": ["--config", "dpo_offline.yaml", "--model.algorithm", kind.__name__]
+    for kind in OF_PAIRS
+    if kind.__name__ != "DPO"
+}
+"""`dpo_offline.yaml` with every other algorithm that learns from pairs."""
