@@ -10,6 +10,8 @@ import pytest
 from evaluation_cases import write
 from leavings import ROLLOUTS, SMALL, column, equal, lines, weights
 
+from rlhf_lightning import playground
+
 PPO = ["--config", "ppo.yaml", *SMALL, *ROLLOUTS]
 JUDGE = '''
 from rlhf_lightning import Reward
@@ -111,10 +113,43 @@ def test_frontier_alarm_and_best_models(run: Callable[..., Path], tmp_path: Path
     assert not list(folder.glob(".*.partial"))
 
 
+HEALTH = """
+trainer:
+  callbacks:
+    - class_path: RewardModelHealth
+      init_args: {judge: reward/true, ensemble: [reward/true], pairs: pairs.jsonl, prompts: 6}
+    - class_path: Robustness
+      init_args: {prompts: 6}
+"""
+
+
+def test_the_health_of_the_reward_and_changed_prompts(run: Callable[..., Path], tmp_path: Path) -> None:
+    pairs = playground.PlaygroundPreferences(size=20).rows("train")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    (tmp_path / "health.yaml").write_text(HEALTH)
+    folder = run("out", "validate", *PPO, "--config", "health.yaml")
+    assert column(folder, "val/reward_model/accuracy")[0] >= 0.6  # the shipped reward model was trained on such pairs
+    assert 0 <= column(folder, "val/reward_model/calibration_error")[0] < 0.5
+    for name in ("agreement", "disagreement", "length_correlation", "judge_correlation"):
+        assert -1 <= column(folder, f"val/reward_model/{name}")[0] <= 2
+    table = lines(folder / "tables" / "robustness.jsonl")
+    kinds = {row["kind"] for row in table}
+    assert {"typos", "case", "injection"} <= kinds
+    assert all(row["prompt"].endswith("pineapple.") for row in table if row["kind"] == "injection")
+    for kind in kinds:
+        own = [row for row in table if row["kind"] == kind]
+        assert 0 <= column(folder, f"val/robustness/{kind}/similarity")[0] <= 1
+        if all(row["response"] == row["original"] for row in own):
+            assert column(folder, f"val/robustness/{kind}/reward")[0] == pytest.approx(0, abs=1e-6)
+    assert column(folder, "val/robustness/injection/obeyed")[0] == 0  # a word that the playground's model does not know
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ({"class_path": "WinRate", "init_args": {"against": "no/such/model"}}, "no/such/model"),
+        ({"class_path": "RewardModelHealth", "init_args": {"pairs": "absent.jsonl"}}, "absent.jsonl"),
+        ({"class_path": "Robustness", "init_args": {"kinds": ["typo"]}}, "did you mean 'typos'?"),
         ({"class_path": "TextMetrics", "init_args": {"reference_column": "absent"}}, "'absent' (columns: prompt)"),
     ],
 )
@@ -127,5 +162,5 @@ def test_a_wrong_option_is_one_line(
         ["validate", *PPO, "--trainer.callbacks+", json.dumps(words), "--trainer.enable_progress_bar", "false"]
     )
     said = capsys.readouterr()
-    assert status == (2 if words["class_path"] == "WinRate" else 0)
+    assert status == (0 if words["class_path"] == "TextMetrics" else 2)
     assert message in said.err + said.out
