@@ -47,7 +47,7 @@ def agreement(scores: Sequence[float], judge: Sequence[float], groups: Sequence[
 
 def rank_correlation(scores: Sequence[float], others: Sequence[float]) -> float:
     """Return Spearman's rank correlation of the pairs without NaN; NaN where one side is constant."""
-    known = [pair for pair in zip(scores, others, strict=True) if pair[0] == pair[0] and pair[1] == pair[1]]
+    known = [pair for pair in zip(scores, others, strict=True) if not any(map(math.isnan, pair))]
     if len({a for a, _ in known}) < 2 or len({b for _, b in known}) < 2:
         return math.nan
     columns = torch.tensor(known, dtype=torch.float64).T

@@ -13,7 +13,7 @@ def rollout_rows(stage: Any, rollout: Batch, count: int) -> list[dict[str, Any]]
     """Decode the first rows of a rollout that count.
 
     Args:
-        stage: has the tokenizer, and a collector with the components of the rewards.
+        stage: has the tokenizer, and a collector with the names of the components.
         rollout: of this rank, as `on_rollout_end` gets it.
         count: rows to return, at most.
 
@@ -28,11 +28,11 @@ def rollout_rows(stage: Any, rollout: Batch, count: int) -> list[dict[str, Any]]
         "response": encoder.decode(rows.tokens[:, width:], rows.mask),
         "reward": rows.rewards.tolist(),
     }
-    for name, values in getattr(stage.collector, "components", {}).items():
-        columns[f"reward/{name}"] = [values[place] for place in valid.tolist()] if len(values) else []
+    if rows.components is not None:
+        names = [f"reward/{name}" for name in stage.collector.component_names]
+        columns |= dict(zip(names, rows.components.T.tolist(), strict=True))
     if rows.reference_logprobs is not None:
         columns["kl"] = row_mean(kl_estimate(rows.logprobs, rows.reference_logprobs), rows.mask).tolist()
     if rows.advantages is not None:
         columns["advantage"] = row_mean(rows.advantages, rows.mask).tolist()
-    full = {name: values for name, values in columns.items() if len(values) == len(valid)}
-    return [dict(zip(full, values, strict=True)) for values in zip(*full.values(), strict=True)]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -47,6 +47,8 @@ class Collector:
     """No response of the last rollout has a score, on any rank."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the last rollout, over all ranks."""
+    component_names: tuple[str, ...] = ()
+    """Names of the K columns of `components` in the last rollout."""
 
     @torch.no_grad()
     def request(
@@ -119,6 +121,7 @@ class Collector:
         rows = scored.base_rows()
         rollout = self._rollout(rows, scored.rewards, values, scored.logprobs, scored.values)
         rollout = replace(rollout, baselines=scored.baselines, components=components)
+        self.component_names = scored.names
         self.metrics = self._rollout_metrics(rollout, scored)
         return rollout
 

@@ -46,7 +46,11 @@ def test_tables_texts_and_win_rates(
 ) -> None:
     (tmp_path / "judge.py").write_text(JUDGE)
     (tmp_path / "tables.yaml").write_text(TABLES)
-    folder = run("out", "fit", *PPO, "--config", "tables.yaml")
+    reward = {
+        "class_path": "WeightedSum",
+        "init_args": {"rewards": {"words": "PlaygroundReward"}, "weights": {"words": 2.0}},
+    }
+    folder = run("out", "fit", *PPO, "--config", "tables.yaml", "--model.reward", json.dumps(reward))
     said = capsys.readouterr().out
     assert "evaluation " not in said
     assert "val/samples at step 0" in said
@@ -56,6 +60,7 @@ def test_tables_texts_and_win_rates(
     rollouts = lines(folder / "tables" / "rollouts.jsonl")
     assert [row["step"] for row in rollouts] == [0, 0, 0, 8, 8, 8]
     assert all({"prompt", "response", "reward", "kl", "advantage"} <= row.keys() for row in rollouts)
+    assert all(row["reward"] == pytest.approx(2 * row["reward/words"]) for row in rollouts)
     assert all(row["kl"] == pytest.approx(0, abs=0.05) for row in _of(rollouts, 0))  # before the first step
     words = [[len(sample["response"].split()) for sample in _of(samples, step)] for step in (0, 8, 16)]
     assert column(folder, "val/text/words") == [pytest.approx(sum(each) / len(each)) for each in words]
