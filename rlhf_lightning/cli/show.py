@@ -85,19 +85,19 @@ def used_by(stage: Any) -> tuple[str, ...]:
 
 
 def encoded_row(stage: Any, encoder: Encoder, row: dict[str, Any]) -> list[Encoded]:
-    """Encode a row as its stage does: a turn to learn each, responses that are compared, or a prompt alone.
+    """Encode a row as its stage does: turns to learn, responses that are compared, or a prompt alone.
 
     Raises:
         UserError: the row has none of these.
     """
     from rlhf_lightning.models.encoding import Encoded
     from rlhf_lightning.stages.reward import RewardStage, responses_of
-    from rlhf_lightning.stages.supervised import SupervisedStage, turns
+    from rlhf_lightning.stages.supervised import SupervisedStage, prompt_and_completion
 
     limit = getattr(stage, "max_length", None)
     try:
         if isinstance(stage, SupervisedStage):
-            return [encoder.fit(encoder.encode(*pair), limit) for pair in turns(row)]
+            return encoder.learned(*prompt_and_completion(row), limit)
         if isinstance(stage, RewardStage) or (getattr(stage, "reward", None) is None and "chosen" in row):
             return encoder.together(row["prompt"], [text for text, _ in responses_of(row)], limit)[1]
         return [Encoded(encoder.prompt(row["prompt"]), [], [])]

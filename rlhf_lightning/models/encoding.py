@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.conversation import Conversation, Message, as_rendered, conversation, is_learned
+from rlhf_lightning.models.conversation import (
+    Conversation,
+    Message,
+    as_rendered,
+    conversation,
+    is_learned,
+    learned_turns,
+)
 from rlhf_lightning.models.padding import left_padded, recorded_rows, right_padded
 from rlhf_lightning.models.rendering import TemplateRenderer
 from rlhf_lightning.models.text_ids import TextIds, common_length
+from rlhf_lightning.models.turns import TurnEncoder, UnstableTemplateError
 
 __all__ = ["Encoded", "Encoder", "Text", "left_padded", "recorded_rows", "right_padded"]
 
@@ -49,9 +58,10 @@ class Encoder:
     """Responses whose ids are not the rest of the ids of the whole conversation, as the prompt's ids do not begin it."""
 
     def __post_init__(self) -> None:
-        """Prepare the renderer of the chat template, and the ids of texts."""
+        """Prepare the renderer of the chat template, the ids of texts and those of several turns."""
         self.renderer = TemplateRenderer(self.tokenizer)
         self.texts = TextIds(self.tokenizer, self.stop_tokens)
+        self.turns = TurnEncoder(self.renderer, self.texts)
 
     def prompt(self, text: Text) -> list[int]:
         """Encode a prompt as generation is given it.
@@ -96,7 +106,9 @@ class Encoder:
             talk = conversation(prompt)
             _check_answer(turns)
             if len(turns) > 1:
-                return self._several_turns(talk, turns)
+                found = self.turns.encode(talk, turns)
+                self.retokenized += found.retokenized
+                return Encoded(self.prompt(talk), found.ids, found.mask)
             self.renderer.check_last(turns[-1])
             start, special = self.renderer.render(talk, add_generation_prompt=True), False
             full = self.renderer.render(talk.followed_by(turns))
@@ -107,6 +119,47 @@ class Encoder:
         if whole[: len(begin)] == begin:
             return self._finished(prompt, whole[len(begin) :])
         return self._finished(prompt, self.texts.behind(full[len(start) :]), counted=True)
+
+    def learned(self, prompt: Text, completion: Text, max_length: int | None) -> list[Encoded]:
+        """Encode every learned turn of a completion, truncated to `max_length` tokens as `fit` does.
+
+        Several turns are one row, and each token is computed once, where that row has the same tokens before every learned
+        token as a row per turn would have, and fits. Elsewhere every turn is a row.
+
+        Args:
+            prompt: plain text, messages, or none where `completion` is a whole conversation.
+            completion: plain text, or messages of which the assistant's are learned.
+            max_length: tokens of a row; None for the model's context.
+
+        Raises:
+            UserError: a turn cannot be encoded; see `encode`.
+        """
+        pairs = learned_turns(prompt, completion)
+        one = self._one_row(pairs) if len(pairs) > 1 and self.joins_turns else None
+        if one is not None and len(one.prompt) + len(one.response) <= self.limit(max_length):
+            return [one]
+        return [self.fit(self.encode(*pair), max_length) for pair in pairs]
+
+    @cached_property
+    def joins_turns(self) -> bool:
+        """Whether the chat template and the tokenizer let learned turns be one row; tried once, with four short messages."""
+        roles = ("user", "assistant", "user", "assistant")
+        talk = conversation({"role": role, "content": letter} for role, letter in zip(roles, "abcd", strict=True))
+        try:
+            return self._one_row(learned_turns([], talk)) is not None
+        except UserError:  # a template for other conversations
+            return False
+
+    def _one_row(self, pairs: list[tuple[Any, Any]]) -> Encoded | None:
+        """Encode learned turns of a conversation as one row; None where its tokens would not be those of a row per turn."""
+        (prompt, _), (before, last) = pairs[0], pairs[-1]
+        try:
+            found = self.turns.encode(prompt, [*before[len(prompt) :], *last])
+        except UnstableTemplateError:
+            return None
+        if found.retokenized or not found.separate:
+            return None
+        return Encoded(self.prompt(prompt), found.ids, found.mask)
 
     def generated(self, prompt: Text, text: str) -> list[int]:
         """Encode text that a policy generated behind `prompt`, with a stop token at its end.
@@ -133,68 +186,6 @@ class Encoder:
         ids = self.texts.without_tail(response)
         ids = ids if ids and ids[-1] in self.stop_tokens else [*ids, self.stop_tokens[0]]
         return Encoded(self.prompt(prompt), ids, [True] * len(ids))
-
-    def _several_turns(self, talk: Conversation, turns: list[Message]) -> Encoded:
-        """A response of several turns, of which the assistant's are learned and the others are context.
-
-        Raises:
-            UserError: the template renders a turn otherwise once others follow.
-        """
-        full = self.renderer.render(talk.followed_by(turns))
-        spans = [
-            (turn, *self._span(full, talk.followed_by(turns[:place]), turn, f"turn {place + 1} of {len(turns)}"))
-            for place, turn in enumerate(turns)
-            if turn.get("role") == "assistant"
-        ]
-        runs = self._token_runs(full, spans)
-        if runs is None:
-            self.retokenized += 1
-            runs, at = [], spans[0][1]
-            for turn, begin, end in spans:
-                runs += [(self.texts.behind(full[at:begin]), None), (self.texts.behind(full[begin:end]), turn)]
-                at = end
-        ids: list[int] = []
-        mask: list[bool] = []
-        for found, of in runs:
-            own = len(self.texts.without_tail(found)) if of is not None else 0
-            ids += found
-            mask += [place < own and is_learned(of or {}) for place in range(len(found))]
-        end = len(ids) - len(found) + own  # without what the template writes behind the last turn
-        ids, mask = ids[:end], mask[:end]
-        if ids[-1] not in self.stop_tokens:
-            ids, mask = [*ids, self.stop_tokens[0]], [*mask, is_learned(turns[-1])]
-        return Encoded(self.prompt(talk), ids, mask)
-
-    def _span(self, full: str, before: Conversation, turn: Message, name: str) -> tuple[int, int]:
-        """Where the text of an assistant's turn begins and ends in that of the whole conversation.
-
-        Raises:
-            UserError: the template renders what is before it otherwise once others follow.
-        """
-        self.renderer.check_last(turn)
-        prompt = self.renderer.render(before, add_generation_prompt=True)
-        if not full.startswith(prompt):
-            raise UserError(
-                f"the chat template renders {name} in a response otherwise once others follow, so they cannot be one response; "
-                "give a row per turn, or set chat_template beside the model's name to another template"
-            )
-        return len(prompt), common_length(full, self.renderer.render(before.followed_by([turn])))
-
-    def _token_runs(
-        self, full: str, spans: list[tuple[Message, int, int]]
-    ) -> list[tuple[list[int], Message | None]] | None:
-        """The ids of the whole text, split at the spans; None where the ids of a text up to a span do not begin them."""
-        whole = self.texts.ids(full, False)
-        found: list[tuple[list[int], Message | None]] = []
-        at = None
-        for turn, begin, end in spans:
-            start = self.texts.ids(full[:begin], False)
-            if whole[: len(start)] != start:
-                return None
-            stop = common_length(whole, self.texts.ids(full[:end], False))
-            found += [(whole[len(start) if at is None else at : len(start)], None), (whole[len(start) : stop], turn)]
-            at = stop
-        return found
 
     def _behind_header(self, talk: Conversation, turns: list[Message], start: str, full: str) -> str:
         """The text of a turn where the template's generation prompt is not the turn's header, as with `<think>`.

@@ -43,7 +43,8 @@ class SupervisedStage(Stage):
 
     Args:
         model: the language model to train.
-        completion_only: the loss is on completions only; False trains on the prompts too.
+        completion_only: the loss is on completions only; False trains on the prompts too, and on what a conversation has
+            between its completions.
         max_length: tokens of prompt and completion together; longer rows lose the beginning of the prompt, then the end.
         generation: generates responses in validation and `predict`.
         evaluation_rewards: rewards measured on responses to held-out prompts, as `val/reward/<name>`.
@@ -90,9 +91,8 @@ class SupervisedStage(Stage):
         return screen_visible(self.trainer, self.text.encoder, self.encoded, READ, self.evaluation_rewards.values())
 
     def encoded(self, row: dict[str, Any]) -> list[Encoded]:
-        """Encode the learned turns of a row, truncated to `max_length`."""
-        encoder = self.text.encoder
-        return [encoder.fit(encoder.encode(*pair), self.max_length) for pair in turns(row)]
+        """Encode the learned turns of a row, truncated to `max_length`; see `Encoder.learned`."""
+        return self.text.encoder.learned(*prompt_and_completion(row), self.max_length)
 
     def configure_model(self) -> None:
         """Load the model."""
@@ -106,13 +106,14 @@ class SupervisedStage(Stage):
         return self.policy
 
     def encode(self, rows: RawRows) -> InstructionBatch:
-        """Encode rows; every learned turn of the assistant in a conversation is a completion of the messages before it."""
+        """Encode rows; what a conversation has between its learned turns is read, and learned without `completion_only`."""
         prompts, completions, masks = [], [], []
         for found in (each for row in rows for each in self.encoded(row)):
             kept = len(found.prompt) if self.completion_only else 1
             prompts.append(found.prompt[:kept])
             completions.append(found.prompt[kept:] + found.response)
-            masks.append([True] * (len(found.prompt) - kept) + found.mask)
+            learned = found.mask if self.completion_only else [True] * len(found.mask)
+            masks.append([True] * (len(found.prompt) - kept) + learned)
         encoder, groups = self.text.encoder, list(range(len(prompts)))
         pad = self.text.tokenizer.pad_token_id
         encoded = recorded_rows(prompts, completions, groups, encoder.stop_tokens, pad, masks)
@@ -163,15 +164,18 @@ class SupervisedStage(Stage):
         self.text.export(self.network.model, folder, state)
 
 
-def turns(row: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """Split a row into (prompt, completion); a conversation gives one for every learned turn of the assistant.
+def prompt_and_completion(row: dict[str, Any]) -> tuple[Any, Any]:
+    """Return a row's prompt and completion; of a conversation no prompt, and the whole of it.
 
-    >>> turns({"prompt": "2+2?", "completion": "4"})
-    [('2+2?', '4')]
+    >>> prompt_and_completion({"prompt": "2+2?", "completion": "4"})
+    ('2+2?', '4')
     """
-    if "messages" not in row:
-        return learned_turns(row["prompt"], row["completion"])
-    return learned_turns([], row["messages"])
+    return (row["prompt"], row["completion"]) if "messages" not in row else ([], row["messages"])
+
+
+def turns(row: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Split a row into (prompt, completion); a conversation gives one for every learned turn of the assistant."""
+    return learned_turns(*prompt_and_completion(row))
 
 
 def first_turn(row: dict[str, Any]) -> dict[str, Any]:

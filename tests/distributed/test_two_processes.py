@@ -19,11 +19,13 @@ pytestmark = pytest.mark.distributed
 
 DATA = ["--data.size", "16", "--data.validation_size", "7", "--data.batch_size", "4"]
 ROLLOUTS = ["--model.iterations", "3", "--trainer.val_check_interval", "1.0"]
+READING = ["--model.generation", "tests.holes.ReadingSampler"]
 RUNS = {
     "ppo": [
         *["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.minibatches", "1"],
         *["--model.generation.max_batch_size", "3"],  # rows wait, and ranks compute prompts at different times
     ],
+    "ppo_with_holes": ["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.minibatches", "1", *READING],
     "reinforce": ["--config", "reinforce.yaml", *ROLLOUTS],
     "grpo": ["--config", "grpo.yaml", *ROLLOUTS],
     "dpo": ["--config", "dpo.yaml", *ROLLOUTS],
@@ -39,8 +41,8 @@ trainer:
       init_args: {every_n_steps: 1, keep: 100}
 """
 OFTEN = [
-    *((name, "fsdp", False) for name in RUNS if name not in ("reinforce", "grpo", *OFFLINE_RUNS)),
-    *((name, "ddp", False) for name in ("ppo", "reinforce", "dpo_offline", "sft", "reward")),
+    *((name, "fsdp", False) for name in RUNS if name not in ("reinforce", "grpo", "ppo_with_holes", *OFFLINE_RUNS)),
+    *((name, "ddp", False) for name in ("ppo", "ppo_with_holes", "reinforce", "dpo_offline", "sft", "reward")),
     # what an adapter changes on several processes does not depend on what is learned, but for recorded rows
     *((name, strategy, True) for name in ("ppo", "sft") for strategy in ("ddp", "fsdp")),
 ]
@@ -146,12 +148,20 @@ def test_four_roles_on_one_base_go_on_and_leave_their_adapters(
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy"), [("ppo", "ddp"), ("ppo", "fsdp"), ("reward", "ddp"), ("sft", "fsdp"), ("dpo_offline", "fsdp")]
+    ("name", "strategy"),
+    [
+        ("ppo", "ddp"),
+        ("ppo", "fsdp"),
+        ("ppo_with_holes", "fsdp"),
+        ("reward", "ddp"),
+        ("sft", "fsdp"),
+        ("dpo_offline", "fsdp"),
+    ],
 )
 def test_pieces_of_a_pass_change_nothing(name: str, strategy: str, run_on_two: Callable[..., Path]) -> None:
     kind = "model" if name in ("sft", "reward") else "policy"
     words = ["fit", *RUNS[name], "--config", f"{strategy}.yaml", *DATA, "--trainer.limit_val_batches", "0"]
-    words += ["--trainer.accumulate_grad_batches", "2"] if name == "ppo" else []
+    words += ["--trainer.accumulate_grad_batches", "2"] if name.startswith("ppo") else []
     limit = f"--model.{kind}.max_tokens_per_batch"
     whole, cut = [run_on_two(f"{name}-{strategy}-{tokens}", *words, limit, tokens) for tokens in ("null", "60")]
     first, second = weights(whole / "export"), weights(cut / "export")

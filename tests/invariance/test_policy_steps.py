@@ -21,6 +21,7 @@ from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Batch, Rollout
+from tests.holes import TURNS, ReadingSampler
 from tests.invariance.conftest import (
     ROWS,
     Step,
@@ -44,6 +45,14 @@ PAIRS = [
         "probability": [1.0, 0.5, 0.8, None][i % 4],
     }
     for i in range(ROWS)
+]
+PAIRS_OF_TURNS = [
+    {
+        "prompt": [{"role": "user", "content": pair["prompt"]}],
+        "chosen": [{"role": "assistant", "content": pair["chosen"]}, *TURNS[1:]],
+        "rejected": [{"role": "assistant", "content": pair["rejected"]}, *TURNS[1:3]],
+    }
+    for pair in PAIRS
 ]
 
 
@@ -84,14 +93,16 @@ STAGES: dict[str, dict[str, Any]] = {
     **{name: {"algorithm": algorithm} for name, algorithm in OFFLINE.items()},
     "ppo, separate critic": {"algorithm": ONLINE["ppo"], "reward": WeighedTokens(), "critic": "separate"},
 }
+HOLES = ", with holes"
+NAMES = [name + suffix for suffix in ("", HOLES) for name in STAGES]
+"""Every stage on responses that the policy chose every token of, and on responses with tokens that it read."""
 
 
 def stage_of(name: str, model: ModelConfig) -> tuple[PolicyStage, list[Any]]:
-    options = deepcopy(STAGES[name])
-    stage = PolicyStage(
-        model, reference="full", generation=Sampler(8, temperature=0.8), optimizer=standing_still, **options
-    )
-    return stage, PROMPTS if "reward" in options else PAIRS
+    options, holes = deepcopy(STAGES[name.removesuffix(HOLES)]), name.endswith(HOLES)
+    sampler = (ReadingSampler if holes else Sampler)(8, temperature=0.8)
+    stage = PolicyStage(model, reference="full", generation=sampler, optimizer=standing_still, **options)
+    return stage, PROMPTS if "reward" in options else PAIRS_OF_TURNS if holes else PAIRS
 
 
 def rollout_of(stage: PolicyStage, rows: list[Any]) -> Rollout:
@@ -111,7 +122,7 @@ def parts_of(stage: PolicyStage, rollout: Rollout, parts: int, seed: int) -> Ite
     yield from stage.rollouts.buffer(batch, seed)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_lightning_gathers_the_same_gradient_from_any_number_of_parts(
     name: str, model: ModelConfig, step: Step
 ) -> None:
@@ -119,7 +130,7 @@ def test_lightning_gathers_the_same_gradient_from_any_number_of_parts(
     assert apart(whole, cut) < 1e-6
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("pack", [True, False])
 def test_pieces_of_a_pass_change_neither_gradient_nor_metrics(
     name: str, pack: bool, model: ModelConfig, taken: Callable[..., Taken]
@@ -129,7 +140,7 @@ def test_pieces_of_a_pass_change_neither_gradient_nor_metrics(
     assert_pieces_change_nothing(whole, cut)
 
 
-@pytest.mark.parametrize("name", ["ppo, separate critic", "offline dpo"])
+@pytest.mark.parametrize("name", ["ppo, separate critic", "offline dpo", "ppo" + HOLES])
 def test_pieces_under_autocast_change_no_more_than_its_rounding(
     name: str, model: ModelConfig, taken: Callable[..., Taken]
 ) -> None:
@@ -138,14 +149,17 @@ def test_pieces_under_autocast_change_no_more_than_its_rounding(
     assert apart(whole.gradient, cut.gradient) < 0.02
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_neither_parts_nor_padding_nor_order_change_the_gradient(name: str, model: ModelConfig, step: Step) -> None:
     stage, rows = stage_of(name, model)
     step(stage, rows, ROWS)
     rollout = rollout_of(stage, rows)
+    assert bool((rollout.mask.sum(-1) < rollout.reach).any()) == name.endswith(HOLES)
     move(stage)
     whole = gradient_of_parts(stage, parts_of(stage, rollout, 1, 0), 1)
-    by_length = rollout.rows(rollout.mask.sum(-1).argsort(stable=True))
+    together = 1 if rollout.preferences is None else 2  # the two rows of a recorded pair are adjacent
+    order = rollout.reach.view(-1, together).sum(-1).argsort(stable=True)
+    by_length = rollout.rows((order[:, None] * together + torch.arange(together)).flatten())
     backwards = rollout.rows(torch.arange(len(rollout)).flip(0))
     for other, parts, seed in ((rollout, 2, 0), (rollout, 8, 1), (by_length, 4, 2), (backwards, 1, 3)):
         wider = padded(other, 3, 2)

@@ -11,6 +11,7 @@ import torch
 
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.stages import RewardStage, SupervisedStage
+from tests.holes import TURNS
 from tests.invariance.conftest import (
     ROWS,
     Listed,
@@ -28,6 +29,10 @@ PROMPTS = ["please " * (i % 3) + f"say {i}" for i in range(ROWS)]
 INSTRUCTIONS = [{"prompt": prompt, "completion": "dog " * (1 + i % 4)} for i, prompt in enumerate(PROMPTS)]
 TALK = [{"role": role, "content": role * 2} for role in ("user", "assistant", "user", "assistant")]
 CONVERSATIONS = [{"messages": TALK[: 2 + 2 * (i % 2)]} for i in range(ROWS)]
+FIRST: list[Any] = [{"role": "user", "content": "say"}]
+PAIRS_OF_TURNS = [
+    {"prompt": FIRST, "chosen": TURNS[: 1 + 2 * (i % 3)], "rejected": TURNS[2 * (i % 2) :]} for i in range(ROWS)
+]
 PAIRS = [
     {"prompt": prompt, "chosen": "hello " * (1 + i % 3), "rejected": "no" * (i + 1), "margin": 0.3 * i}
     for i, prompt in enumerate(PROMPTS)
@@ -43,10 +48,12 @@ STAGES: dict[str, tuple[Any, dict[str, Any], list[Any]]] = {
     "completions": (SupervisedStage, {}, INSTRUCTIONS),
     "prompts too": (SupervisedStage, {"completion_only": False}, INSTRUCTIONS),
     "conversations": (SupervisedStage, {}, CONVERSATIONS),
+    "whole conversations": (SupervisedStage, {"completion_only": False}, CONVERSATIONS),
     "pairs": (RewardStage, {"margin": False}, PAIRS),
     "pairs with margins, centred": (RewardStage, {"centering": 0.1}, PAIRS),
     "soft labels with margins": (RewardStage, {}, SOFT),
     "regression on soft labels": (RewardStage, {"objective": "regression"}, SOFT),
+    "pairs of several turns": (RewardStage, {"margin": False}, PAIRS_OF_TURNS),
     "rankings": (RewardStage, {}, RANKINGS),
     "rankings, centred": (RewardStage, {"centering": 0.1}, RANKINGS),
     "ratings with ties": (RewardStage, {}, RATED),
@@ -97,3 +104,11 @@ def test_a_part_with_nothing_to_compare_gives_a_gradient_of_zero(model: ModelCon
     part = stage.encode([{"prompt": "say", "responses": ["dog"]}])
     found = gradient_of_parts(stage, [part], 1)
     assert torch.equal(found, torch.zeros_like(found))
+
+
+def test_conversations_are_rows_with_holes(model: ModelConfig, step: Step) -> None:
+    stage, rows = stage_of("conversations", model)
+    step(stage, rows, ROWS)
+    batch = stage.encode(rows)
+    assert len(batch) == ROWS
+    assert (batch.mask.sum(-1) < batch.reach).any()

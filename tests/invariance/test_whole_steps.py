@@ -39,6 +39,9 @@ POLICIES = {
     "dpo_offline": ["--config", "dpo_offline.yaml", *ONE_STEP],
     "dpo_offline_ipo": ["--config", "dpo_offline.yaml", *ONE_STEP, "--model.algorithm.loss_type", "ipo"],
 }
+WITH_HOLES = ("ppo", "ppo_separate_critic", "reinforce_leave_one_out", "grpo_token", "dpo_online")
+READING = ["--model.generation", "tests.holes.ReadingSampler"]
+POLICIES |= {f"{name}_with_holes": [*POLICIES[name], *READING] for name in WITH_HOLES}
 LR = ["--model.lr_scheduler", "null"]
 RECORDED = {
     "sft": ["--config", "sft.yaml", *LR],

@@ -13,7 +13,7 @@ from tiny_tokenizers import KINDS
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.chat_templates import TEMPLATES
 from rlhf_lightning.models.conversation import Conversation, learned_turns
-from rlhf_lightning.models.encoding import Encoder
+from rlhf_lightning.models.encoding import Encoded, Encoder
 
 TEXTS = st.one_of(
     st.sampled_from(
@@ -109,6 +109,84 @@ def test_nothing_of_the_user_is_under_the_mask_of_a_response_of_several_turns(
     assert own
     assert own <= learned
     assert sum(found.response[i - len(found.prompt)] == tokenizer.eos_token_id for i in own) >= len(rest) // 2 + 1
+
+
+def contexts(rows: list[Encoded]) -> list[tuple[list[int], int]]:
+    """All tokens before each learned token, and that token."""
+    found = []
+    for row in rows:
+        ids = row.prompt + row.response
+        places = [len(row.prompt) + place for place, learned in enumerate(row.mask) if learned]
+        found += [(ids[:place], ids[place]) for place in places]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(talk=conversations(), weights=st.lists(st.integers(0, 1), min_size=7, max_size=7), limit=st.integers(8, 400))
+def test_one_row_of_several_turns_learns_what_a_row_per_turn_learns(
+    kind: str, talk: list[dict[str, Any]], weights: list[int], limit: int
+) -> None:
+    talk = [
+        {**turn, "weight": weight} if turn["role"] == "assistant" else turn
+        for turn, weight in zip(talk, weights, strict=False)
+    ]
+    talk[-1] = {**talk[-1], "weight": 1}
+    tokenizer = KINDS[kind]()
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id])
+    per_turn = [encoder.fit(encoder.encode(*pair), limit) for pair in learned_turns([], Conversation(talk))]
+    counts = (encoder.retokenized, encoder.truncated_counts)
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id])
+    found = encoder.learned([], Conversation(talk), limit)
+    assert len(found) in (1, len(per_turn))
+    assert contexts(found) == contexts(per_turn)
+    assert (encoder.retokenized, encoder.truncated_counts) == counts
+
+
+TALK = [{"role": role, "content": role[:1]} for role in ("user", "assistant", "user", "assistant")]
+EARLIER_TURNS_OTHERWISE = {
+    "the last turn has a thought": "{{ '<think></think>' if loop.last and message['role'] == 'assistant' else '' }}",
+    "a question that has an answer and others behind it is old": (
+        "{{ 'old ' if message['role'] == 'user' and loop.index0 + 2 < messages | length else '' }}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["", *EARLIER_TURNS_OTHERWISE])
+def test_a_conversation_is_one_row_where_its_template_extends_prompts(name: str) -> None:
+    tokenizer = copy.deepcopy(KINDS["byte_level"]())
+    changed = EARLIER_TURNS_OTHERWISE.get(name, "")
+    tokenizer.chat_template = TEMPLATES["chatml"].replace("{{ message['content']", changed + "{{ message['content']")
+    encoder = Encoder(tokenizer, [tokenizer.convert_tokens_to_ids("<|im_end|>")])
+    assert encoder.joins_turns == (name == "")
+    assert len(encoder.learned([], Conversation(TALK), None)) == (2 if name else 1)
+
+
+def test_a_pair_of_which_a_template_renders_earlier_turns_otherwise_is_refused() -> None:
+    tokenizer = copy.deepcopy(KINDS["byte_level"]())
+    changed = EARLIER_TURNS_OTHERWISE["the last turn has a thought"]
+    tokenizer.chat_template = TEMPLATES["chatml"].replace("{{ message['content']", changed + "{{ message['content']")
+    with pytest.raises(UserError, match="renders turn 1 of 3 in a response otherwise once others follow"):
+        Encoder(tokenizer, [tokenizer.eos_token_id]).encode(TALK[:1], TALK[1:])
+
+
+def test_turns_without_a_stop_token_between_them_are_a_row_each() -> None:
+    tokenizer = copy.deepcopy(KINDS["byte_level"]())  # which does not learn to stop after the first from the whole text
+    prompted = "{% if add_generation_prompt %}assistant{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}" + prompted
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id])
+    rows = encoder.learned([], Conversation(TALK), None)
+    assert not encoder.joins_turns
+    assert [row.response[-1] for row in rows] == [tokenizer.eos_token_id] * 2
+
+
+def test_a_conversation_that_is_too_long_for_one_row_is_a_row_per_turn() -> None:
+    tokenizer = KINDS["byte_level"]()
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id])
+    (whole,) = encoder.learned([], Conversation(TALK), None)
+    length = len(whole.prompt + whole.response)
+    assert len(encoder.learned([], Conversation(TALK), length)) == 1
+    assert len(encoder.learned([], Conversation(TALK), length - 1)) == 2
 
 
 def test_a_prefix_space_is_only_where_the_whole_text_has_it() -> None:
