@@ -75,11 +75,12 @@ class TurnEncoder:
         ids: list[int] = []
         mask: list[bool] = []
         for found, span in self._runs_apart(full, spans) if runs is None else runs:
-            own = len(self.texts.without_tail(found)) if span is not None else 0
-            learned = span is not None and is_learned(span.turn)
-            if learned and not own:
-                raise UnstableTemplateError(span.name)
-            separate &= not learned or span is spans[-1] or found[own - 1] in stops
+            own, learned = 0, False
+            if span is not None:
+                own, learned = len(self.texts.without_tail(found)), is_learned(span.turn)
+                if learned and not own:
+                    raise UnstableTemplateError(span.name)
+                separate &= not learned or span is spans[-1] or found[own - 1] in stops
             ids += found
             mask += [place < own and learned for place in range(len(found))]
         end = len(ids) - len(found) + own  # without what the template writes behind the last turn
