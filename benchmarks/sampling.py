@@ -54,6 +54,7 @@ def measure(
     from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
     from rlhf_lightning.generation import decoding_state, local, transformers
+    from rlhf_lightning.seeding import Randomness
     from rlhf_lightning.types import GenerationRequest
 
     torch.set_num_threads(threads)
@@ -110,7 +111,7 @@ def measure(
         mask = torch.ones(count, PROMPT_LENGTH, dtype=torch.bool, device=device)
         params = sampler.sampling_params([STOP], 0, COPIES)
         return sampler.generate(
-            GenerationRequest(prompts[:count], mask, params, torch.Generator(device).manual_seed(2), model)
+            GenerationRequest(prompts[:count], mask, params, Randomness(2, 0, tuple(range(count * COPIES))), model)
         )
 
     everything = lengths

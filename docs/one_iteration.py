@@ -23,7 +23,7 @@ from rlhf_lightning.rewards import ModelReward, score
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.row_source import RowSource
-from rlhf_lightning.seeding import derive_seed
+from rlhf_lightning.seeding import Randomness, derive_seed
 from rlhf_lightning.training.metrics import MetricAccumulator
 from rlhf_lightning.types import Rollout, Rows
 
@@ -45,7 +45,8 @@ def one_iteration(prompts: int = 2048, batch_size: int = 128, seed: int = 0) -> 
         # 3. Responses of the policy; the sampler records log-probabilities and values while it generates.
         encoder = Encoder(tokenizer, stop_token_ids(tokenizer, model.config, config))
         responses = ResponseGenerator(policy, Sampler(max_new_tokens=24), encoder)
-        completions = responses.generate(rows, algorithm.responses_per_prompt, torch.Generator().manual_seed(seed))
+        randomness = Randomness(seed, 0, tuple(range(len(rows))))
+        completions = responses.generate(rows, algorithm.responses_per_prompt, randomness)
         # 4. Scores of the responses, and log-probabilities of their tokens under the reference.
         rewards = score(reward, completions)
         tokens, masks = completions.tokens, (completions.prompt_mask, completions.mask)

@@ -68,6 +68,15 @@ def shard(rows: list[Any]) -> list[Any]:
     return rows[rank() :: world_size()]
 
 
+def shard_places(count: int) -> tuple[int, ...]:
+    """Return the places in the global batch of the `count` rows of this rank's shard.
+
+    >>> shard_places(3)
+    (0, 1, 2)
+    """
+    return tuple(rank() + place * world_size() for place in range(count))
+
+
 def interleave_shards(shards: list[list[Any]]) -> list[Any]:
     """Rebuild the global batch from the `shard` of each rank.
 

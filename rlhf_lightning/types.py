@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.seeding import Randomness
 
 RawRows = list[dict[str, Any]]
 """Rows of a data set as Python values."""
@@ -35,7 +36,7 @@ class Rows:
     to it, and it has no log-probability, value or loss. False after the last True is padding.
     """
     groups: Tensor
-    """int64 [B]; rows of one prompt share it."""
+    """int64 [B]; number of the prompt in the batch of all ranks."""
     truncated: Tensor
     """bool [B]; the response ended without a stop token or a stop string."""
 
@@ -102,8 +103,8 @@ class GenerationRequest:
     """bool [N, P]; True on prompt tokens."""
     params: SamplingParams
     """Lengths, temperature, truncation, token ids and stop strings. An engine must honour or refuse each."""
-    generator: torch.Generator
-    """The only source of randomness, on the device of `prompts`."""
+    randomness: Randomness
+    """Random numbers of the B = N × `params.responses_per_prompt` rows, in their order; the only source of randomness."""
     model: nn.Module | None = None
     """A causal language model of transformers, or a peft model around one, in eval mode, with the present weights. An engine
     that has weights of its own, such as a server, ignores it."""

@@ -14,6 +14,7 @@ from rlhf_lightning.models.encoding import Encoder, recorded_rows
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.decoding import ResponseDecoder
 from rlhf_lightning.rollouts.responses import ResponseGenerator, columns_of
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Completions, RawRows
 
 RESPONSES_AT_ONCE = 64
@@ -25,7 +26,7 @@ def answer(
     rows: RawRows,
     responses: ResponseGenerator,
     rewards: Mapping[str, Reward],
-    generator: torch.Generator,
+    randomness: Randomness,
 ) -> list[list[Sample]]:
     """Generate or score on one rank.
 
@@ -34,7 +35,7 @@ def answer(
         rows: this rank's shard of the rows of the request.
         responses: generates with the present weights.
         rewards: name to reward, loaded.
-        generator: source of random numbers; its device is that of the completions.
+        randomness: random numbers of `rows`.
 
     Returns:
         The samples of each row.
@@ -46,12 +47,14 @@ def answer(
     open_rows = [place for place, row in enumerate(rows) if row.get("response") is None]
     samples: dict[int, list[Sample]] = {}
     for places in _chunks(recorded, RESPONSES_AT_ONCE):
-        completions = recorded_completions(responses.encoder, [rows[place] for place in places], generator.device)
+        completions = recorded_completions(
+            responses.encoder, [rows[place] for place in places], responses.policy.device
+        )
         samples |= zip(places, ([sample] for sample in _samples(completions, rewards)), strict=True)
     copies = request.responses_per_prompt
     for places in _chunks(open_rows, max(1, RESPONSES_AT_ONCE // copies)):
         chunk = [rows[place] for place in places]
-        found = _samples(responses.generate(chunk, copies, generator, request.temperature), rewards)
+        found = _samples(responses.generate(chunk, copies, randomness.of(places), request.temperature), rewards)
         samples |= {place: found[i * copies : (i + 1) * copies] for i, place in enumerate(places)}
     return [samples[place] for place in range(len(rows))]
 

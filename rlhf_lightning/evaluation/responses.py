@@ -17,6 +17,7 @@ from rlhf_lightning.models.encoding import Encoder, Text
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, resolve_path
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.seeding import Randomness
 
 Row = dict[str, Any]
 
@@ -69,8 +70,9 @@ def generate_responses(
     responder = ResponseGenerator(Policy(load_causal_lm(model)).to(device).eval(), generation, encoder)
     for batch in needed:
         prompts = [rows[row] for row in batch]
-        generator = torch.Generator(device).manual_seed(_seed(seed, model, [row["prompt"] for row in prompts]))
-        texts = responder.generate(prompts, responses_per_prompt, generator).responses
+        of_batch = _seed(seed, model, [row["prompt"] for row in prompts])
+        randomness = Randomness(of_batch, 0, tuple(range(len(prompts))))
+        texts = responder.generate(prompts, responses_per_prompt, randomness).responses
         yield [
             PromptResponses(row, texts[place * responses_per_prompt :][:responses_per_prompt])
             for place, row in enumerate(batch)

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from rlhf_lightning.console import print_once
-from rlhf_lightning.distributed import all_gather, broadcast, interleave_shards, rank, shard
+from rlhf_lightning.distributed import all_gather, broadcast, interleave_shards, rank, shard, shard_places
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation.answers import answer, checked_request, chosen_rewards
 from rlhf_lightning.evaluation.base import Evaluation, Sample, SampleRequest, ValidationResults
@@ -27,6 +27,7 @@ from rlhf_lightning.evaluation.tables import log_tables
 from rlhf_lightning.models.sharding import full_state
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.seeding import EVALUATION, Randomness
 
 
 class EvaluatedStage(Protocol):
@@ -184,5 +185,5 @@ def _own_answer(stage: EvaluatedStage, evaluation: Evaluation, request: SampleRe
     if responses is None:
         raise UserError(f"{type(stage).__name__} generates no responses; remove the request")
     rewards = chosen_rewards(request, stage.validation_rewards, evaluation.rewards, device)
-    generator = torch.Generator(device).manual_seed(rank())
-    return answer(request, shard(list(request.rows)), responses, rewards, generator)
+    own = shard(list(request.rows))
+    return answer(request, own, responses, rewards, Randomness(EVALUATION, 0, shard_places(len(own))))

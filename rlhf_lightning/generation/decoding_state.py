@@ -14,11 +14,11 @@ class DecodingState:
     """Hold the tokens, log-probabilities and values of B rows of up to T tokens, and one uniform number per token position."""
 
     def __init__(self, request: GenerationRequest) -> None:
-        params, generator = request.params, request.generator
+        params = request.params
         device, width = request.prompts.device, params.max_new_tokens
         rows = len(request.prompts) * params.responses_per_prompt
         self.temperature, self.width, self.truncate = params.temperature, width, truncation(params)
-        self.uniforms = torch.rand(width, rows, generator=generator, device=device)
+        self.uniforms = request.randomness.uniforms(width).to(device)
         self.stops = torch.tensor(params.stop_tokens, dtype=torch.long, device=device)
         self.tokens = torch.full((rows, width), params.pad_token, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(rows, width, device=device)

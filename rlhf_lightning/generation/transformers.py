@@ -11,22 +11,26 @@ from transformers import StoppingCriteria
 
 from rlhf_lightning.generation.base import Generated, GenerationRequest, Generator, SamplingParams
 from rlhf_lightning.generation.stop_strings import StopStrings, stop_strings_of
+from rlhf_lightning.seeding import derive_seed
 
 
 @dataclass
 class TransformersGenerate(Generator):
-    """Call transformers' own `generate`: slower, the reference for correctness, and without log-probabilities."""
+    """Call transformers' own `generate`: slower, the reference for correctness, and without log-probabilities.
+
+    Transformers samples all rows of a call from one random state, which is seeded from the numbers of these rows. The same rows
+    therefore get the same responses again, but another split of them over ranks or chunks of `overlap` changes responses.
+    """
 
     @torch.no_grad()
     def generate(self, request: GenerationRequest) -> Generated:
-        """Implement `Generator.generate`; the global random state is seeded from the request, then restored."""
+        """Implement `Generator.generate`; the global random state is restored afterwards."""
         assert request.model is not None, "transformers' generate is a method of request.model"
         prompts, params = request.prompts, request.params
-        width, generator = prompts.shape[1], request.generator
+        width = prompts.shape[1]
         ending = _Ending(params, stop_strings_of(params), width)
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[prompts.device] if prompts.is_cuda else []):
-            torch.manual_seed(seed)
+            torch.manual_seed(derive_seed(*request.randomness.seeds()) % 2**63)
             full: Tensor = request.model.generate(  # type: ignore[operator]
                 input_ids=prompts,
                 attention_mask=request.prompt_mask.long(),

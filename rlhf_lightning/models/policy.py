@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.backbone import backbone_of, supports_packing
@@ -18,6 +19,11 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module, critic: nn.Module | None = None, temperature: float = 1.0) -> None:
         super().__init__()
         self.model, self.critic, self.temperature = model, critic, temperature
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the language model."""
+        return next(self.model.parameters()).device
 
     def request(self, **fields: Any) -> GenerationRequest:
         """Make a request to a generator with the present weights, and with a critic that reads the policy's backbone."""

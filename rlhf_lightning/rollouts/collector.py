@@ -21,6 +21,7 @@ from rlhf_lightning.rollouts.pipeline import ChunkScores, score_with_components,
 from rlhf_lightning.rollouts.preferences import encode_pairs, pair_probability
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.scored import RequestStatistics, Scored
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import RawRows, Rollout, Rows
 
 
@@ -55,7 +56,7 @@ class Collector:
         self,
         rows: RawRows,
         responses_per_prompt: int,
-        generator: torch.Generator,
+        randomness: Randomness,
         count: bool = True,
         greedy_baseline: bool = False,
     ) -> Scored:
@@ -66,7 +67,7 @@ class Collector:
         Args:
             rows: rows with a prompt.
             responses_per_prompt: responses per row.
-            generator: source of random numbers; its device is that of the rollout.
+            randomness: random numbers of the rows.
             count: False gives every row an empty mask, on a rank without rows of its own.
             greedy_baseline: also score a greedy response to each prompt; a prompt whose greedy response has no score is unscored.
 
@@ -75,19 +76,20 @@ class Collector:
         """
         started, generate = time.perf_counter(), self.response_generator.generate
         truncate = self.response_generator.generation.truncate_rollouts is True
-        splits = split_evenly(rows, 1 if self.reward is None else self.overlap)
+        splits = split_evenly(rows, randomness, 1 if self.reward is None else self.overlap)
         with ChunkScores(self.reward, len(splits)) as chunks:
-            for split in splits:
-                chunks.add(generate(split, responses_per_prompt, generator, truncate=truncate))
+            for chunk, numbers in splits:
+                chunks.add(generate(chunk, responses_per_prompt, numbers, truncate=truncate))
         completions, generated = chunks.completions(), time.perf_counter()
+        device = completions.tokens.device
         rewards, components = chunks.scores()
         baselines = None
         if greedy_baseline:
-            greedy = score_with_components(self.reward, generate(rows, 1, generator, 0.0))[0]
-            baselines = greedy[completions.groups.to(greedy.device)]
+            greedy = score_with_components(self.reward, generate(rows, 1, randomness, 0.0))[0]
+            baselines = greedy.repeat_interleave(responses_per_prompt)
             rewards = rewards.masked_fill(baselines.isnan(), math.nan)
-            baselines = baselines.nan_to_num(0.0).to(generator.device)
-        rewards = rewards.to(generator.device)
+            baselines = baselines.nan_to_num(0.0).to(device)
+        rewards = rewards.to(device)
         table = [[math.nan if x is None else x for x in column] for column in components.values()]
         scored = Scored(
             **{item.name: getattr(completions, item.name) for item in fields(Rows)}
@@ -97,7 +99,7 @@ class Collector:
             logprobs=completions.logprobs,
             values=completions.values,
             baselines=baselines,
-            components=torch.tensor(table, device=generator.device).T if table else None,
+            components=torch.tensor(table, device=device).T if table else None,
             names=tuple(components),
             statistics=RequestStatistics(
                 generated - started,
@@ -130,7 +132,7 @@ class Collector:
         rows: RawRows,
         responses_per_prompt: int,
         values: bool,
-        generator: torch.Generator,
+        randomness: Randomness,
         count: bool = True,
         greedy_baseline: bool = False,
     ) -> Rollout:
@@ -140,7 +142,7 @@ class Collector:
             UserError: generating or scoring failed on one of the ranks.
         """
         with shared_errors():
-            scored = self.request(rows, responses_per_prompt, generator, count, greedy_baseline)
+            scored = self.request(rows, responses_per_prompt, randomness, count, greedy_baseline)
         return self.measure(scored, values)
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Completions, RawRows, Rows
 
 Scores = tuple[Tensor, dict[str, list[float | None]]]
@@ -110,13 +111,14 @@ class ChunkScores:
         return score_with_components(self.reward, self.completions())
 
 
-def split_evenly(rows: RawRows, chunks: int) -> list[RawRows]:
-    """Split rows into at most `chunks` consecutive chunks of about as many rows, none of them empty."""
-    return [[rows[i] for i in split] for split in torch.arange(len(rows)).tensor_split(chunks) if len(split)]
+def split_evenly(rows: RawRows, randomness: Randomness, chunks: int) -> list[tuple[RawRows, Randomness]]:
+    """Split rows and their random numbers into at most `chunks` consecutive chunks of about as many rows, none of them empty."""
+    splits = [split.tolist() for split in torch.arange(len(rows)).tensor_split(chunks) if len(split)]
+    return [([rows[place] for place in split], randomness.of(split)) for split in splits]
 
 
 def concatenate(chunks: list[Completions]) -> Completions:
-    """Join completions into one batch; prompts are padded to the longest, and groups are numbered consecutively."""
+    """Join completions into one batch; prompts are padded to the longest."""
     return replace(
         chunks[0],
         **joined_tensors(list(chunks)),
@@ -130,10 +132,8 @@ def joined_tensors(chunks: list[Rows]) -> dict[str, Any]:
     """Return the tensors of several chunks of rows as one batch; see `concatenate`."""
     width = max(chunk.prompt_mask.shape[1] for chunk in chunks)
     tensors: list[dict[str, Tensor]] = []
-    groups = 0
     for chunk in chunks:
         left = (width - chunk.prompt_mask.shape[1], 0)
         padded = {"tokens": pad(chunk.tokens, left), "prompt_mask": pad(chunk.prompt_mask, left)}
-        tensors.append({**chunk.tensors(), **padded, "groups": chunk.groups + groups})
-        groups += int(chunk.groups.max()) + 1
+        tensors.append({**chunk.tensors(), **padded})
     return {name: torch.cat([chunk[name] for chunk in tensors]) for name in tensors[0]}

@@ -11,6 +11,7 @@ from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.models.encoding import Encoder, left_padded
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rollouts.decoding import ResponseDecoder
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Completions, RawRows, Rows
 
 
@@ -26,7 +27,7 @@ class ResponseGenerator:
         self,
         rows: RawRows,
         responses_per_prompt: int,
-        generator: torch.Generator,
+        randomness: Randomness,
         temperature: float | None = None,
         truncate: bool = True,
     ) -> Completions:
@@ -35,14 +36,14 @@ class ResponseGenerator:
         Args:
             rows: N rows with a prompt.
             responses_per_prompt: completions per row.
-            generator: source of random numbers; its device is that of the completions.
+            randomness: random numbers of the rows, whose numbers become `groups`.
             temperature: sampling temperature; None: that of `generation`.
             truncate: False samples from the full distribution, whatever top-p, top-k or min-p `generation` has.
 
         Raises:
             UserError: a prompt leaves no room for a response.
         """
-        device, encoder = generator.device, self.encoder
+        device, encoder = self.policy.device, self.encoder
         prompts = [encoder.prompt(row["prompt"]) for row in rows]
         encoder.check_lengths(
             rows, [len(ids) for ids in prompts], self.generation.max_new_tokens, "a batch of the data"
@@ -51,15 +52,15 @@ class ResponseGenerator:
         params = self.generation.sampling_params(
             encoder.stop_tokens, self._pad, responses_per_prompt, temperature, truncate, encoder.tokenizer.decode
         )
-        request = self.policy.request(prompts=tokens, prompt_mask=prompt_mask, params=params, generator=generator)
+        repeated = randomness.repeated(responses_per_prompt)
+        request = self.policy.request(prompts=tokens, prompt_mask=prompt_mask, params=params, randomness=repeated)
         generated = self.generation.generate(request)
         index = torch.arange(len(rows), device=device).repeat_interleave(responses_per_prompt)
-        repeated = [rows[i] for i in index.tolist()]
         generated_rows = Rows(
             tokens=torch.cat([tokens[index], generated.tokens], 1),
             prompt_mask=prompt_mask[index],
             mask=generated.mask,
-            groups=index,
+            groups=torch.tensor(randomness.rows, device=device)[index],
             truncated=~generated.stopped,
         )
         decoder = ResponseDecoder(encoder.tokenizer, encoder.stop_tokens, params.stop_strings)
@@ -67,7 +68,7 @@ class ResponseGenerator:
             **generated_rows.tensors(),
             prompts=encoder.decode(tokens[index], prompt_mask[index], special=True),
             responses=decoder(generated_rows),
-            columns=columns_of(repeated),
+            columns=columns_of([rows[i] for i in index.tolist()]),
             logprobs=generated.logprobs,
             values=generated.values,
             decoder=decoder,

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
 from rlhf_lightning.distributed import all_gather, rank, world_size
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.row_source import RowSource, local_rows
 from rlhf_lightning.rollouts.step_loader import REPLAY_STEP
-from rlhf_lightning.seeding import derive_seed
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import RawRows
 
 
@@ -20,16 +18,15 @@ class RolloutLoader:
     """Yields micro-batches of rollouts, and collects a rollout whenever the buffer is empty.
 
     A rollout is never collected ahead of the step that changes the policy: the loader has a length, so Lightning prefetches
-    nothing. Its state (rows taken, buffer, cursor, random generator) is part of Lightning's checkpoints.
+    nothing. Its state (rows taken, iteration, buffer, cursor) is part of Lightning's checkpoints.
 
     Args:
         source: prompts, or recorded pairs.
-        collect: rows of this rank, whether they count, a generator and a seed → a full buffer.
+        collect: rows of this rank, whether they count, and their random numbers → a full buffer.
         empty: makes an empty buffer, to restore a state into.
         micro_batches: micro-batches per rollout.
         iterations: rollouts per Lightning epoch.
-        seed: seed of the sampling generator, and of the order of minibatches.
-        device: device of the generator.
+        seed: of the random numbers of rollouts.
         limit: micro-batches per Lightning epoch, where Lightning takes fewer than the loader has.
         repeat: every epoch has the rows of the first.
     """
@@ -37,12 +34,11 @@ class RolloutLoader:
     def __init__(
         self,
         source: RowSource,
-        collect: Callable[[RawRows, bool, torch.Generator, int], RolloutBuffer],
+        collect: Callable[[RawRows, bool, Randomness], RolloutBuffer],
         empty: Callable[[], RolloutBuffer],
         micro_batches: int,
         iterations: int,
         seed: int,
-        device: torch.device | str = "cpu",
         limit: int | None = None,
         repeat: bool = False,
     ) -> None:
@@ -50,7 +46,6 @@ class RolloutLoader:
         self.micro_batches, self.iterations, self.seed = micro_batches, iterations, seed
         self.limit, self.repeat = len(self) if limit is None else limit, repeat
         self.iteration = 0
-        self.generator = torch.Generator(device).manual_seed(seed + 1_000_003 * rank())
         self.buffer: RolloutBuffer | None = None
         self.state_before_rollout: dict[str, Any] | None = None
 
@@ -66,9 +61,10 @@ class RolloutLoader:
         while self._yielded < start + self.limit:
             if self.buffer is None:
                 # until the rollout is complete, `state_dict` is that before it, so that a failure loses no row
-                self.state_before_rollout = self._source_state()
-                rows, count = local_rows(self.source.next())
-                self.buffer = self.collect(rows, count, self.generator, derive_seed(self.seed, self.iteration))
+                self.state_before_rollout = self.source.state_dict()
+                rows, numbers = local_rows(self.source.next())
+                randomness = Randomness(self.seed, self.iteration, numbers or (0,))
+                self.buffer = self.collect(rows, bool(numbers), randomness)
                 self.state_before_rollout = None
             yield from self.buffer
             self.buffer, self.iteration = None, self.iteration + 1
@@ -76,9 +72,6 @@ class RolloutLoader:
     @property
     def _yielded(self) -> int:
         return self.iteration * self.micro_batches + (0 if self.buffer is None else self.buffer.cursor)
-
-    def _source_state(self) -> dict[str, Any]:
-        return {"source": self.source.state_dict(), "generator": self.generator.get_state()}
 
     @property
     def collecting(self) -> bool:
@@ -92,12 +85,9 @@ class RolloutLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain tensors and numbers of all ranks: a Lightning checkpoint holds the state of rank 0 alone."""
-        source_state = self.state_before_rollout or self._source_state()
-        own = {
-            "generator": source_state["generator"],
-            "buffer": None if self.buffer is None else self.buffer.state_dict(),
-        }
-        return {"source": source_state["source"], "iteration": self.iteration, "ranks": all_gather(own)}
+        source = self.state_before_rollout or self.source.state_dict()
+        own = {"buffer": None if self.buffer is None else self.buffer.state_dict()}
+        return {"source": source, "iteration": self.iteration, "ranks": all_gather(own)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume inside the buffer if it has micro-batches left, at the start of a step that was not taken (`REPLAY_STEP`).
@@ -114,7 +104,6 @@ class RolloutLoader:
         own = state["ranks"][rank()]
         self.source.load_state_dict(state["source"])
         self.iteration = state["iteration"]
-        self.generator.set_state(own["generator"].cpu())
         self.buffer = self.state_before_rollout = None
         if own["buffer"] is not None:
             self.buffer = self.empty()

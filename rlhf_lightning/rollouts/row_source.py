@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lightning.distributed import shard
+from rlhf_lightning.distributed import shard, shard_places
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.seeding import derive_seed
 from rlhf_lightning.types import RawRows
@@ -49,13 +49,13 @@ def _columns(batch: dict[str, Any]) -> RawRows | None:
         return None
 
 
-def local_rows(rows: RawRows) -> tuple[RawRows, bool]:
-    """Return this rank's shard of a global batch, and whether it counts.
+def local_rows(rows: RawRows) -> tuple[RawRows, tuple[int, ...]]:
+    """Return this rank's shard of a global batch, and the numbers of its rows in that batch.
 
-    A rank without rows processes the first row of the batch with weight 0, so that collectives match.
+    A rank without rows processes the first row of the batch with weight 0, so that collectives match; it has no numbers.
     """
     own = shard(rows)
-    return own or rows[:1], bool(own)
+    return own or rows[:1], shard_places(len(own))
 
 
 class RowSource:

@@ -61,9 +61,9 @@ class StepLoader:
                 yield replace(batch, weight=weight)
 
     def _batch(self) -> Any:
-        rows, count = local_rows(self.source.next())
+        rows, numbers = local_rows(self.source.next())
         batch = self.encode(rows)
-        return batch if count else replace(batch, mask=torch.zeros_like(batch.mask))
+        return batch if numbers else replace(batch, mask=torch.zeros_like(batch.mask))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the source at the start of an incomplete step, and the number of batches yielded."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.console import print_once
 from rlhf_lightning.data.screening import Screening
+from rlhf_lightning.distributed import shard_places
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_sum, row_mean
@@ -32,6 +33,7 @@ from rlhf_lightning.rollouts.labels import encoded_label
 from rlhf_lightning.rollouts.preferences import encoded_pair
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
+from rlhf_lightning.seeding import PREDICTION, Randomness
 from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.training.checks import check_minimum
 from rlhf_lightning.training.loss_step import MicroBatch
@@ -271,7 +273,7 @@ class PolicyStage(Stage):
 
     def measure(self, rows: RawRows) -> None:
         """Generate one response per held-out prompt and score it; compare recorded pairs where there are any."""
-        completions = self.roles.response_generator.generate(rows, 1, self.validation.random_numbers)
+        completions = self.roles.response_generator.generate(rows, 1, self.validation.randomness(rows))
         self.validation.held_out.add_completions(completions, self.rewards)
         if not self.roles.is_recorded:
             self._measure_kl(completions)
@@ -326,8 +328,8 @@ class PolicyStage(Stage):
 
     def predict(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """Generate responses to each prompt, one and greedy by default, and keep the columns of its row."""
-        generator = torch.Generator(self.device).manual_seed(index)
-        return self.predictor.predict(self.roles.response_generator, rows, generator)
+        randomness = Randomness(PREDICTION, index, shard_places(len(rows)))
+        return self.predictor.predict(self.roles.response_generator, rows, randomness)
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """Save the policy (or its adapter), tokenizer and generation config; the critic beside it."""

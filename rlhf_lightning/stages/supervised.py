@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from rlhf_lightning.data.screening import Screening
+from rlhf_lightning.distributed import shard_places
 from rlhf_lightning.functional.masked import masked_sum
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
@@ -21,6 +21,7 @@ from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.seeding import PREDICTION, Randomness
 from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.training.checks import check_minimum
 from rlhf_lightning.training.network import sharded_by_strategy
@@ -136,7 +137,7 @@ class SupervisedStage(Stage):
         logprobs = self.network(batch).logprobs
         self.validation.held_out.add("loss/policy", (-logprobs[batch.mask]).tolist())
         prompts = [first_turn(row) for row in rows]
-        generated = self.response_generator.generate(prompts, 1, self.validation.random_numbers)
+        generated = self.response_generator.generate(prompts, 1, self.validation.randomness(rows))
         self.validation.held_out.add_completions(generated, self.evaluation_rewards)
 
     @property
@@ -156,8 +157,8 @@ class SupervisedStage(Stage):
 
     def predict(self, rows: RawRows, index: int) -> list[dict[str, Any]]:
         """Generate responses to each prompt, one and greedy by default."""
-        generator = torch.Generator(self.device).manual_seed(index)
-        return self.predictor.predict(self.response_generator, [first_turn(row) for row in rows], generator)
+        randomness = Randomness(PREDICTION, index, shard_places(len(rows)))
+        return self.predictor.predict(self.response_generator, [first_turn(row) for row in rows], randomness)
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
         """Save the model (or its adapter), tokenizer and generation config."""

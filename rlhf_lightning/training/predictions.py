@@ -14,6 +14,7 @@ from rlhf_lightning.models.conversation import as_rendered
 from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.training.checks import check_minimum
 from rlhf_lightning.types import RawRows
 
@@ -107,15 +108,15 @@ class Predictor:
         if self.temperature == 0 and generation.truncated_by:
             print_once(f"predict_temperature is 0 (greedy), at which {generation.truncated_by} excludes nothing")
 
-    def predict(self, responder: ResponseGenerator, rows: RawRows, generator: torch.Generator) -> RawRows:
+    def predict(self, responder: ResponseGenerator, rows: RawRows, randomness: Randomness) -> RawRows:
         """Return one row per response, with the columns of its prompt, and with its score where there is a reward.
 
         Args:
             responder: generates with the policy.
             rows: with a prompt.
-            generator: source of random numbers.
+            randomness: random numbers of the rows.
         """
-        completions = responder.generate(rows, self.responses, generator, self.temperature)
+        completions = responder.generate(rows, self.responses, randomness, self.temperature)
         texts = zip(completions.prompts, completions.responses, strict=True)
         repeated = [row for row in rows for _ in range(self.responses)]
         found = [{**row, "prompt": p, "response": r} for row, (p, r) in zip(repeated, texts, strict=True)]

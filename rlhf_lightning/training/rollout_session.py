@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,6 +24,7 @@ from rlhf_lightning.rollouts.refill import teaching_only
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.rollouts.row_source import RowSource, local_rows, rows_of
 from rlhf_lightning.rollouts.scored import Scored
+from rlhf_lightning.seeding import Randomness, derive_seed
 from rlhf_lightning.training.events import call_callbacks
 from rlhf_lightning.training.loaders import LoaderBinding, run_seed
 from rlhf_lightning.training.metrics import GRADIENT_NORM
@@ -31,6 +34,8 @@ from rlhf_lightning.training.update_stopper import UpdateStopper
 from rlhf_lightning.types import Batch, RawRows, Rollout
 
 OnUnscored = Literal["stop", "warn"]
+NEXT_REFILL = 2**32
+"""Distance between the numbers of the prompts of a rollout and of those that replace them, beyond the size of any batch."""
 
 
 class RolloutSession:
@@ -128,17 +133,15 @@ class RolloutSession:
                 f"an epoch of {epoch['limit']} batches ends within an optimiser step of {accumulate}: set "
                 "trainer.limit_train_batches to a multiple of trainer.accumulate_grad_batches"
             )
-        device = self.module.device
-        return RolloutLoader(source, self.collect, self.buffer, batches, iterations, seed, device, **epoch)
+        return RolloutLoader(source, self.collect, self.buffer, batches, iterations, seed, **epoch)
 
-    def collect(self, rows: RawRows, count: bool, generator: torch.Generator, seed: int) -> RolloutBuffer:
+    def collect(self, rows: RawRows, count: bool, randomness: Randomness) -> RolloutBuffer:
         """Collect a rollout, let the algorithm prepare it, and fill a buffer.
 
         Args:
             rows: prompts or recorded rows of this rank.
             count: False for dummy rows of weight 0, with which a rank without rows matches the collectives of the others.
-            generator: random numbers of generation.
-            seed: of the order of minibatches.
+            randomness: random numbers of the rows; its seed and iteration give the order of minibatches.
         """
         call_callbacks(self.module, "on_rollout_start")
         collector, algorithm = self._collector, self.algorithm
@@ -147,11 +150,13 @@ class RolloutSession:
                 length, labelled = self.roles.max_length, self.roles.source == "labels"
                 policy = not self.single_pass
                 rollout = collector.recorded(rows, length, self.module.device, count, policy, labelled)
+                numbers = torch.tensor(randomness.rows, device=rollout.groups.device)
+                rollout = replace(rollout, groups=numbers[rollout.groups])
             else:
                 responses, greedy = algorithm.responses_per_prompt, algorithm.greedy_baseline
                 with shared_errors():
-                    first = collector.request(rows, responses, generator, count, greedy)
-                rollout = self._measured(first, generator)
+                    first = collector.request(rows, responses, randomness, count, greedy)
+                rollout = self._measured(first, randomness)
             batch = algorithm.prepare(rollout)
             if batch.values is not None and batch.returns is not None:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
@@ -162,7 +167,7 @@ class RolloutSession:
         self._report_empty(len(rows), len(batch))
         self.stopper.start_rollout(skip=collector.nothing_scored)
         self._update_started = time.perf_counter()
-        return self.buffer(batch, seed)
+        return self.buffer(batch, derive_seed(randomness.seed, randomness.iteration))
 
     def _report_unscored(self) -> None:
         """Warn of a rollout that is skipped, or log its metrics and stop.
@@ -181,13 +186,17 @@ class RolloutSession:
             raise UserError(f"{fault}; fix the reward, or set model.on_unscored to warn to skip such rollouts")
         print_once(f"warning: {fault}; the rollout is skipped")
 
-    def _measured(self, first: Scored, generator: torch.Generator) -> Rollout:
+    def _measured(self, first: Scored, randomness: Randomness) -> Rollout:
         """Replace prompts that teach the algorithm nothing by the next ones of the loader, and measure the rollout."""
         collector, loader, algorithm = self._collector, self.loaders.train, self.algorithm
 
+        refills = itertools.count(1)
+
         def request() -> Scored:
-            rows, count = local_rows(loader.source.next())
-            options = (algorithm.responses_per_prompt, generator, count, algorithm.greedy_baseline)
+            rows, numbers = local_rows(loader.source.next())
+            start = next(refills) * NEXT_REFILL
+            own = replace(randomness, rows=tuple(start + number for number in numbers or (0,)))
+            options = (algorithm.responses_per_prompt, own, bool(numbers), algorithm.greedy_baseline)
             return raise_on_all_ranks(collector.request, rows, *options)
 
         scored, metrics = teaching_only(first, request, algorithm.teaches, algorithm.max_refills)

@@ -11,12 +11,13 @@ import torch
 from lightning.pytorch import LightningModule
 
 from rlhf_lightning.console import print_once
-from rlhf_lightning.distributed import all_gather, interleave_shards, raise_on_all_ranks
+from rlhf_lightning.distributed import all_gather, interleave_shards, raise_on_all_ranks, shard_places
 from rlhf_lightning.evaluation.base import Sample, ValidationResults
 from rlhf_lightning.evaluation.monitors import stand_ins
 from rlhf_lightning.evaluation.runner import evaluations, run_evaluations
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.collector import mean_score
+from rlhf_lightning.seeding import VALIDATION, Randomness
 from rlhf_lightning.training.metrics import MetricLog
 from rlhf_lightning.types import Completions, RawRows
 
@@ -111,20 +112,16 @@ class Validation:
         """The highest mean score there can be, by metric, where a reward knows it."""
         self.unmeasured: set[str] = set()
         """Metrics whose evaluation failed in the last validation; callbacks find no valid number under these names."""
-        self.generator: torch.Generator | None = None
         self._count = 0
         self._evaluated: set[str] = set()
 
-    @property
-    def random_numbers(self) -> torch.Generator:
-        """Random numbers of generation; the same in every validation."""
-        assert self.generator is not None
-        return self.generator
+    def randomness(self, rows: RawRows) -> Randomness:
+        """Return the random numbers of this rank's rows of the present batch; the same in every validation."""
+        return Randomness(VALIDATION, len(self.held_out.samples_of_batches), shard_places(len(rows)))
 
     def start(self) -> None:
         """Forget an earlier validation."""
         self.held_out, self.samples = ValidationMetrics(), []
-        self.generator = torch.Generator(self.module.device).manual_seed(self.module.global_rank)
 
     def measure(self, rows: RawRows, measure: Callable[[RawRows], None]) -> None:
         """Measure this rank's shard of a batch, which may be empty; an error on one rank is raised on all."""

@@ -39,6 +39,7 @@ from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.rewards import retry_and_timeout
 from rlhf_lightning.rollouts import reference_cache, rollout_loader
 from rlhf_lightning.run import checkpoints, out_of_memory
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.stages import reward
 from rlhf_lightning.training import memory, random_states, resume, validation
 
@@ -335,11 +336,11 @@ def waits_of_writing(folder: str, tokens: int) -> int:
     """How often the host waits while two rows of so many tokens are written."""
     model = load_causal_lm(ModelConfig(folder)).to(NAME)
     supports_packing(backbone_of(model))
-    prompts, generator = torch.full((2, 3), 7, device=NAME), torch.Generator(NAME).manual_seed(0)
+    prompts, randomness = torch.full((2, 3), 7, device=NAME), Randomness(0, 0, (0, 1))
     waits.clear()
     sampler = Sampler(tokens)
     generated = sampler.generate(
-        GenerationRequest(prompts, prompts > 0, sampler.sampling_params([], 0), generator, model)
+        GenerationRequest(prompts, prompts > 0, sampler.sampling_params([], 0), randomness, model)
     )
     found = sum(waits.values())
     assert generated.mask.all()

@@ -20,6 +20,7 @@ from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.quantization import quantize_
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Rows
 
 DEVICE = os.environ.get("CUDA_TESTS_ON", "cuda")
@@ -79,10 +80,10 @@ def prompts() -> tuple[Tensor, Tensor]:
 
 
 def generated(policy: Policy, sampler: Any, temperature: float = 1.0, responses: int = 2) -> Any:
-    generator = torch.Generator(DEVICE).manual_seed(1)
+    randomness = Randomness(1, 0, tuple(range(3 * responses)))
     params = sampler.sampling_params([2], 0, responses, temperature)
     tokens, mask = prompts()
-    return sampler.generate(policy.request(prompts=tokens, prompt_mask=mask, params=params, generator=generator))
+    return sampler.generate(policy.request(prompts=tokens, prompt_mask=mask, params=params, randomness=randomness))
 
 
 def rows(found: Any) -> Rows:

@@ -18,6 +18,7 @@ from rlhf_lightning.generation.sampling import sample
 from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.logprobs import token_scores
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Rows
 
 STOPS = [2, 40, 41, 42, 43, 44, 45]
@@ -47,7 +48,9 @@ def generate(
     temperature: float | None = None,
 ) -> Generated:
     params = sampler.sampling_params(stops, pad, responses, temperature)
-    return sampler.generate(GenerationRequest(*prompts, params, torch.Generator().manual_seed(seed), model))
+    return sampler.generate(
+        GenerationRequest(*prompts, params, Randomness(seed, 0, tuple(range(len(prompts[0]) * responses))), model)
+    )
 
 
 @pytest.mark.parametrize("pad", [0, 2])  # 2 is a stop token too

@@ -21,6 +21,7 @@ from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.models.padding import right_padded
 from rlhf_lightning.rewards import LengthReward
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.stages import PolicyStage
 
 PACKAGE = str(Path(rlhf_lightning.__file__).parent)
@@ -58,7 +59,7 @@ def test_an_engine_without_weights_fits(tiny_model_folder: Callable[[str], str],
     encoder = stage.text.encoder
     assert stage.collector is not None
     rows = [{"prompt": "say dog"}, {"prompt": "please"}]
-    completions = stage.roles.response_generator.generate(rows, 1, torch.Generator())
+    completions = stage.roles.response_generator.generate(rows, 1, Randomness(0, 0, (0, 1)))
     assert completions.responses == [encoder.tokenizer.decode(encoder.prompt(row["prompt"])[-2:]) for row in rows]
     assert completions.truncated.all()
     lengths = [min(2, len(encoder.prompt(text))) for text in ("say dog", "say cat", "please", "thank you")]

@@ -20,6 +20,7 @@ from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_encoder
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.seeding import Randomness
 
 TEXT = "the answer is hello\n\nworld, 17 * 3 é 漢字 🙂 the user asked: hello  there 👩‍👩‍👧"
 ENGINES = [
@@ -102,7 +103,7 @@ def responder(tiny_model_folder: Callable[[str], str]) -> Callable[..., Any]:
     def generate(generation: Generator, copies: int = 3, **options: Any) -> Any:
         rows = [{"prompt": text} for text in ("say hello", "thank you", "the cat", "please")]
         answers = ResponseGenerator(policy, generation, encoder)
-        return answers.generate(rows, copies, torch.Generator().manual_seed(5), **options)
+        return answers.generate(rows, copies, Randomness(5, 0, (0, 1, 2, 3)), **options)
 
     generate.encoder = encoder  # type: ignore[attr-defined]
     return generate

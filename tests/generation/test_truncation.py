@@ -20,6 +20,7 @@ from rlhf_lightning.generation.sampling import sample, truncation
 from rlhf_lightning.generation.transformers import TransformersGenerate
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rewards import LengthReward
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import GenerationRequest, SamplingParams
 
@@ -76,7 +77,7 @@ def test_engines_sample_what_the_warpers_leave(engine: Callable[..., Generator],
     generator = engine(1, temperature=1.5, **options)
     params = generator.sampling_params([8], 0, count)
     generated = generator.generate(
-        GenerationRequest(prompt, prompt > 0, params, torch.Generator().manual_seed(0), model)
+        GenerationRequest(prompt, prompt > 0, params, Randomness(0, 0, tuple(range(count))), model)
     )
     with torch.no_grad():
         logits = model(prompt).logits[0, -1:] / 1.5

@@ -19,6 +19,7 @@ from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Batch, Rollout
 from tests.holes import TURNS, ReadingSampler
@@ -111,7 +112,7 @@ def rollout_of(stage: PolicyStage, rows: list[Any]) -> Rollout:
         if stage.reward is None:
             return stage.collector.recorded(rows, None, stage.device)
         options = (stage.algorithm.responses_per_prompt, stage.algorithm.needs_values)
-        return stage.collector.online(rows, *options, torch.Generator().manual_seed(0))
+        return stage.collector.online(rows, *options, Randomness(0, 0, tuple(range(len(rows)))))
 
 
 def parts_of(stage: PolicyStage, rollout: Rollout, parts: int, seed: int) -> Iterator[Batch]:

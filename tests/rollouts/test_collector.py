@@ -26,6 +26,7 @@ from rlhf_lightning.models.reference import CopiedReference
 from rlhf_lightning.rewards import Reward, WeightedSum
 from rlhf_lightning.rollouts.collector import Collector
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Completions, Rollout
 from tests.holes import ReadingSampler
 
@@ -61,7 +62,7 @@ def collector(request: Any, tiny_model_folder: Callable[[str], str], tokenizer: 
 
 
 def collected(collector: Collector, values: bool = False, count: bool = True) -> Rollout:
-    return collector.online(PROMPTS, 4, values, torch.Generator().manual_seed(0), count)
+    return collector.online(PROMPTS, 4, values, Randomness(0, 0, tuple(range(len(PROMPTS)))), count)
 
 
 def direct_logprobs(model: Any, rollout: Rollout, temperature: float = 0.7) -> Tensor:
@@ -71,7 +72,7 @@ def direct_logprobs(model: Any, rollout: Rollout, temperature: float = 0.7) -> T
 
 def test_a_response_to_an_empty_prompt_has_the_log_probabilities_of_generation(collector: Collector) -> None:
     rows = [{"prompt": "", "worth": 1.0}, PROMPTS[0]]
-    rollout = collector.online(rows, 4, False, torch.Generator().manual_seed(0))
+    rollout = collector.online(rows, 4, False, Randomness(0, 0, tuple(range(len(rows)))))
     torch.testing.assert_close(
         rollout.logprobs,
         direct_logprobs(collector.response_generator.policy.model, rollout) * rollout.mask,
@@ -81,7 +82,7 @@ def test_a_response_to_an_empty_prompt_has_the_log_probabilities_of_generation(c
 
 
 def test_the_responses_of_a_prompt_are_adjacent(collector: Collector) -> None:
-    generated = collector.response_generator.generate(PROMPTS, 4, torch.Generator().manual_seed(0))
+    generated = collector.response_generator.generate(PROMPTS, 4, Randomness(0, 0, tuple(range(len(PROMPTS)))))
     assert generated.groups.tolist() == [0] * 4 + [1] * 4
     assert generated.prompts == ["please say hello"] * 4 + ["cat"] * 4
     assert generated.columns["worth"] == [3.0] * 4 + [None] * 4
@@ -147,7 +148,7 @@ def test_other_critics_and_samplers_take_a_forward_pass(
 def test_an_unscored_response_has_an_empty_mask_and_is_in_no_metric(collector: Collector) -> None:
     rollout = collected(collector)
     assert rollout.rewards.tolist() == [3.0, 2.0, 1.0, 0.0] + [0.0] * 4
-    assert rollout.mask[:4, 0].all()
+    assert rollout.mask[:4].any(-1).all()
     assert not rollout.mask[4:].any()
     found, kept = collector.metrics, rollout.mask
     assert found["reward/mean"] == 1.5
@@ -162,7 +163,7 @@ def test_an_unscored_response_has_an_empty_mask_and_is_in_no_metric(collector: C
 
 def test_a_rollout_without_a_score_has_no_mean(collector: Collector) -> None:
     rows = [{**row, "worth": None} for row in PROMPTS]
-    rollout = collector.online(rows, 4, False, torch.Generator().manual_seed(0))
+    rollout = collector.online(rows, 4, False, Randomness(0, 0, tuple(range(len(rows)))))
     assert collector.nothing_scored
     assert not rollout.mask.any()
     metrics = dict(collector.metrics)
@@ -182,7 +183,7 @@ def test_the_fraction_of_tied_responses_is_a_metric(collector: Collector) -> Non
     collector.reward = Rated()
     collected(collector)
     assert collector.metrics["reward/tied"] == pytest.approx(4 / 7)  # the one prompt
-    collector.online(PROMPTS, 1, False, torch.Generator().manual_seed(0))
+    collector.online(PROMPTS, 1, False, Randomness(0, 0, tuple(range(len(PROMPTS)))))
     assert "reward/tied" not in collector.metrics
 
 
@@ -260,15 +261,19 @@ class Tokens(Reward):
 def test_a_greedy_baseline_is_the_score_of_the_greedy_response(collector: Collector) -> None:
     collector = replace(collector, reward=Tokens())
     rows = [PROMPTS[0], {"prompt": "say hello"}, PROMPTS[1]]
-    generator = torch.Generator().manual_seed(0)
-    rollout = collector.online(rows, 4, False, generator, greedy_baseline=True)
-    greedy = collector.response_generator.generate(rows, 1, torch.Generator(), 0.0).mask.sum(-1).float()
+    randomness = Randomness(0, 0, tuple(range(len(rows))))
+    rollout = collector.online(rows, 4, False, randomness, greedy_baseline=True)
+    greedy = (
+        collector.response_generator.generate(rows, 1, Randomness(0, 0, tuple(range(len(rows)))), 0.0)
+        .mask.sum(-1)
+        .float()
+    )
     expected = (greedy + greedy * greedy) * torch.tensor([1.0, 1.0, 0.0])  # the greedy response to `cat` has no score
     assert rollout.baselines is not None
     assert torch.equal(rollout.baselines, expected.repeat_interleave(4))
     assert torch.equal(rollout.mask.any(-1), torch.tensor([True, True, False]).repeat_interleave(4))
     assert len(rollout) == 12
-    sampled = collector.online(rows, 4, False, torch.Generator().manual_seed(0))
+    sampled = collector.online(rows, 4, False, Randomness(0, 0, tuple(range(len(rows)))))
     assert torch.equal(rollout.tokens, sampled.tokens)
     assert sampled.baselines is None
 
@@ -284,7 +289,7 @@ def test_a_prompt_whose_greedy_response_has_no_score_is_unscored(collector: Coll
             return [1.0 if self.calls == 1 else None] * len(completions)
 
     collector = replace(collector, reward=Sampled())
-    scored = collector.request(PROMPTS, 4, torch.Generator().manual_seed(0), greedy_baseline=True)
+    scored = collector.request(PROMPTS, 4, Randomness(0, 0, tuple(range(len(PROMPTS)))), greedy_baseline=True)
     assert not scored.mask.any()
     assert scored.statistics.unscored == 8
 
@@ -314,7 +319,7 @@ def test_a_request_asks_no_rank_and_measuring_no_generator(
             patched.setattr(f"rlhf_lightning.rollouts.collector.{name}", forbidden)
         patched.setattr(collector.response_generator.policy, "forward", forbidden)
         patched.setattr(collector.reference, "logprobs", forbidden)
-        scored = collector.request(PROMPTS, 4, torch.Generator().manual_seed(0))
+        scored = collector.request(PROMPTS, 4, Randomness(0, 0, tuple(range(len(PROMPTS)))))
     with monkeypatch.context() as patched:
         patched.setattr(ResponseGenerator, "generate", forbidden)
         patched.setattr(collector, "reward", forbidden)

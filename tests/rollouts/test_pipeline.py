@@ -21,6 +21,7 @@ from rlhf_lightning.rewards import FunctionReward, ModelReward, WeightedSum
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Collector
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Completions
 
@@ -59,7 +60,7 @@ def collector(tiny_model_folder: Callable[[str], str], tokenizer: Any) -> Collec
 
 
 def collected(collector: Collector) -> Any:
-    return collector.online(PROMPTS, 2, False, torch.Generator().manual_seed(0))
+    return collector.online(PROMPTS, 2, False, Randomness(0, 0, tuple(range(len(PROMPTS)))))
 
 
 def test_a_chunk_is_scored_while_the_next_is_generated(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def scored(prompts: list[int], teaching: set[int], copies: int = 2, width: int =
         tokens=torch.tensor([[prompt] * (width + 1) for prompt in rows]),
         prompt_mask=torch.ones(len(rows), width, dtype=torch.bool),
         mask=torch.ones(len(rows), 1, dtype=torch.bool),
-        groups=torch.arange(len(prompts)).repeat_interleave(copies),
+        groups=torch.tensor(prompts).repeat_interleave(copies),
         truncated=torch.zeros(len(rows), dtype=torch.bool),
         rewards=torch.tensor(rewards),
         statistics=RequestStatistics(1.0, 2.0, len(rows), 3 * len(rows), 1),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Batch
 from tests.rollouts.loaders import buffer, full, source
 
@@ -16,9 +17,9 @@ NONE: Any = {"values": None, "advantages": None, "returns": None}
 
 
 def loader(iterations: int = 3) -> RolloutLoader:
-    def collect(rows: Any, count: bool, generator: torch.Generator, seed: int) -> RolloutBuffer:
-        batch = full()
-        return buffer(Batch(**{**batch.tensors(), "rewards": torch.rand(12, generator=generator), **NONE}), seed=seed)
+    def collect(rows: Any, count: bool, randomness: Randomness) -> RolloutBuffer:
+        batch, rewards = full(), replace(randomness, rows=tuple(range(12))).uniforms(1)[0]
+        return buffer(Batch(**{**batch.tensors(), "rewards": rewards, **NONE}), seed=randomness.iteration)
 
     return RolloutLoader(source(), collect, lambda: buffer(full(1)), 6, iterations, seed=3)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.errors import UserError
@@ -17,6 +16,7 @@ from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_enco
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.stages import PolicyStage, SupervisedStage
 from rlhf_lightning.training.predictions import Predictor, PreferencePairs
 
@@ -77,7 +77,7 @@ def test_rows_are_encoded_as_they_were_generated(config: ModelConfig, encoder: E
 
     predictor = Predictor(1.0, 4, as_reward(lengths))
     rows: Any = [{"prompt": "say", "n": 1}, {"prompt": [{"role": "user", "content": "hello"}], "n": 2}]
-    predicted = predictor.predict(responder, rows, torch.Generator().manual_seed(0))
+    predicted = predictor.predict(responder, rows, Randomness(0, 0, (0, 1)))
     assert [row["n"] for row in predicted] == [1] * 4 + [2] * 4
     assert [row["reward"] for row in predicted] == [float(len(text)) for text in seen]
     assert [row["response"] for row in predicted] == seen

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from completions import completions
 
 from rlhf_lightning.errors import UserError
@@ -37,11 +36,13 @@ def test_means_skip_unknown_numbers_and_are_logged_once(
 
 def test_every_validation_has_the_same_random_numbers(module: Callable[..., Any]) -> None:
     own = module()
-    validation, drawn = Validation(own, MetricLog(own)), []
+    validation, found = Validation(own, MetricLog(own)), []
     for _ in range(2):
         validation.start()
-        drawn.append(torch.rand(3, generator=validation.random_numbers))
-    assert torch.equal(*drawn)
+        for batch in ([{"prompt": "p"}], [{"prompt": "q"}, {"prompt": "r"}]):
+            validation.measure(batch, lambda rows: found.append(validation.randomness(rows).seeds()))
+    assert found[:2] == found[2:]
+    assert len({seed for seeds in found[:2] for seed in seeds}) == 3
 
 
 def test_an_error_of_a_measurement_is_raised(module: Callable[..., Any]) -> None:
