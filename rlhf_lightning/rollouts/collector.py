@@ -1,4 +1,4 @@
-"""From rows of a data set to a `Rollout`, by generating and scoring responses or from recorded pairs."""
+"""From rows of a data set to a `Rollout`, by generating and scoring responses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +16,39 @@ from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.labels import encode_labels
 from rlhf_lightning.rollouts.pipeline import ChunkScores, score_with_components, split_evenly
-from rlhf_lightning.rollouts.preferences import encode_pairs, pair_probability
-from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.scored import RequestStatistics, Scored
 from rlhf_lightning.seeding import Randomness
-from rlhf_lightning.types import RawRows, Rollout, Rows
+from rlhf_lightning.types import Completions, PolicyOutput, RawRows, Rollout, Rows
+
+
+class Actor(Protocol):
+    """The interface of a network that chooses tokens, or other actions, and learns; it is an `nn.Module`."""
+
+    def __call__(self, rows: Rows, entropy: bool = False) -> PolicyOutput:
+        """Return log-probabilities of existing responses, the entropy if requested, and values with a critic."""
+
+    def values(self, rows: Rows) -> Tensor:
+        """Return the critic's values, float32 [B, T]."""
+
+    def probe_capabilities(self) -> None:
+        """Find out what the network can do, before its weights may be sharded."""
+
+    def backbones(self) -> list[Any]:
+        """Return the language models whose packing decides how a step is split; none where it reads no text."""
+
+
+class ResponseSource(Protocol):
+    """The interface of whatever generates rollouts with an actor."""
+
+    @property
+    def policy(self) -> Actor:
+        """The actor, with its present weights."""
+
+    def generate(
+        self, rows: RawRows, responses_per_prompt: int, randomness: Randomness, temperature: float | None = None
+    ) -> Completions:
+        """Generate `responses_per_prompt` adjacent responses to each row; a temperature of 0 is greedy."""
 
 
 class ReferenceLogprobs(Protocol):
@@ -36,7 +62,7 @@ class ReferenceLogprobs(Protocol):
 class Collector:
     """Collects rollouts: generate, score, policy (and critic) where needed, reference."""
 
-    response_generator: ResponseGenerator
+    response_generator: ResponseSource
     reward: Reward | None
     """None: every score is 0, and no metric of rewards is measured."""
     reference: ReferenceLogprobs | None
@@ -75,11 +101,10 @@ class Collector:
             UserError: generating or scoring failed.
         """
         started, generate = time.perf_counter(), self.response_generator.generate
-        truncate = self.response_generator.generation.truncate_rollouts is True
         splits = split_evenly(rows, randomness, 1 if self.reward is None else self.overlap)
         with ChunkScores(self.reward, len(splits)) as chunks:
             for chunk, numbers in splits:
-                chunks.add(generate(chunk, responses_per_prompt, numbers, truncate=truncate))
+                chunks.add(generate(chunk, responses_per_prompt, numbers))
         completions, generated = chunks.completions(), time.perf_counter()
         device = completions.tokens.device
         rewards, components = chunks.scores()
@@ -145,64 +170,6 @@ class Collector:
             scored = self.request(rows, responses_per_prompt, randomness, count, greedy_baseline)
         return self.measure(scored, values)
 
-    @torch.no_grad()
-    def recorded(
-        self,
-        rows: RawRows,
-        max_length: int | None,
-        device: torch.device,
-        count: bool = True,
-        policy: bool = True,
-        labelled: bool = False,
-    ) -> Rollout:
-        """Make a rollout of recorded responses to learn from, and measure its metrics.
-
-        The arguments are those of `pairs`; `labelled` makes a rollout of `labels`.
-        """
-        collect = self.labels if labelled else self.pairs
-        rollout = collect(rows, max_length, device, count, policy)
-        lengths = rollout.mask.sum(-1).float()
-        self.metrics = {"response/length": float(masked_mean(lengths, rollout.mask.any(-1), math.nan))}
-        if policy:
-            self.metrics |= _reference_metrics(rollout)
-        return rollout
-
-    @torch.no_grad()
-    def pairs(
-        self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True, policy: bool = True
-    ) -> Rollout:
-        """Make a rollout of preference pairs, two rows each: the chosen response has reward 1, the rejected one 0.
-
-        Args:
-            rows: rows with a prompt, a chosen and a rejected response.
-            max_length: longest prompt and response in tokens; None: no limit.
-            device: device of the rollout.
-            count: False gives every row an empty mask, on a rank without rows of its own.
-            policy: False leaves the policy's log-probabilities 0, for a step that computes them itself.
-        """
-        encoded = encode_pairs(self.response_generator.encoder, rows, max_length).to(device)
-        rewards = torch.tensor([1.0, 0.0], device=device).repeat(len(rows))
-        preferences = [side for p in map(pair_probability, rows) for side in (p, 1 - p)]
-        rollout = self._recorded(encoded, rewards, count, policy)
-        return replace(rollout, preferences=torch.tensor(preferences, device=device))
-
-    @torch.no_grad()
-    def labels(
-        self, rows: RawRows, max_length: int | None, device: torch.device, count: bool = True, policy: bool = True
-    ) -> Rollout:
-        """Make a rollout of labelled responses: the reward is 1 for a good and 0 for a bad one; else as `pairs`.
-
-        A row with a mismatched response (`with_mismatched`) becomes two rows.
-        """
-        encoded, rewards, mismatched = encode_labels(self.response_generator.encoder, rows, max_length)
-        rollout = self._recorded(encoded.to(device), rewards.to(device), count, policy)
-        return replace(rollout, mismatched=mismatched.to(device))
-
-    def _recorded(self, encoded: Rows, rewards: Tensor, count: bool, policy: bool) -> Rollout:
-        encoded = encoded if count else replace(encoded, mask=torch.zeros_like(encoded.mask))
-        logprobs = None if policy else torch.zeros(encoded.mask.shape, device=encoded.mask.device)
-        return self._rollout(encoded, rewards, False, logprobs)
-
     def _rollout(
         self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None, critic_values: Tensor | None = None
     ) -> Rollout:
@@ -231,7 +198,7 @@ class Collector:
         if scored.has_scores:
             mean, variance = masked_moments(rollout.rewards, valid, math.nan)
             metrics = {"reward/mean": mean, "reward/std": variance.sqrt()}
-        metrics |= _reference_metrics(rollout)
+        metrics |= reference_metrics(rollout)
         metrics |= {
             "policy/entropy": -masked_mean(rollout.logprobs, rollout.mask, math.nan),
             "response/length": masked_mean(lengths, valid, math.nan),
@@ -251,7 +218,7 @@ class Collector:
         return {name: float(value) for name, value in metrics.items()}
 
 
-def _reference_metrics(rollout: Rollout) -> dict[str, float]:
+def reference_metrics(rollout: Rollout) -> dict[str, float]:
     """Return the KL divergence from the reference, over all ranks; nothing without a reference."""
     if rollout.reference_logprobs is None:
         return {}

@@ -22,6 +22,8 @@ class ResponseGenerator:
     policy: Policy
     generation: Generator
     encoder: Encoder
+    truncate: bool = True
+    """False samples from the full distribution, whatever top-p, top-k or min-p `generation` has."""
 
     def generate(
         self,
@@ -29,7 +31,6 @@ class ResponseGenerator:
         responses_per_prompt: int,
         randomness: Randomness,
         temperature: float | None = None,
-        truncate: bool = True,
     ) -> Completions:
         """Generate `responses_per_prompt` completions per row; those of a row are adjacent.
 
@@ -38,7 +39,6 @@ class ResponseGenerator:
             responses_per_prompt: completions per row.
             randomness: random numbers of the rows, whose numbers become `groups`.
             temperature: sampling temperature; None: that of `generation`.
-            truncate: False samples from the full distribution, whatever top-p, top-k or min-p `generation` has.
 
         Raises:
             UserError: a prompt leaves no room for a response.
@@ -50,7 +50,7 @@ class ResponseGenerator:
         )
         tokens, prompt_mask = left_padded(prompts, self._pad, device)
         params = self.generation.sampling_params(
-            encoder.stop_tokens, self._pad, responses_per_prompt, temperature, truncate, encoder.tokenizer.decode
+            encoder.stop_tokens, self._pad, responses_per_prompt, temperature, self.truncate, encoder.tokenizer.decode
         )
         repeated = randomness.repeated(responses_per_prompt)
         request = self.policy.request(prompts=tokens, prompt_mask=prompt_mask, params=params, randomness=repeated)

@@ -16,13 +16,17 @@ NO_BATCH = "the train data loader has no batch; set its batch size to the size o
 BATCH = "a batch must be a list of rows (texts, or dictionaries with a prompt or messages) or a dictionary of columns"
 
 
-def rows_of(batch: Any) -> RawRows:
+def rows_of(batch: Any, text: bool = True) -> RawRows:
     """Turn a batch of a data loader (rows, plain prompts, or a dictionary of columns) into a list of rows.
 
     >>> rows_of(["a", "b"])
     [{'prompt': 'a'}, {'prompt': 'b'}]
     >>> rows_of({"prompt": ["a"], "answer": [1]})
     [{'prompt': 'a', 'answer': 1}]
+
+    Args:
+        batch: of the loader.
+        text: every row must have a prompt or messages.
 
     Raises:
         UserError: the batch is something else.
@@ -31,7 +35,7 @@ def rows_of(batch: Any) -> RawRows:
     if not isinstance(rows, Iterable):
         raise UserError(f"{BATCH}, found {batch!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are")
     result: RawRows = [row if isinstance(row, dict) else {"prompt": row} for row in rows]
-    for row in result:
+    for row in result if text else ():
         if not isinstance(row.get("prompt", row.get("messages")), str | list):
             raise UserError(
                 f"{BATCH}, found the row {row!r:.100}; DataLoader(…, collate_fn=list) keeps rows as they are"

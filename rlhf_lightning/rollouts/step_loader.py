@@ -79,13 +79,13 @@ class StepLoader:
 
 
 class ValidationLoader:
-    """Yields each rank's shard of every validation batch, as rows."""
+    """Yields each rank's shard of every validation batch, as rows; `read` makes rows of a batch."""
 
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
+    def __init__(self, loader: Iterable[Any], read: Callable[[Any], RawRows] = rows_of) -> None:
+        self.loader, self.read = loader, read
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[RawRows]:
-        return (shard(rows_of(batch)) for batch in self.loader)
+        return (shard(self.read(batch)) for batch in self.loader)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from rlhf_lightning.data.screening import Screening
 from rlhf_lightning.distributed import shard_places
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.kl import kl_estimate
-from rlhf_lightning.functional.masked import masked_sum, row_mean
+from rlhf_lightning.functional.masked import row_mean
 from rlhf_lightning.functional.preference_losses import preference_agreement
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
@@ -28,30 +26,28 @@ from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import ReferenceKind
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.function import as_reward
-from rlhf_lightning.rollouts.collector import Collector, mean_score
-from rlhf_lightning.rollouts.labels import encoded_label
+from rlhf_lightning.rollouts.collector import ReferenceLogprobs, mean_score
+from rlhf_lightning.rollouts.labels import encoded_label, with_mismatched
 from rlhf_lightning.rollouts.preferences import encoded_pair
+from rlhf_lightning.rollouts.recorded import PolicyCollector
 from rlhf_lightning.rollouts.responses import ResponseGenerator
-from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.seeding import PREDICTION, Randomness
-from rlhf_lightning.stages.stage import Stage
+from rlhf_lightning.stages.rollout import RolloutStage
 from rlhf_lightning.training.checks import check_minimum
-from rlhf_lightning.training.loss_step import MicroBatch
 from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.training.predictions import Predictor
 from rlhf_lightning.training.requirements import RECORDED_COLUMNS, check_monitors, check_recorded
-from rlhf_lightning.training.rewards import check_rewards
+from rlhf_lightning.training.rewards import check_rewards, load_rewards
 from rlhf_lightning.training.roles import Roles
-from rlhf_lightning.training.rollout_session import OnUnscored, RolloutSession
+from rlhf_lightning.training.rollout_session import OnUnscored
 from rlhf_lightning.training.rows import check_reward_columns, screen_visible, visible_rows
 from rlhf_lightning.training.text import TextEncoding
-from rlhf_lightning.training.update_stopper import UpdateStopper
-from rlhf_lightning.types import Batch, Completions, LossOutput, RawRows, Rollout
+from rlhf_lightning.types import Completions, RawRows, Rollout
 
 
-class PolicyStage(Stage):
+class PolicyStage(RolloutStage):
     """Optimise a policy with any algorithm, against a reward on its own responses, or on recorded preference pairs.
 
     Override `loss`, `measure`, `predict` and `export`; see `rlhf_lightning.stages`. Rows become batches by the collector, so
@@ -107,14 +103,17 @@ class PolicyStage(Stage):
         on_nonfinite: OnNonFinite = "stop",
         on_unscored: OnUnscored = "stop",
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(policy), policy.max_tokens_per_batch)
+        super().__init__(
+            algorithm, optimizer, lr_scheduler, on_nonfinite, on_unscored, iterations,
+            TextEncoding(policy), policy.max_tokens_per_batch,
+        )  # fmt: skip
         reward = as_reward(reward)
         held_out = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
         if reward is None and predict_score:
             raise UserError("predict_score is true and there is no reward: set model.reward, or remove predict_score")
-        check_minimum(1, iterations=iterations, max_prompt_length=max_prompt_length)
+        check_minimum(1, max_prompt_length=max_prompt_length)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
-        self.algorithm, self.reward, self.generation = algorithm, reward, generation
+        self.reward, self.generation = reward, generation
         self.max_prompt_length, self.max_length = max_prompt_length, max_length
         self.predictor = Predictor(predict_temperature, predict_responses, reward if predict_score else None)
         self.policy: Policy | None = None
@@ -123,10 +122,6 @@ class PolicyStage(Stage):
             reward=reward, evaluation_rewards=held_out, reference=reference, critic=critic,
             share_base=share_base, overlap=overlap, max_length=max_length,
         )  # fmt: skip
-        self.stopper = UpdateStopper(self, algorithm)
-        self.rollouts = RolloutSession(self, self.roles, self.loaders, self.stopper, iterations, on_unscored)
-        self.resume.shared |= {"algorithm": algorithm, "rollouts": self.rollouts}
-        self.resume.per_rank |= {"stopper": self.stopper}
         self.resume.per_rank |= {f"reward/{name}": each for name, each in self.rewards.items()}
 
     # -- before training -----------------------------------------------------------------------------------------------
@@ -146,14 +141,9 @@ class PolicyStage(Stage):
         """Generates responses with the present weights of the policy."""
         return self.roles.response_generator
 
-    @property
-    def collector(self) -> Collector | None:
-        """The collector of rollouts; None before the first `fit`, `validate` or `test`."""
-        return self.rollouts.collector
-
     def setup(self, stage: str) -> None:
         """Load the tokenizer, check rewards and rows, and bind the loaders, before any weight is loaded."""
-        self.rollouts.start_setup()
+        self.roles.start_setup()
         check_monitors(self.trainer, self.roles.reference_kind)
         if stage == "fit" and self.reward is not None:
             self.generation.check_rollouts()
@@ -186,11 +176,6 @@ class PolicyStage(Stage):
         drops = getattr(self.trainer.datamodule, "on_too_long", "truncate") == "drop"  # type: ignore[attr-defined]
         return self.text.encoder.prompts_with_room(row["prompt"], self.generation.max_new_tokens, drops)
 
-    def reset_run(self) -> None:
-        """Forget also the rollout in which an earlier `fit` ended."""
-        super().reset_run()
-        self.rollouts.reset()
-
     def configure_model(self) -> None:
         """Load the policy and, where the algorithm needs values, the critic."""
         if self.policy is None:
@@ -203,71 +188,57 @@ class PolicyStage(Stage):
         return self.policy
 
     def on_fit_start(self) -> None:
-        """Load the frozen models: reference and rewards."""
-        self.rollouts.prepare(self.resume.weights_changed)
+        """Load the frozen models: reference and rewards; fill the cache of a reference of recorded rows."""
+        super().on_fit_start()
+        assert self.collector is not None
+        self.roles.fill_reference(self.collector.reference, self.resume.weights_changed)
 
-    on_validation_start = on_test_start = on_fit_start
+    # -- models --------------------------------------------------------------------------------------------------------
 
-    def on_train_start(self) -> None:
-        """Load the frozen models for a trial of a Tuner, which skips `on_fit_start`, and restore what a checkpoint held."""
-        self.on_fit_start()
-        self.rollouts.restore_metrics()
-        super().on_train_start()
+    def actor(self) -> Policy:
+        """Return the policy with its critic."""
+        return self.network
 
-    # -- training ------------------------------------------------------------------------------------------------------
+    def generator(self) -> ResponseGenerator:
+        """Return the source of rollouts: as `response_generator`, from the distribution that rollouts are sampled of."""
+        return replace(self.response_generator, truncate=self.generation.truncate_rollouts is True)
 
-    def train_loader(self, loader: Iterable[Any]) -> RolloutLoader:
-        """Make a loader of rollouts from a loader of prompts or of preference pairs."""
-        return self.rollouts.loader(loader)
+    def judge(self) -> Reward | None:
+        """Return the reward that trains."""
+        return self.reward
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Return the divided loss; a zero while the rest of a rollout is skipped."""
-        return torch.zeros((), device=self.device) if self.stopper.skipping else super().training_step(batch, index)
+    def reference(self) -> ReferenceLogprobs | None:
+        """Build the reference model; for recorded rows a cache of what it says; for the kind `none` nothing."""
+        return self.roles.reference()
 
-    def loss(self, batch: Batch) -> LossOutput:
-        """Run the policy and ask the algorithm for its loss."""
-        output = self.network(batch, self.algorithm.needs_entropy)
-        if not self.rollouts.single_pass:
-            return self.algorithm.loss(output, batch)
-        before = replace(batch, logprobs=output.logprobs.detach())
-        if batch.reference_logprobs is None:
-            return self.algorithm.loss(output, before)
-        drift = masked_sum(kl_estimate(before.logprobs, batch.reference_logprobs), batch.mask)
-        loss = self.algorithm.loss(output, before)
-        return replace(loss, means={**loss.means, "kl/reference": (drift, batch.mask.sum())})
+    def build_collector(self) -> PolicyCollector:
+        """Load reward models and reference, and build the collector that asks them."""
+        load_rewards(self.rewards, self.device)
+        temperature, overlap = self.generation.temperature, self.roles.overlap
+        return PolicyCollector(self.generator(), self.judge(), self.reference(), temperature, overlap)
 
-    def loss_groups(self, batch: Batch) -> Tensor:
-        """Return int64 [B]: rows with the same number are one group of the algorithm, such as a pair."""
-        return super().loss_groups(batch) // self.algorithm.rows_per_loss_group
+    @property
+    def is_recorded(self) -> bool:
+        """Rollouts are made of recorded pairs or labelled responses."""
+        return self.roles.is_recorded
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compute gradients, unless the rest of a rollout is skipped; with several ranks Lightning needs a loss all the same."""
-        if not self.stopper.skipping:
-            super().backward(loss, *args, **kwargs)
+    @property
+    def responses_per_row(self) -> int:
+        """Rows of a rollout per prompt, pair or labelled response."""
+        per_row = {"pairs": 2, "labels": 1 + self.algorithm.mismatched_rows}
+        return per_row.get(self.roles.source, super().responses_per_row)
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Take the step, unless the rest of a rollout is skipped."""
-        if self.stopper.skipping:
-            self.stopper.skip_step(optimizer_closure)
-        else:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+    def read_rows(self, batch: Any) -> RawRows:
+        """Turn a batch of the data loader into rows; give labelled ones a mismatched response where the algorithm wants it."""
+        rows = super().read_rows(batch)
+        if self.roles.source == "labels" and self.algorithm.mismatched_rows and self.trainer.training:
+            return with_mismatched(rows)
+        return rows
 
-    def record_step(self, micro_batches: list[MicroBatch], gradient_norm: Tensor) -> None:
-        """Record the metrics of an optimiser step, also for `Algorithm.stop`."""
-        self.stopper.record_step(micro_batches)
-        super().record_step(micro_batches, gradient_norm)
-
-    def row_of_metrics(self) -> dict[str, float]:
-        """Return all metrics since the last logged row, those of the rollout first."""
-        return self.metric_log.read(self.rollouts.metrics())
-
-    def metrics_after_batch(self) -> dict[str, float]:
-        """Return the metrics to log after a batch: those of the rollout, once it is used up."""
-        return self.row_of_metrics() if self.rollouts.end_batch() else {}
-
-    def metrics_after_resume(self) -> dict[str, float]:
-        """Return the metrics of a step that was taken, but not ended, when the checkpoint was written."""
-        return self.metrics_after_batch() if self.rollouts.step_is_pending else {}
+    def recorded_rollout(self, rows: RawRows, count: bool, policy: bool) -> Rollout:
+        """Make a rollout of recorded pairs or labelled responses."""
+        assert isinstance(self.collector, PolicyCollector)
+        return self.collector.recorded(rows, self.max_length, self.device, count, policy, self.roles.source == "labels")
 
     # -- held-out rows -------------------------------------------------------------------------------------------------
 
@@ -292,7 +263,7 @@ class PolicyStage(Stage):
             held_out.add("reference/gap", kl_estimate(logprobs, reference, "k3")[completions.mask].tolist())
 
     def _measure_pairs(self, rows: RawRows) -> None:
-        assert self.collector is not None
+        assert isinstance(self.collector, PolicyCollector)
         pairs = self.collector.pairs(rows, self.max_length, self.device)
         drift = _row_drift(pairs)
         margin = drift[0::2] - drift[1::2]

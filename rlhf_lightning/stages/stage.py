@@ -16,6 +16,7 @@ from rlhf_lightning.evaluation.base import Sample
 from rlhf_lightning.models.sharding import full_state
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.rollouts.row_source import rows_of
 from rlhf_lightning.training.checks import check_trainer
 from rlhf_lightning.training.loaders import LoaderBinding
 from rlhf_lightning.training.loss_step import LossStep, MicroBatch
@@ -163,6 +164,10 @@ class Stage(LightningModule):
         """Return a context of eval mode, without gradients, with unsharded weights; every rank must enter it."""
         return evaluation(self, self.network)
 
+    def read_rows(self, batch: Any) -> RawRows:
+        """Turn a batch of the data loader into rows; those of a stage that reads text have a prompt or messages."""
+        return rows_of(batch, text=self.text is not None)
+
     def check_rows(self, read: Callable[[Any], object], wanted: str) -> None:
         """Refuse rows of another kind before weights are loaded.
 
@@ -183,7 +188,7 @@ class Stage(LightningModule):
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
             self.reset_run()
-        self.loaders.bind(self.train_loader)
+        self.loaders.bind(self.train_loader, self.read_rows)
 
     def reset_run(self) -> None:
         """Forget the state that an earlier `fit` with this stage left."""

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.rollouts.row_source import NO_BATCH, RowSource
+from rlhf_lightning.rollouts.row_source import NO_BATCH, RowSource, rows_of
 from rlhf_lightning.rollouts.step_loader import StepLoader, ValidationLoader
 from rlhf_lightning.training.rows import single_loader
 from rlhf_lightning.types import RawRows
@@ -34,11 +34,12 @@ class LoaderBinding:
         """The trainer that runs the stage."""
         return self.module.trainer
 
-    def bind(self, wrap_train: Wrap) -> None:
+    def bind(self, wrap_train: Wrap, read: Callable[[Any], RawRows] = rows_of) -> None:
         """Make the data module give Lightning wrapped loaders; those of held-out rows are sharded over the ranks.
 
         Args:
             wrap_train: makes the train loader of the stage from that of the data module.
+            read: a batch of held-out rows → its rows.
 
         Raises:
             UserError: there is no data module.
@@ -50,11 +51,15 @@ class LoaderBinding:
                 "or in Python call trainer.fit(stage, datamodule=LoaderData(train_loader, validation_loader)) with "
                 "rlhf_lightning.LoaderData"
             )
+
+        def held_out(loader: Iterable[Any]) -> ValidationLoader:
+            return ValidationLoader(loader, read)
+
         for name, wrap in {
             "train_dataloader": lambda loader: self._resumed(wrap_train(loader)),
-            "val_dataloader": ValidationLoader,
-            "test_dataloader": ValidationLoader,
-            "predict_dataloader": ValidationLoader,
+            "val_dataloader": held_out,
+            "test_dataloader": held_out,
+            "predict_dataloader": held_out,
         }.items():
             if not is_overridden(name, data):  # Lightning skips loaders that the data module does not define
                 continue

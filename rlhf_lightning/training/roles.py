@@ -21,7 +21,7 @@ from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import ReferenceKind, build_reference
 from rlhf_lightning.models.shared_base import SharedBase, add_critic_adapter
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.collector import Collector, ReferenceLogprobs
+from rlhf_lightning.rollouts.collector import ReferenceLogprobs
 from rlhf_lightning.rollouts.labels import encode_labels
 from rlhf_lightning.rollouts.preferences import encode_pairs
 from rlhf_lightning.rollouts.reference_cache import ReferenceCache
@@ -29,7 +29,6 @@ from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.training.lightning_compat import has_trainer
 from rlhf_lightning.training.network import evaluation
 from rlhf_lightning.training.requirements import check_generation, check_reference, rollout_source
-from rlhf_lightning.training.rewards import load_rewards
 from rlhf_lightning.training.rows import all_rows
 from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.types import RawRows, Rows
@@ -69,6 +68,7 @@ class Roles:
         check_generation(generation)
         check_reference(algorithm, reference)
         self._policy: Policy | None = None
+        self._reference_filled = False
 
     @property
     def policy(self) -> Policy:
@@ -110,13 +110,6 @@ class Roles:
         """Generates responses with the present weights of the policy."""
         return ResponseGenerator(self.policy, self.generation, self.text.encoder)
 
-    def build_collector(self) -> Collector:
-        """Load reward models and reference, and build the collector that asks them."""
-        load_rewards(self.rewards, self.module.device)
-        return Collector(
-            self.response_generator, self.reward, self.reference(), self.generation.temperature, self.overlap
-        )
-
     @property
     def is_recorded(self) -> bool:
         """Rollouts are made of recorded responses, and nothing is generated."""
@@ -141,13 +134,20 @@ class Roles:
         path = Path(trainer.default_root_dir) / "reference_logprobs.safetensors"
         return ReferenceCache(path, bool(trainer.ckpt_path))
 
-    def fill_reference(self, cache: ReferenceCache, weights_changed: bool) -> None:
-        """Compute the reference log-probabilities of all recorded rows of this trainer.
+    def start_setup(self) -> None:
+        """Compute reference log-probabilities again where the rows of this `fit`, `validate` or `test` need it."""
+        self._reference_filled = False
+
+    def fill_reference(self, reference: ReferenceLogprobs | None, weights_changed: bool) -> None:
+        """Compute the reference log-probabilities of all recorded rows of this trainer, once after `start_setup`.
 
         Args:
-            cache: gets those that it lacks.
+            reference: a cache gets those that it lacks; a model needs none.
             weights_changed: the policy has learned, so that a fresh copy of it must compute them.
         """
+        filled, self._reference_filled = self._reference_filled, True
+        if filled or not isinstance(reference, ReferenceCache):
+            return
         policy: Callable[[], Policy] = lambda: self.policy  # noqa: E731
         if weights_changed or self.module.trainer.ckpt_path:
             policy = functools.cache(self._fresh_policy)
@@ -158,7 +158,7 @@ class Roles:
 
         with evaluation(self.module, self.policy):
             batches = (self.encode_recorded(rows) for rows in all_rows(self.module.trainer))
-            cache.fill(logprobs, (rows.to(device) for rows in batches))
+            reference.fill(logprobs, (rows.to(device) for rows in batches))
 
     def _fresh_policy(self) -> Policy:
         """Load the policy once more, as it was before the first step."""

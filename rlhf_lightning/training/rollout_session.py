@@ -7,29 +7,27 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from lightning.pytorch import LightningModule
 
+from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.console import print_once
 from rlhf_lightning.distributed import raise_on_all_ranks, shared_errors
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import explained_variance
+from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
 from rlhf_lightning.rollouts.collector import Collector
-from rlhf_lightning.rollouts.labels import with_mismatched
-from rlhf_lightning.rollouts.reference_cache import ReferenceCache
 from rlhf_lightning.rollouts.refill import teaching_only
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
-from rlhf_lightning.rollouts.row_source import RowSource, local_rows, rows_of
+from rlhf_lightning.rollouts.row_source import RowSource, local_rows
 from rlhf_lightning.rollouts.scored import Scored
 from rlhf_lightning.seeding import Randomness, derive_seed
 from rlhf_lightning.training.events import call_callbacks
 from rlhf_lightning.training.loaders import LoaderBinding, run_seed
 from rlhf_lightning.training.metrics import GRADIENT_NORM
 from rlhf_lightning.training.network import evaluation
-from rlhf_lightning.training.roles import Roles
 from rlhf_lightning.training.update_stopper import UpdateStopper
 from rlhf_lightning.types import Batch, RawRows, Rollout
 
@@ -38,12 +36,41 @@ NEXT_REFILL = 2**32
 """Distance between the numbers of the prompts of a rollout and of those that replace them, beyond the size of any batch."""
 
 
+class RolloutOwner(Protocol):
+    """The interface of a stage that the session uses; `stages.rollout.RolloutStage` documents it."""
+
+    algorithm: Algorithm
+
+    @property
+    def network(self) -> Any:
+        """The network that generates and learns."""
+
+    @property
+    def is_recorded(self) -> bool:
+        """Rollouts are made of recorded responses."""
+
+    @property
+    def responses_per_row(self) -> int:
+        """Rows of a rollout per row of the data."""
+
+    def judge(self) -> Reward | None:
+        """Return the reward of rollouts."""
+
+    def build_collector(self) -> Collector:
+        """Load the frozen models, and build the collector."""
+
+    def read_rows(self, batch: Any) -> RawRows:
+        """Turn a batch of the data loader into rows."""
+
+    def recorded_rollout(self, rows: RawRows, count: bool, policy: bool) -> Rollout:
+        """Make a rollout of recorded responses."""
+
+
 class RolloutSession:
     """Collects rollouts and serves them as minibatches.
 
     Args:
-        module: the stage.
-        roles: models that generate and score.
+        stage: the LightningModule that owns the session.
         loaders: holds the rollout loader of the run.
         stopper: skips the rest of a rollout.
         iterations: rollouts per Lightning epoch; None for one pass over the prompts.
@@ -52,18 +79,17 @@ class RolloutSession:
 
     def __init__(
         self,
-        module: LightningModule,
-        roles: Roles,
+        stage: RolloutOwner,
         loaders: LoaderBinding,
         stopper: UpdateStopper,
         iterations: int | None,
         on_unscored: OnUnscored = "stop",
     ) -> None:
-        self.module, self.roles, self.loaders, self.stopper = module, roles, loaders, stopper
-        self.algorithm, self.iterations = roles.algorithm, iterations
+        self.stage, self.loaders, self.stopper = stage, loaders, stopper
+        self.module: Any = stage
+        self.algorithm, self.iterations = stage.algorithm, iterations
         self.on_unscored = on_unscored
         self.collector: Collector | None = None
-        self._reference_filled = False
         self._restored_metrics: dict[str, float] = {}
         self._reported_empty = False
         self._update_started = time.perf_counter()
@@ -80,7 +106,7 @@ class RolloutSession:
         rows, size = (getattr(trainer.datamodule, name, None) for name in ("train_rows", "batch_size"))  # type: ignore[attr-defined]
         if rows is None or size is None:
             return
-        prompts, responses = min(size, len(rows)), self._responses_per_row
+        prompts, responses = min(size, len(rows)), self.stage.responses_per_row
         loss_groups = -(-prompts // trainer.world_size) * responses // algorithm.rows_per_loss_group
         if 0 < loss_groups < algorithm.minibatches:
             raise UserError(
@@ -89,26 +115,10 @@ class RolloutSession:
                 f"{loss_groups} or less, or raise data.batch_size"
             )
 
-    @property
-    def _responses_per_row(self) -> int:
-        per_row = {"pairs": 2, "labels": 1 + self.algorithm.mismatched_rows}
-        return per_row.get(self.roles.source, self.algorithm.responses_per_prompt)
-
-    def start_setup(self) -> None:
-        """Compute reference log-probabilities again where the rows of this `fit`, `validate` or `test` need it."""
-        self._reference_filled = False
-
-    def prepare(self, weights_changed: bool) -> None:
-        """Load the frozen models, unless an earlier call did, and fill the reference cache.
-
-        Args:
-            weights_changed: the policy has learned since it was loaded.
-        """
+    def prepare(self) -> None:
+        """Load the frozen models, unless an earlier call did."""
         if self.collector is None:
-            self.collector = self.roles.build_collector()
-        if not self._reference_filled and isinstance(self.collector.reference, ReferenceCache):
-            self.roles.fill_reference(self.collector.reference, weights_changed)
-        self._reference_filled = True
+            self.collector = self.stage.build_collector()
 
     # -- rollouts ------------------------------------------------------------------------------------------------------
 
@@ -124,8 +134,7 @@ class RolloutSession:
         """
         seed, accumulate = run_seed(), self._accumulate
         batches = self.algorithm.epochs * self.algorithm.minibatches * accumulate
-        mismatched = self.roles.source == "labels" and self.algorithm.mismatched_rows
-        source = RowSource(prompts, seed, (lambda batch: with_mismatched(rows_of(batch))) if mismatched else rows_of)
+        source = RowSource(prompts, seed, self.stage.read_rows)
         iterations = len(source) if self.iterations is None else self.iterations
         epoch = self.loaders.epoch(iterations * batches)
         if epoch["limit"] % accumulate:
@@ -145,11 +154,9 @@ class RolloutSession:
         """
         call_callbacks(self.module, "on_rollout_start")
         collector, algorithm = self._collector, self.algorithm
-        with evaluation(self.module, self.roles.policy):
-            if self.roles.is_recorded:
-                length, labelled = self.roles.max_length, self.roles.source == "labels"
-                policy = not self.single_pass
-                rollout = collector.recorded(rows, length, self.module.device, count, policy, labelled)
+        with evaluation(self.module, self.stage.network):
+            if self.stage.is_recorded:
+                rollout = self.stage.recorded_rollout(rows, count, not self.single_pass)
                 numbers = torch.tensor(randomness.rows, device=rollout.groups.device)
                 rollout = replace(rollout, groups=numbers[rollout.groups])
             else:
@@ -177,7 +184,7 @@ class RolloutSession:
         """
         metrics = self._collector.metrics
         fault = (
-            f"reward {type(self.roles.reward).__name__} scored none of the {metrics['reward/unscored']:.0f} responses of a "
+            f"reward {type(self.stage.judge()).__name__} scored none of the {metrics['reward/unscored']:.0f} responses of a "
             "rollout: it returned None or NaN for each"
         )
         if self.on_unscored == "stop":
@@ -226,7 +233,7 @@ class RolloutSession:
     def single_pass(self) -> bool:
         """Each recorded pair is learned from in one step, whose own forward pass gives the log-probabilities before it."""
         steps = self.algorithm.epochs * self.algorithm.minibatches
-        return self.roles.is_recorded and steps == 1 and not self.algorithm.prepare_reads_logprobs
+        return self.stage.is_recorded and steps == 1 and not self.algorithm.prepare_reads_logprobs
 
     # -- during training -----------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from rlhf_lightning.models.micro_batches import trim
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import CopiedReference
 from rlhf_lightning.rewards import Reward, WeightedSum
-from rlhf_lightning.rollouts.collector import Collector
+from rlhf_lightning.rollouts.recorded import PolicyCollector
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Completions, Rollout
@@ -48,7 +48,7 @@ class Worth(Reward):
 
 
 @pytest.fixture(params=[Sampler, ReadingSampler])
-def collector(request: Any, tiny_model_folder: Callable[[str], str], tokenizer: Any) -> Collector:
+def collector(request: Any, tiny_model_folder: Callable[[str], str], tokenizer: Any) -> PolicyCollector:
     """A policy that differs from its reference, at temperature 0.7."""
     config = ModelConfig(tiny_model_folder("gpt2"))
     policy = Policy(load_causal_lm(config), SharedCritic(32), temperature=0.7)
@@ -56,12 +56,12 @@ def collector(request: Any, tiny_model_folder: Callable[[str], str], tokenizer: 
         policy.model.get_output_embeddings().weight.mul_(1.1)  # type: ignore[operator]
     policy.critic.head.bias.data.fill_(0.5)  # type: ignore[union-attr]
     reference = CopiedReference(load_causal_lm(config), "full")
-    return Collector(
+    return PolicyCollector(
         ResponseGenerator(policy, request.param(6, 0.7), Encoder(tokenizer, STOPS)), Worth(), reference, 0.7
     )
 
 
-def collected(collector: Collector, values: bool = False, count: bool = True) -> Rollout:
+def collected(collector: PolicyCollector, values: bool = False, count: bool = True) -> Rollout:
     return collector.online(PROMPTS, 4, values, Randomness(0, 0, tuple(range(len(PROMPTS)))), count)
 
 
@@ -70,7 +70,7 @@ def direct_logprobs(model: Any, rollout: Rollout, temperature: float = 0.7) -> T
         return response_logprobs(model, rollout.tokens, rollout.prompt_mask, rollout.mask, temperature)
 
 
-def test_a_response_to_an_empty_prompt_has_the_log_probabilities_of_generation(collector: Collector) -> None:
+def test_a_response_to_an_empty_prompt_has_the_log_probabilities_of_generation(collector: PolicyCollector) -> None:
     rows = [{"prompt": "", "worth": 1.0}, PROMPTS[0]]
     rollout = collector.online(rows, 4, False, Randomness(0, 0, tuple(range(len(rows)))))
     torch.testing.assert_close(
@@ -81,7 +81,7 @@ def test_a_response_to_an_empty_prompt_has_the_log_probabilities_of_generation(c
     )
 
 
-def test_the_responses_of_a_prompt_are_adjacent(collector: Collector) -> None:
+def test_the_responses_of_a_prompt_are_adjacent(collector: PolicyCollector) -> None:
     generated = collector.response_generator.generate(PROMPTS, 4, Randomness(0, 0, tuple(range(len(PROMPTS)))))
     assert generated.groups.tolist() == [0] * 4 + [1] * 4
     assert generated.prompts == ["please say hello"] * 4 + ["cat"] * 4
@@ -99,7 +99,7 @@ def test_the_responses_of_a_prompt_are_adjacent(collector: Collector) -> None:
 
 @pytest.mark.parametrize("values", [False, True])
 def test_log_probabilities_are_the_policys_and_the_references_at_the_sampling_temperature(
-    collector: Collector, values: bool
+    collector: PolicyCollector, values: bool
 ) -> None:
     rollout = collected(collector, values)
     torch.testing.assert_close(
@@ -115,7 +115,7 @@ def test_log_probabilities_are_the_policys_and_the_references_at_the_sampling_te
 
 
 @pytest.mark.parametrize("sampler", [Sampler(6, 0.7), Sampler(6, 0.7, 3), Sampler(6, 0.7, continuous_batching=False)])
-def test_a_shared_critic_needs_no_forward_pass(collector: Collector, sampler: Sampler) -> None:
+def test_a_shared_critic_needs_no_forward_pass(collector: PolicyCollector, sampler: Sampler) -> None:
     policy = collector.response_generator.policy
     torch.nn.init.normal_(policy.critic.head.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr]
     collector.response_generator.generation = sampler
@@ -129,7 +129,7 @@ def test_a_shared_critic_needs_no_forward_pass(collector: Collector, sampler: Sa
 
 @pytest.mark.parametrize("generation", [Sampler(6, 0.7), TransformersGenerate(6, 0.7)])
 def test_other_critics_and_samplers_take_a_forward_pass(
-    collector: Collector, generation: Generator, tiny_model_folder: Callable[[str], str]
+    collector: PolicyCollector, generation: Generator, tiny_model_folder: Callable[[str], str]
 ) -> None:
     policy = collector.response_generator.policy
     if isinstance(generation, Sampler):
@@ -145,7 +145,7 @@ def test_other_critics_and_samplers_take_a_forward_pass(
     assert rollout.values[rollout.mask].std() > 0.1
 
 
-def test_an_unscored_response_has_an_empty_mask_and_is_in_no_metric(collector: Collector) -> None:
+def test_an_unscored_response_has_an_empty_mask_and_is_in_no_metric(collector: PolicyCollector) -> None:
     rollout = collected(collector)
     assert rollout.rewards.tolist() == [3.0, 2.0, 1.0, 0.0] + [0.0] * 4
     assert rollout.mask[:4].any(-1).all()
@@ -161,7 +161,7 @@ def test_an_unscored_response_has_an_empty_mask_and_is_in_no_metric(collector: C
     assert found["response/truncated"] == float(rollout.truncated[:4].sum()) / 4
 
 
-def test_a_rollout_without_a_score_has_no_mean(collector: Collector) -> None:
+def test_a_rollout_without_a_score_has_no_mean(collector: PolicyCollector) -> None:
     rows = [{**row, "worth": None} for row in PROMPTS]
     rollout = collector.online(rows, 4, False, Randomness(0, 0, tuple(range(len(rows)))))
     assert collector.nothing_scored
@@ -175,7 +175,7 @@ def test_a_rollout_without_a_score_has_no_mean(collector: Collector) -> None:
     assert not collector.nothing_scored
 
 
-def test_the_fraction_of_tied_responses_is_a_metric(collector: Collector) -> None:
+def test_the_fraction_of_tied_responses_is_a_metric(collector: PolicyCollector) -> None:
     class Rated(Reward):
         def __call__(self, completions: Completions) -> Sequence[float | None]:
             return [1e6 / 3 if row < 4 else None if row == 4 else row for row in range(len(completions))]
@@ -187,7 +187,7 @@ def test_the_fraction_of_tied_responses_is_a_metric(collector: Collector) -> Non
     assert "reward/tied" not in collector.metrics
 
 
-def test_rows_that_do_not_count_have_empty_masks(collector: Collector) -> None:
+def test_rows_that_do_not_count_have_empty_masks(collector: PolicyCollector) -> None:
     collector.reward = WeightedSum({"worth": Worth()})
     rollout = collected(collector, count=False)
     assert len(rollout) == 8
@@ -200,7 +200,7 @@ def test_rows_that_do_not_count_have_empty_masks(collector: Collector) -> None:
     assert not pairs.mask.any()
 
 
-def test_both_rows_of_a_recorded_pair_say_how_probably_they_are_the_better_one(collector: Collector) -> None:
+def test_both_rows_of_a_recorded_pair_say_how_probably_they_are_the_better_one(collector: PolicyCollector) -> None:
     rows = [{**PAIRS[0], "probability": 0.75}, {**PAIRS[0], "probability": None}, PAIRS[0]]
     found = collector.recorded(rows, None, torch.device("cpu")).preferences
     assert found is not None
@@ -211,7 +211,7 @@ def test_both_rows_of_a_recorded_pair_say_how_probably_they_are_the_better_one(c
         collector.recorded([{**PAIRS[0], "probability": 0.3}], None, torch.device("cpu"))
 
 
-def test_recorded_pairs_are_two_rows_the_chosen_one_first(collector: Collector) -> None:
+def test_recorded_pairs_are_two_rows_the_chosen_one_first(collector: PolicyCollector) -> None:
     rollout = collector.recorded(PAIRS, None, torch.device("cpu"))
     encoder = collector.response_generator.encoder
     texts = encoder.decode(rollout.tokens[:, rollout.prompt_mask.shape[1] :], rollout.mask)
@@ -225,7 +225,7 @@ def test_recorded_pairs_are_two_rows_the_chosen_one_first(collector: Collector) 
     assert collector.metrics["kl/reference"] == pytest.approx(float(kl), abs=1e-6)
 
 
-def test_without_a_reward_every_score_is_zero_and_nothing_is_scored(collector: Collector) -> None:
+def test_without_a_reward_every_score_is_zero_and_nothing_is_scored(collector: PolicyCollector) -> None:
     unscored = replace(collector, reward=None)
     rollout, scored = collected(unscored), collected(collector)
     assert rollout.rewards.tolist() == [0.0] * 8
@@ -235,7 +235,7 @@ def test_without_a_reward_every_score_is_zero_and_nothing_is_scored(collector: C
     assert unscored.metrics["response/length"] > 0
 
 
-def test_without_a_reference_a_rollout_has_no_log_probabilities_of_one(collector: Collector) -> None:
+def test_without_a_reference_a_rollout_has_no_log_probabilities_of_one(collector: PolicyCollector) -> None:
     alone = replace(collector, reference=None)
     rollout, compared = collected(alone), collected(collector)
     assert rollout.reference_logprobs is None
@@ -258,7 +258,7 @@ class Tokens(Reward):
         return {"tokens": counts, "squares": [None if n is None else n * n for n in counts]}
 
 
-def test_a_greedy_baseline_is_the_score_of_the_greedy_response(collector: Collector) -> None:
+def test_a_greedy_baseline_is_the_score_of_the_greedy_response(collector: PolicyCollector) -> None:
     collector = replace(collector, reward=Tokens())
     rows = [PROMPTS[0], {"prompt": "say hello"}, PROMPTS[1]]
     randomness = Randomness(0, 0, tuple(range(len(rows))))
@@ -278,7 +278,7 @@ def test_a_greedy_baseline_is_the_score_of_the_greedy_response(collector: Collec
     assert sampled.baselines is None
 
 
-def test_a_prompt_whose_greedy_response_has_no_score_is_unscored(collector: Collector) -> None:
+def test_a_prompt_whose_greedy_response_has_no_score_is_unscored(collector: PolicyCollector) -> None:
     class Sampled(Reward):
         """Score the first call, of sampled responses, and not the second, of greedy ones."""
 
@@ -294,7 +294,7 @@ def test_a_prompt_whose_greedy_response_has_no_score_is_unscored(collector: Coll
     assert scored.statistics.unscored == 8
 
 
-def test_components_are_kept_by_row(collector: Collector) -> None:
+def test_components_are_kept_by_row(collector: PolicyCollector) -> None:
     collector = replace(collector, reward=Tokens())
     rollout = collected(collector)
     assert rollout.components is not None
@@ -307,7 +307,7 @@ def test_components_are_kept_by_row(collector: Collector) -> None:
 
 
 def test_a_request_asks_no_rank_and_measuring_no_generator(
-    collector: Collector, monkeypatch: pytest.MonkeyPatch
+    collector: PolicyCollector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The halves of a rollout: the first may run beside training, the second reads the weights that train."""
 
@@ -329,7 +329,7 @@ def test_a_request_asks_no_rank_and_measuring_no_generator(
         assert torch.equal(getattr(halves, name), value), name
 
 
-def test_without_a_reward_the_scores_of_the_generator_count(collector: Collector) -> None:
+def test_without_a_reward_the_scores_of_the_generator_count(collector: PolicyCollector) -> None:
     generate = ResponseGenerator.generate
 
     def rewarded(self: ResponseGenerator, *args: Any, **options: Any) -> Completions:

@@ -176,7 +176,7 @@ def no_reference_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a reference")
 
     monkeypatch.setattr(roles, "build_reference", refused)
-    monkeypatch.setattr(roles, "ReferenceCache", refused)
+    monkeypatch.setattr(roles.ReferenceCache, "__init__", refused)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, GRPO])
