@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.evaluation.attribution import attribute_score, check_attributable
 from rlhf_lightning.evaluation.base import Sample, SampleRequest
+from rlhf_lightning.evaluation.token_tables import token_tables
 from rlhf_lightning.models.encoding import Encoder, recorded_rows
 from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rollouts.collector import ReferenceLogprobs
 from rlhf_lightning.rollouts.decoding import ResponseDecoder
 from rlhf_lightning.rollouts.responses import ResponseGenerator, columns_of
 from rlhf_lightning.seeding import Randomness
@@ -27,6 +30,7 @@ def answer(
     responses: ResponseGenerator,
     rewards: Mapping[str, Reward],
     randomness: Randomness,
+    reference: ReferenceLogprobs | None = None,
 ) -> list[list[Sample]]:
     """Generate or score on one rank.
 
@@ -36,6 +40,7 @@ def answer(
         responses: generates with the present weights.
         rewards: name to reward, loaded.
         randomness: random numbers of `rows`.
+        reference: for tables of tokens; None where the stage has none for generated text.
 
     Returns:
         The samples of each row.
@@ -46,15 +51,24 @@ def answer(
     recorded = [place for place, row in enumerate(rows) if row.get("response") is not None]
     open_rows = [place for place, row in enumerate(rows) if row.get("response") is None]
     samples: dict[int, list[Sample]] = {}
+
+    def measured(completions: Completions) -> list[Sample]:
+        found = _samples(completions, rewards)
+        if request.token_tables:
+            _add(found, "tokens", token_tables(completions, responses.policy, reference, responses.encoder))
+        if request.attribution_steps:
+            _add(found, "attribution", _attributions(completions, rewards, request.attribution_steps))
+        return found
+
     for places in _chunks(recorded, RESPONSES_AT_ONCE):
         completions = recorded_completions(
             responses.encoder, [rows[place] for place in places], responses.policy.device
         )
-        samples |= zip(places, ([sample] for sample in _samples(completions, rewards)), strict=True)
+        samples |= zip(places, ([sample] for sample in measured(completions)), strict=True)
     copies = request.responses_per_prompt
     for places in _chunks(open_rows, max(1, RESPONSES_AT_ONCE // copies)):
         chunk = [rows[place] for place in places]
-        found = _samples(responses.generate(chunk, copies, randomness.of(places), request.temperature), rewards)
+        found = measured(responses.generate(chunk, copies, randomness.of(places), request.temperature))
         samples |= {place: found[i * copies : (i + 1) * copies] for i, place in enumerate(places)}
     return [samples[place] for place in range(len(rows))]
 
@@ -94,6 +108,18 @@ def _samples(completions: Completions, rewards: Mapping[str, Reward]) -> list[Sa
         for sample, value in zip(samples, score(reward, completions).tolist(), strict=True):
             sample["reward" if name == "mean" else f"reward/{name}"] = value
     return samples
+
+
+def _add(samples: list[Sample], name: str, values: list[Any]) -> None:
+    for sample, value in zip(samples, values, strict=True):
+        sample[name] = value
+
+
+def _attributions(completions: Completions, rewards: Mapping[str, Reward], steps: int) -> list[list[dict[str, Any]]]:
+    reward = next(iter(check_attributable(rewards).values()))
+    prompts = completions.columns.get("prompt", completions.prompts)
+    triples = zip(prompts, completions.responses, completions.truncated.tolist(), strict=True)
+    return [attribute_score(reward, *triple, steps) for triple in triples]
 
 
 def chosen_rewards(

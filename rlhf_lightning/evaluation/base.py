@@ -52,6 +52,12 @@ class SampleRequest:
     rewards: Collection[str] | None = None
     """Names of rewards that score: `mean` is the training reward, others are of the stage's `evaluation_rewards` or of the
     evaluation's own `rewards`. None: all of the stage. Empty: none."""
+    token_tables: bool = False
+    """Add `tokens` to every sample: one dictionary per token with `token`, `special`, `logprob`, and where the stage has them
+    `reference_logprob`, `log_ratio` and `value`."""
+    attribution_steps: int = 0
+    """Above 0, add `attribution` to every sample: the tokens of the first reward, a ModelReward, with their integrated gradients
+    over so many points."""
 
 
 Ask = Callable[[SampleRequest], list[Sample]]

@@ -26,6 +26,8 @@ from rlhf_lightning.evaluation.reports import Outcome, checked_report, failure_l
 from rlhf_lightning.evaluation.tables import log_tables
 from rlhf_lightning.models.sharding import full_state
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rollouts.collector import ReferenceLogprobs
+from rlhf_lightning.rollouts.reference_cache import ReferenceCache
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.seeding import EVALUATION, Randomness
 
@@ -186,4 +188,11 @@ def _own_answer(stage: EvaluatedStage, evaluation: Evaluation, request: SampleRe
         raise UserError(f"{type(stage).__name__} generates no responses; remove the request")
     rewards = chosen_rewards(request, stage.validation_rewards, evaluation.rewards, device)
     own = shard(list(request.rows))
-    return answer(request, own, responses, rewards, Randomness(EVALUATION, 0, shard_places(len(own))))
+    return answer(request, own, responses, rewards, Randomness(EVALUATION, 0, shard_places(len(own))), _reference(stage))
+
+
+def _reference(stage: EvaluatedStage) -> ReferenceLogprobs | None:
+    """Return the stage's reference model; a cache for recorded pairs knows no other text."""
+    collector = getattr(stage, "collector", None)
+    reference = None if collector is None else collector.reference
+    return None if isinstance(reference, ReferenceCache) else reference

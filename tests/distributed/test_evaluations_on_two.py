@@ -56,3 +56,38 @@ def test_a_strict_failure_ends_both(name: str, message: str, pair: object) -> No
     words += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     assert pair.run(*words) == [2, 2]  # type: ignore[attr-defined]
     assert message in pair.said(0) + pair.said(1)  # type: ignore[attr-defined]
+
+
+CALLBACKS = """
+trainer:
+  callbacks:
+    - class_path: SampleTable
+    - class_path: WinRate
+      init_args: {against: reference, score: reward/true}
+    - class_path: OverOptimization
+      init_args: {action: keep_best}
+    - class_path: RewardModelHealth
+      init_args: {judge: reward/true}
+    - class_path: Robustness
+      init_args: {kinds: [typos], prompts: 3}
+    - class_path: TokenAttribution
+      init_args: {prompts: 3, steps: 2}
+    - class_path: KeepBest
+      init_args: {monitor: win_rate, folder: winner}
+"""
+
+
+def test_the_evaluations_of_the_package(pair: object, run_on_two: Callable[..., Path]) -> None:
+    folder: Path = pair.folder  # type: ignore[attr-defined]
+    (folder / "callbacks.yaml").write_text(CALLBACKS)
+    before = len((folder / "said.0").read_text()) if (folder / "said.0").exists() else 0
+    out = run_on_two("callbacks", *PPO, "--config", "fsdp.yaml", "--config", "callbacks.yaml")
+    failures = [
+        line for line in (folder / "said.0").read_text()[before:].splitlines() if line.startswith("evaluation ")
+    ]
+    assert failures == []
+    for name in ("win_rate", "reward_model/agreement", "robustness/typos/similarity", "token_attribution/largest"):
+        assert len(column(out, f"val/{name}")) == 3
+    tokens = lines(out / "tables" / "policy_tokens.jsonl")
+    assert {token["sample"] for token in tokens} == {0, 1, 2}
+    assert {path.name for path in (out / "winner").iterdir()} >= {"config.json", "model.safetensors"}

@@ -149,6 +149,49 @@ def test_the_health_of_the_reward_and_changed_prompts(run: Callable[..., Path], 
     assert column(folder, "val/robustness/injection/obeyed")[0] == 0  # a word that the playground's model does not know
 
 
+TOKENS = """
+trainer:
+  callbacks:
+    - class_path: TokenAttribution
+      init_args: {prompts: 2, steps: 64}
+    - class_path: cases.Scores
+"""
+SCORES = '''
+class Scores(Evaluation):
+    """The scores of the greedy responses without their second token, and of padding alone."""
+    def evaluate(self, results, ask):
+        import json
+        tokens = [json.loads(line) for line in open(results.folder / "tables" / "policy_tokens.jsonl")]
+        own = [t["token"] for t in tokens if t["sample"] == 0 and t["step"] == results.step and not t["special"]]
+        text, without = "".join(own), "".join(own[:1] + own[2:])
+        one, two = ask(SampleRequest([{**results.rows[0], "response": r} for r in (text, without)], rewards=["mean"]))
+        return {"whole": one["reward"], "difference": one["reward"] - two["reward"]}
+'''
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_the_tokens_of_responses(command: str, run: Callable[..., Path], tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "cases.py").write_text((tmp_path / "cases.py").read_text() + SCORES)
+    (tmp_path / "tokens.yaml").write_text(TOKENS)
+    words = (
+        ["--config", "tokens.yaml", "--model.reference", "full", "--trainer.max_steps", "8"] if command == "fit" else []
+    )
+    words = words or ["--config", "tokens.yaml", "--model.reference", "full"]
+    folder = run("out", command, *PPO, *words)
+    tokens = _of(lines(folder / "tables" / "policy_tokens.jsonl"), 0)
+    own = [token for token in tokens if token["sample"] == 0]
+    assert own[-1]["special"]
+    assert own[-1]["leave_one_out"] is None
+    assert all(abs(token["log_ratio"]) < 1e-5 and token["logprob"] <= 0 for token in tokens)  # before the first step
+    assert all(isinstance(token["value"], float) for token in tokens)
+    assert own[1]["leave_one_out"] == pytest.approx(column(folder, "val/difference")[0], abs=1e-5)
+    gradients = _of(lines(folder / "tables" / "reward_tokens.jsonl"), 0)
+    assert {token["sample"] for token in gradients} == {0, 1}
+    assert max(abs(token["attribution"]) for token in gradients) > 0.01
+    assert 0 < column(folder, "val/token_attribution/largest")[0] <= 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
