@@ -105,7 +105,7 @@ class WinRate(Evaluation):
         if known and len(self.replies) >= count:
             own, other = ([float(len(reply)) for reply in texts[:count]] for texts in (replies, self.replies))
             further["length_controlled"] = length_controlled_win_rate(outcomes, own, other)
-        rate = sum(known) / max(1, len(known))
+        rate = sum(known) / len(known) if known else float("nan")
         return {self.name: rate} | {f"{self.name}/{name}": value for name, value in further.items()}
 
     def _scores(self, results: ValidationResults, ask: Ask) -> list[float]:

@@ -188,7 +188,9 @@ def _own_answer(stage: EvaluatedStage, evaluation: Evaluation, request: SampleRe
         raise UserError(f"{type(stage).__name__} generates no responses; remove the request")
     rewards = chosen_rewards(request, stage.validation_rewards, evaluation.rewards, device)
     own = shard(list(request.rows))
-    return answer(request, own, responses, rewards, Randomness(EVALUATION, 0, shard_places(len(own))), _reference(stage))
+    return answer(
+        request, own, responses, rewards, Randomness(EVALUATION, 0, shard_places(len(own))), _reference(stage)
+    )
 
 
 def _reference(stage: EvaluatedStage) -> ReferenceLogprobs | None:
