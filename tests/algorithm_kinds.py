@@ -19,9 +19,13 @@ def _concrete(kind: type[Algorithm]) -> Iterator[type[Algorithm]]:
 KINDS = sorted(_concrete(Algorithm), key=lambda kind: kind.__name__)
 OF_PAIRS = [kind for kind in KINDS if "pairs" in kind.learns_from]
 OF_REWARDS = [kind for kind in KINDS if "rewards" in kind.learns_from]
+OF_LABELS = [kind for kind in KINDS if "labels" in kind.learns_from]
 OFFLINE_RUNS = {
-    f"offline {kind.__name__}": ["--config", "dpo_offline.yaml", "--model.algorithm", kind.__name__]
-    for kind in OF_PAIRS
+    f"offline {kind.__name__}": [
+        *("--config", "dpo_offline.yaml", "--model.algorithm", kind.__name__),
+        *(("--data", "PlaygroundLabels") if kind in OF_LABELS else ()),
+    ]
+    for kind in (*OF_PAIRS, *OF_LABELS)
     if kind.__name__ != "DPO"
 }
-"""`dpo_offline.yaml` with every other algorithm that learns from pairs."""
+"""`dpo_offline.yaml` with every other algorithm that learns from recorded pairs or labels."""

@@ -17,6 +17,7 @@ from rlhf_lightning.data.formats import (
 )
 from rlhf_lightning.data.messages import BadRow, UnusedRow
 from rlhf_lightning.data.module import FileData, PlacedRow, Row
+from rlhf_lightning.errors import UserError
 
 RATED = 16
 """Responses of a prompt in one row at most: they are never separated within a step, so what they take is bounded."""
@@ -158,14 +159,39 @@ class LabelledData(FileData):
     """`prompt`, `response` and `label`, true or false: responses that are judged one by one, as for KTO.
 
     A pair gives two rows. A reward model learns labels as ratings 1 and 0 with `objective: regression`.
+
+    Args:
+        good_from: with `bad_to`: labels come from the column `rating` (or those that `RatingData` reads); a response with this
+            rating or more is good.
+        bad_to: a response with this rating or less is bad; those between are counted and not used.
     """
 
     required = ("label", "prompt", "response")
     form = "labelled"
 
+    def __init__(self, *args: Any, good_from: float | None = None, bad_to: float | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if (good_from is None) != (bad_to is None):
+            raise UserError(
+                f"data.good_from is {good_from} and data.bad_to is {bad_to}; set both to make labels of ratings, or neither"
+            )
+        if good_from is not None and bad_to is not None:
+            if bad_to >= good_from:
+                raise UserError(f"data.bad_to is {bad_to}; set it below data.good_from, which is {good_from}")
+            self.form, self.required = RatingData.form, RatingData.required
+        self.good_from, self.bad_to = good_from, bad_to
+
     def row(self, row: Row) -> Row:
         """Read `prompt`, `response` and `label`; `rating` is 1 or 0."""
-        good = label(row.get("label"), "label")
+        good = self._good(row)
         prompt: Any = self.context(row).around(text_or_messages(row.get("prompt"), "prompt"))
         prompt, answers = answered(prompt, {"response": text_or_messages(row.get("response"), "response")})
         return {**row, "prompt": prompt, **answers, "label": good, "rating": float(good)}
+
+    def _good(self, row: Row) -> bool:
+        if self.good_from is None or self.bad_to is None:
+            return label(row.get("label"), "label")
+        rating = number(row.get("rating"), "rating")
+        if self.bad_to < rating < self.good_from:
+            raise UnusedRow("rating between data.bad_to and data.good_from")
+        return rating >= self.good_from

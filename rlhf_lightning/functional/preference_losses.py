@@ -1,4 +1,4 @@
-"""Compute losses of pairs of responses elementwise; the stage divides their sum.
+"""Compute losses of judged responses elementwise; the stage divides their sum.
 
 A loss of a pair is a function of a margin, whose sign changes when the two responses are swapped. `soft` gives each of these
 losses soft labels and label smoothing.
@@ -87,6 +87,23 @@ def simpo_loss(chosen: Tensor, rejected: Tensor, beta: float, gamma: float, p: T
 def odds_ratio_loss(chosen: Tensor, rejected: Tensor, p: Tensor | float = 1.0) -> Tensor:
     """Compute -logσ(log odds_c - log odds_j) per pair, of mean log-probabilities (Hong et al. 2024, ORPO, eq. 7)."""
     return soft(lambda margin: -logsigmoid(margin), log_odds(chosen) - log_odds(rejected), p)
+
+
+def kto_loss(
+    drift: Tensor, good: Tensor, z: float, beta: float, desirable_weight: float, undesirable_weight: float
+) -> Tensor:
+    """Compute λ_D (1 - σ(β(D - z))) where `good`, else λ_U (1 - σ(β(z - D))) (Ethayarajh et al. 2024).
+
+    Args:
+        drift: D = Σ_t log π - log ref of each response, float32 [B].
+        good: bool [B].
+        z: the reference point, in nats.
+        beta: β.
+        desirable_weight: λ_D.
+        undesirable_weight: λ_U.
+    """
+    gain = beta * (drift - z)
+    return torch.where(good, desirable_weight * (1 - gain.sigmoid()), undesirable_weight * (1 - (-gain).sigmoid()))
 
 
 def log_odds(logprobs: Tensor) -> Tensor:

@@ -69,6 +69,22 @@ class PlaygroundInstructions(_PlaygroundData):
         return task.instructions(size, seed, held_out)  # type: ignore[return-value]
 
 
+class PlaygroundLabels(_PlaygroundData):
+    """Replies with labels, true or false: both of each pair of `PlaygroundPreferences`; `size` counts pairs.
+
+    The arguments are those of `PlaygroundPrompts`.
+    """
+
+    def make(self, size: int, seed: int, held_out: bool) -> list[dict[str, Any]]:
+        """Generate prompts, responses and labels."""
+        pairs: list[Any] = task.preferences(size, seed, held_out)
+        return [
+            {"prompt": pair["prompt"], "response": pair[name], "label": name == "chosen"}
+            for name in ("chosen", "rejected")
+            for pair in pairs
+        ]
+
+
 class PlaygroundPreferences(_PlaygroundData):
     """Pairs of replies labelled by simulated annotators; the arguments are those of `PlaygroundPrompts`."""
 

@@ -94,7 +94,8 @@ def check_recorded(trainer: Trainer, algorithm: Algorithm, source: str) -> None:
     column, data = RECORDED_COLUMNS[source][0], {"pairs": "PreferenceData", "labels": "LabelledData"}[source]
     for name, rows in visible_rows(trainer):
         if len(rows) and column not in rows[0]:
+            advice = f"set model.reward, or use {data}" if "rewards" in algorithm.learns_from else f"use {data}"
             raise UserError(
                 f"{type(algorithm).__name__} has no reward and the {name} has no {source} (columns: "
-                f"{', '.join(sorted(rows[0]))}): set model.reward, or use {data}"
+                f"{', '.join(sorted(rows[0]))}): {advice}"
             )

@@ -18,6 +18,7 @@ from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
+from rlhf_lightning.algorithms.kto import KTO
 from rlhf_lightning.algorithms.orpo import ORPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
@@ -43,6 +44,7 @@ def rollout(rows: int = 8, width: int = 5, group: int = 4, seed: int = 0) -> Rol
         reference_logprobs=(logprobs + 0.3 * torch.randn(rows, width, generator=generator)) * mask,
         rewards=torch.randn(rows, generator=generator),
         values=torch.randn(rows, width, generator=generator) * mask,
+        mismatched=torch.arange(rows) % 4 == 3,
     )
 
 
@@ -100,6 +102,9 @@ OPTIONS: list[tuple[Any, dict[str, Any]]] = [
     (DPO, {"ld_alpha": 0.5}),
     (ORPO, {"odds_ratio_coef": 0.5}),
     (SimPO, {"beta": 1.0}),
+    (KTO, {"beta": 0.5}),
+    (KTO, {"desirable_weight": 1.5}),
+    (KTO, {"undesirable_weight": 0.5}),
     (SimPO, {"gamma": 0.0}),
 ]
 
@@ -146,6 +151,8 @@ def test_the_two_options_with_tests_of_their_own() -> None:
         (DPO, {"nll_coef": -1.0}, "DPO.nll_coef is -1.0; set it to 0 or a positive number"),
         (DPO, {"ld_alpha": 1.5}, "DPO.ld_alpha is 1.5; set it to a number from 0 to 1"),
         (ORPO, {"odds_ratio_coef": 0.0}, "ORPO.odds_ratio_coef is 0.0; set it to a positive number"),
+        (KTO, {"beta": 0.0}, "KTO.beta is 0.0; set it to a positive number"),
+        (KTO, {"undesirable_weight": -1.0}, "KTO.undesirable_weight is -1.0; set it to 0 or a positive number"),
         (SimPO, {"beta": 0.0}, "SimPO.beta is 0.0; set it to a positive number"),
         (SimPO, {"gamma": -1.0}, "SimPO.gamma is -1.0; set it to 0 or a positive number"),
         (SimPO, {"responses_per_prompt": 1}, "SimPO compares the responses to a prompt with each other"),

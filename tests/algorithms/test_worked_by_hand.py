@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
+from rlhf_lightning.algorithms.kto import KTO
 from rlhf_lightning.algorithms.orpo import ORPO
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
@@ -244,6 +245,29 @@ def test_the_losses_without_a_reference() -> None:
         batch = algorithm.prepare(replace(data, reference_logprobs=None))
         assert value_of(algorithm, batch) == pytest.approx(expected)
         assert not algorithm.needs_reference
+
+
+@pytest.mark.parametrize("other", [0, 1])
+@pytest.mark.parametrize(("label", "weight", "sign"), [(1.0, 1.5, 1), (0.0, 0.7, -1)])
+def test_kto_takes_z_from_the_mismatched_rows_and_learns_from_the_others(
+    other: int, label: float, weight: float, sign: int
+) -> None:
+    drift = [sum(a - b for a, b in zip(now, ref, strict=True)) for now, ref in zip(NOW, REFERENCE, strict=True)]
+    before = [sum(a - b for a, b in zip(old, ref, strict=True)) for old, ref in zip(OLD, REFERENCE, strict=True)]
+    own, algorithm, mismatched = 1 - other, KTO(beta=0.4, desirable_weight=1.5, undesirable_weight=0.7), torch.arange(2)
+    for shift in (-1.0, 3.0):  # of the policy before the step, so that z is cut off at 0 and is not
+        z = max(0.0, before[other] + shift * len(OLD[other]))
+        data = rollout(rewards=torch.full((2,), label), mismatched=mismatched == other, logprobs=padded(OLD) + shift)
+        batch = algorithm.prepare(data)
+        assert algorithm.state_dict() == {"z": pytest.approx(z, abs=1e-6)}
+        assert (z > 0) == (shift > 0)
+        assert batch.mask.any(-1).tolist() == (mismatched == own).tolist()
+        found = algorithm.loss(output(), batch)
+        loss = weight * (1 - 1 / (1 + math.exp(-sign * 0.4 * (drift[own] - z))))
+        assert float(found.loss) == pytest.approx(loss)
+        assert float(algorithm.weight(batch)) == 1.0
+        measured = found.means["implicit_reward/good" if label else "implicit_reward/bad"]
+        assert [float(x) for x in measured] == [pytest.approx(0.4 * drift[own]), 1.0]
 
 
 def test_the_nll_of_rpo_is_per_token_of_the_chosen_response() -> None:

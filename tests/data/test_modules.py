@@ -180,6 +180,25 @@ def test_a_pair_of_probability_below_one_half_is_swapped_with_all_columns_of_its
     assert (certain["chosen"], certain["rejected"], certain["probability"]) == ("b", "a", 1.0)
 
 
+def test_labels_from_thresholds_on_ratings(tmp_path: Path) -> None:
+    given = [{"prompt": "q", "response": str(rating), "rating": rating} for rating in (1, 2, 2.5, 3.9, 4, 5)]
+    path = lines(tmp_path / "r.jsonl", given)
+    data = LabelledData(train=path, validation_fraction=0, good_from=4, bad_to=2)
+    found = {row["response"]: row["label"] for row in rows_of(data)}
+    assert found == {"1": False, "2": False, "4": True, "5": True}
+    assert data.report == {"rating between data.bad_to and data.good_from": 2}
+    steer = [
+        {"prompt": "q", "response": "good", "helpfulness": 4},
+        {"prompt": "q", "response": "bad", "helpfulness": 0},
+    ]
+    data = LabelledData(train=lines(tmp_path / "h.jsonl", steer), validation_fraction=0, good_from=3, bad_to=1)
+    assert {row["response"]: row["label"] for row in rows_of(data)} == {"good": True, "bad": False}
+    with pytest.raises(UserError, match=r"data.good_from is 4 and data.bad_to is None; set both"):
+        LabelledData(train=path, good_from=4)
+    with pytest.raises(UserError, match=r"data.bad_to is 2; set it below data.good_from, which is 2"):
+        LabelledData(train=path, good_from=2, bad_to=2)
+
+
 def test_labels_of_a_pair_follow_its_probability(tmp_path: Path) -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
     given = [{**row, "probability": p} for p in (0.9, 0.1, 0.5)]

@@ -34,6 +34,7 @@ EXPECTED = {
     "reinforce": ONLINE,
     "dpo": ONLINE | PAIRS,
     "dpo_offline": STEP | PAIRS | {"kl/reference", "val/reward/true", "val/preference/accuracy"},
+    "kto": STEP | {"kl/mismatched", "implicit_reward/good", "implicit_reward/bad", "kl/reference", "val/reward/true"},
     "reward": STEP | PAIRS | {"val/loss/policy", "val/preference/accuracy", "val/preference/calibration_error"},
     "sft": STEP | {"val/loss/policy", "val/reward/true", "val/response/length"},
 }
@@ -50,7 +51,7 @@ def shrunk(name: str) -> list[str]:
     words = [word for config in (*bases, name) for word in ("--config", str(CONFIGS[config]))]
     if name == "sft":
         return [*words, *SMALL, "--trainer.max_epochs", "2"]
-    if name in ("reward", "dpo_offline"):
+    if name in ("reward", "dpo_offline", "kto"):
         return [*words, *SMALL, "--trainer.val_check_interval", "0.5"]
     return [*words, *SMALL, *ROLLOUTS]
 

@@ -43,15 +43,14 @@ def test_one_word_swaps_the_algorithm(algorithm: str, run: Callable[..., Path]) 
 
 @pytest.mark.parametrize("name", OFFLINE_RUNS)
 def test_one_word_swaps_the_algorithm_of_recorded_pairs(name: str, run: Callable[..., Path]) -> None:
-    """On the playground held-out accuracy rises, whatever the seed, with the reference of the config and without one."""
+    """On the playground held-out accuracy rises, or the true reward where there are no pairs, whatever the seed."""
     for seed in ("0", "1"):
         words = [*OFFLINE_RUNS[name], "--seed_everything", seed, "--data.size", "256", "--data.validation_size", "64"]
         folder = run(
             f"{name} {seed}", "fit", *words, "--trainer.max_epochs", "3", "--trainer.val_check_interval", "1.0"
         )
-        accuracy = column(folder, "val/preference/accuracy")
-        assert accuracy[-1] > accuracy[0] + 0.05, seed
-        assert accuracy[-1] > 0.6, seed
+        measured = column(folder, "val/preference/accuracy") or column(folder, "val/reward/true")
+        assert measured[-1] > measured[0] + 0.05, (seed, measured)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from algorithm_kinds import OF_PAIRS, OF_REWARDS
+from algorithm_kinds import OF_LABELS, OF_PAIRS, OF_REWARDS
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.algorithms.dpo import DPO
@@ -19,6 +19,7 @@ from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.rollouts.labels import with_mismatched
 from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Batch, Rollout
@@ -57,6 +58,13 @@ PAIRS_OF_TURNS = [
 ]
 
 
+def labelled(pairs: list[Any]) -> list[Any]:
+    return [
+        {"prompt": row["prompt"], "response": row["chosen" if i % 3 else "rejected"], "label": i % 3 > 0}
+        for i, row in enumerate(pairs)
+    ]
+
+
 def in_loss(estimator: Any, weighted: bool = False) -> KLPenalty:
     return KLPenalty(coef=0.3, placement="loss", estimator=estimator, ratio_weighted=weighted)
 
@@ -87,7 +95,7 @@ OFFLINE: dict[str, Algorithm] = {
     "offline ipo, normalised": DPO(loss_type="ipo_length_normalized"),
     "offline, hinge, robust": DPO(loss_type="hinge", robust=True, label_smoothing=0.1),
     "offline, anchored, with nll, desensitised to length": DPO(loss_type="apo_zero", nll_coef=0.5, ld_alpha=0.5),
-    **{f"offline {kind.__name__} as it is": kind(**ONE) for kind in OF_PAIRS},
+    **{f"offline {kind.__name__} as it is": kind(**ONE) for kind in (*OF_PAIRS, *OF_LABELS)},
 }
 STAGES: dict[str, dict[str, Any]] = {
     **{name: {"algorithm": algorithm, "reward": WeighedTokens()} for name, algorithm in ONLINE.items()},
@@ -103,14 +111,17 @@ def stage_of(name: str, model: ModelConfig) -> tuple[PolicyStage, list[Any]]:
     options, holes = deepcopy(STAGES[name.removesuffix(HOLES)]), name.endswith(HOLES)
     sampler = (ReadingSampler if holes else Sampler)(8, temperature=0.8)
     stage = PolicyStage(model, reference="full", generation=sampler, optimizer=standing_still, **options)
-    return stage, PROMPTS if "reward" in options else PAIRS_OF_TURNS if holes else PAIRS
+    pairs = PAIRS_OF_TURNS if holes else PAIRS
+    return stage, {"rewards": PROMPTS, "pairs": pairs, "labels": labelled(pairs)}[stage.roles.source]
 
 
 def rollout_of(stage: PolicyStage, rows: list[Any]) -> Rollout:
     assert stage.collector is not None
     with torch.no_grad():
         if stage.reward is None:
-            return stage.collector.recorded(rows, None, stage.device)
+            judged = stage.roles.source == "labels"
+            given = with_mismatched(rows) if judged else rows
+            return stage.collector.recorded(given, None, stage.device, labelled=judged)
         options = (stage.algorithm.responses_per_prompt, stage.algorithm.needs_values)
         return stage.collector.online(rows, *options, Randomness(0, 0, tuple(range(len(rows)))))
 

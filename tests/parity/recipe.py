@@ -36,6 +36,8 @@ RECORDED_ENTRIES = (163, 225, 318, 740)
 PROMPTS = [[22, 5, 9, 13], [18, 7]]
 RESPONSES = [[[4, 8, 15, 16, 2], [23, 3, 2], [30, 11, 12, 9, 6]], [[6, 2], [10, 21, 17, 2], [19, 25, 14, 28, 31]]]
 """Three responses to each prompt; 2 is the stop token, so the last of each was cut off."""
+LABELS = [True, False, False, True]
+"""Of the first two responses to each prompt, for KTO."""
 SCORES = [[1.0, -0.5, 0.25], [2.0, 0.5, -1.5]]
 
 

@@ -14,6 +14,7 @@ from parity.recipe import PROMPTS, RESPONSES, language_model, scorer
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
+from rlhf_lightning.algorithms.kto import KTO
 from rlhf_lightning.algorithms.orpo import ORPO
 from rlhf_lightning.algorithms.pairwise import Pairwise
 from rlhf_lightning.algorithms.ppo import PPO
@@ -42,14 +43,8 @@ def names(kind: str, *but: str) -> list[str]:
 
 def test_the_numbers_are_there_and_of_the_models_and_rows_that_the_tests_use() -> None:
     assert FILE["made_with"]["trl"] == "1.16.0"
-    assert [len(names(kind)) for kind in ("dpo", "reference_free", "reward", "sft", "grpo", "rloo")] == [
-        9,
-        2,
-        3,
-        2,
-        12,
-        3,
-    ]
+    counts = {"dpo": 9, "reference_free": 2, "kto": 2, "reward": 3, "sft": 2, "grpo": 12, "rloo": 3}
+    assert {kind: len(names(kind)) for kind in counts} == counts
     for name, value in FILE["recipe"].items():
         held = getattr(recipe, name)
         assert value == (list(held) if isinstance(held, tuple) else held), name
@@ -105,6 +100,36 @@ def same_on_pairs(algorithm: Pairwise, case: dict[str, Any]) -> None:
     same_gradient(model, case["gradient"])
     for i, wanted in enumerate(case["of_each_pair"]):
         same(dpo_loss(algorithm, pair_rollout(PAIRS[i : i + 1], PROMPTS[i : i + 1]), model), wanted)
+
+
+@pytest.mark.parametrize("name", names("kto"))
+def test_kto(name: str) -> None:
+    """Four labelled responses, z from each prompt with the response to the next one; in one of the cases it is cut off at 0."""
+    case = CASES[name]
+    (policy, reference), algorithm = case["roles"], KTO(**case["options"])
+    own = [(i, ids) for i, responses in enumerate(PAIRS) for ids in responses]
+    each = [[ids, other] for (_, ids), (_, other) in zip(own, own[1:] + own[:1], strict=True)]
+    rows = rows_of([PROMPTS[i] for i, _ in own], each)
+    labels = torch.tensor(recipe.LABELS).repeat_interleave(2)
+    rollout = replace(
+        rollout_of(rows, policy, labels.float().tolist()),
+        reference_logprobs=logprobs_under(reference, rows),
+        mismatched=torch.tensor([False, True] * 4),
+    )
+    batch, model = algorithm.prepare(rollout), language_model(policy)
+    loss = algorithm.loss(Policy(model)(batch), batch).loss / algorithm.weight(batch)
+    same(loss, case["loss"])
+    loss.backward()
+    same_gradient(model, case["gradient"])
+
+
+def test_the_two_cases_of_kto_have_a_z_above_0_and_one_cut_off() -> None:
+    drift = []
+    for name in names("kto"):
+        policy, reference = CASES[name]["roles"]
+        rows = rows_of(PROMPTS, [[PAIRS[0][1]], [PAIRS[1][1]]])
+        drift.append(float((logprobs_under(policy, rows) - logprobs_under(reference, rows))[rows.mask].sum()))
+    assert sorted(x > 0 for x in drift) == [False, True]
 
 
 def test_rpo_is_a_mean_over_tokens_of_each_chosen_response() -> None:

@@ -25,7 +25,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset, disable_progress_bars
-from recipe import PROMPTS, RESPONSES, SCORES, gradient_of, language_model, scorer, set_weights
+from recipe import LABELS, PROMPTS, RESPONSES, SCORES, gradient_of, language_model, scorer, set_weights
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import split_tensor_dict
@@ -149,6 +149,35 @@ def reference_free_cases(folder: str) -> dict[str, Any]:
     found["orpo"] = {"options": {"beta": 0.3}, "loss": loss.item(), "gradient": gradient_of(orpo.model)}
     found["orpo"]["of_each_pair"] = [float(odds([pair])) for pair in pairs()]
     return {f"reference_free/{name}": case for name, case in found.items()}
+
+
+def kto(folder: str, model: str, reference: str, **options: Any) -> dict[str, Any]:
+    """`KTOTrainer`'s loss on four labelled responses, each prompt also with the response to the next one."""
+    own = [(prompt, ids) for prompt, every in zip(PROMPTS, RESPONSES, strict=True) for ids in every[:2]]
+    labelled = [{"prompt": text(p), "completion": text(ids), "label": True} for p, ids in own]
+    trainer = trl.KTOTrainer(
+        model=language_model(model),
+        ref_model=language_model(reference),
+        args=trl.KTOConfig(output_dir=folder, per_device_train_batch_size=4, **SETTINGS, **options),
+        train_dataset=Dataset.from_list(labelled),
+        processing_class=tokenizer(),
+    )
+    trainer.model.eval()
+    after = [ids for _, ids in own[1:] + own[:1]]
+    rows = [
+        {"prompt_ids": prompt, "completion_ids": ids, "KL_completion_ids": other, "label": label}
+        for (prompt, ids), other, label in zip(own, after, LABELS, strict=True)
+    ]
+    return {"options": options, "roles": [model, reference], **loss_and_gradient(trainer, trainer.data_collator(rows))}
+
+
+def kto_cases(folder: str) -> dict[str, Any]:
+    """One case whose z is above 0, and one in which it is cut off at 0."""
+    weights = {"beta": 0.5, "desirable_weight": 1.5, "undesirable_weight": 0.7}
+    return {
+        "kto/one way": kto(folder, "policy", "reference", **weights),
+        "kto/the other way": kto(folder, "reference", "policy", **weights),
+    }
 
 
 def reward_cases(folder: str) -> dict[str, Any]:
@@ -290,7 +319,7 @@ def numbers(version: str, folder: str) -> dict[str, Any]:
 
         return ppo_cases(folder, tokenizer(), SETTINGS)
     if version == "1.16":
-        offline = {**dpo_cases(folder), **reference_free_cases(folder)}
+        offline = {**dpo_cases(folder), **reference_free_cases(folder), **kto_cases(folder)}
         return {**offline, **reward_cases(folder), **sft_cases(folder), **online_cases(folder)}
     raise SystemExit(f"trl {trl.__version__} is installed; install trl==1.12.0 for PPO or trl==1.16.0 for all else")
 
