@@ -52,12 +52,12 @@ class Algorithm(ABC):
         """Check the hyper-parameters that all algorithms have.
 
         Raises:
-            UserError: a count is below 1, a number is NaN, or the algorithm needs more responses per prompt.
+            UserError: a count is below 1, a number is not finite, or the algorithm needs more responses per prompt.
         """
         name = type(self).__name__
         for field, value in vars(self).items():
-            if isinstance(value, float) and math.isnan(value):
-                raise UserError(f"{name}.{field} is nan; set it to a number")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name}.{field} is {value}; set it to a finite number")
         for field in ("responses_per_prompt", "epochs", "minibatches"):
             if getattr(self, field) < 1:
                 raise UserError(f"{name}.{field} is {getattr(self, field)}; set it to 1 or more")
@@ -143,13 +143,14 @@ class PolicyGradient(Algorithm):
     kl: KLPenalty
 
     def __post_init__(self) -> None:
-        """Check clip ranges and discounts, where the algorithm has them.
+        """Check clip ranges, limits, weights and discounts, where the algorithm has them.
 
         Raises:
-            UserError: a clip range is not positive, the dual clip is not above 1, or a discount is outside [0, 1].
+            UserError: a clip range or limit is not positive, a weight is negative, the dual clip is not above 1, or a discount is
+                outside [0, 1].
         """
         super().__post_init__()
-        for field in ("clip_range", "clip_range_high", "value_clip_range"):
+        for field in ("clip_range", "clip_range_high", "value_clip_range", "update_kl_limit", "max_response_length"):
             if (value := getattr(self, field, None)) is not None and value <= 0:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; set it to a positive number")
         if (dual_clip := getattr(self, "dual_clip", None)) is not None and dual_clip <= 1:
@@ -157,6 +158,9 @@ class PolicyGradient(Algorithm):
                 f"{type(self).__name__}.dual_clip is {dual_clip}; at 1 or below, tokens with negative advantages get no "
                 "gradient: set it above 1, for example to 3.0, or to null"
             )
+        for field in ("value_coef", "truncation_penalty", "critic_warmup"):
+            if (value := getattr(self, field, 0)) < 0:
+                raise UserError(f"{type(self).__name__}.{field} is {value}; set it to 0 or a positive number")
         for field in ("gamma", "gae_lambda"):
             if not 0 <= (value := getattr(self, field, 1.0)) <= 1:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; set it to a number from 0 to 1")

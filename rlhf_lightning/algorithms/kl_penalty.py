@@ -38,12 +38,14 @@ class KLPenalty:
         """Check the options, and that they work together.
 
         Raises:
-            UserError: a coefficient is negative or not finite, a target is not positive or cannot be reached, k1 is an unweighted
-                loss, or `ratio_weighted` is set for a penalty in the reward.
+            UserError: a coefficient is negative or not finite, a gain or target is not positive or cannot be reached, k1 is an
+                unweighted loss, or `ratio_weighted` is set for a penalty in the reward.
         """
         if not 0 <= self.coef < math.inf:
             raise UserError(f"kl.coef is {self.coef}; set it to 0 or a positive number")
-        if self.target is not None and self.target <= 0:
+        if not 0 < self.gain < math.inf:
+            raise UserError(f"kl.gain is {self.gain}; set it to a positive number, for example 0.1")
+        if self.target is not None and not 0 < self.target < math.inf:
             raise UserError(
                 f"kl.target is {self.target}; set it to a positive number, or to null for a fixed coefficient"
             )

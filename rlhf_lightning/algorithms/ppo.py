@@ -42,7 +42,7 @@ class PPO(PolicyGradient):
     value_coef: float = 0.1
     """Weight of the critic's loss."""
     entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus; below 0 it is a penalty."""
     whiten_advantages: bool = True
     """Scale the advantages of a rollout to mean 0 and variance 1."""
     kl: KLPenalty = field(default_factory=KLPenalty)

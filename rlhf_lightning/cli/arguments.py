@@ -12,6 +12,7 @@ from pathlib import Path
 from rlhf_lightning.cli.config_files import find_config, last_value, load_config, merged
 from rlhf_lightning.cli.key_check import check_keys
 from rlhf_lightning.cli.overrides import as_config, expand_home, values, without_nulls
+from rlhf_lightning.cli.plain_values import check_plain_values, check_words
 from rlhf_lightning.cli.schedule_functions import replace_schedule_words, with_schedule_classes
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.folder import check_folder, choose_folder, report_earlier_run
@@ -43,8 +44,10 @@ class Arguments:
         Raises:
             UserError: a config is missing or not valid YAML, or a key or a class does not exist.
         """
+        check_words(list(words))
         resolved, configs = _find_configs([expand_home(word) for word in words])
         given = as_config(resolved[1:], load_config)
+        check_plain_values(given)
         whole = with_schedule_classes(given)
         resolved = [resolved[0], *replace_schedule_words(resolved[1:], given, load_config)]
         plain = [resolved[0], *without_nulls(resolved[1:], whole)]

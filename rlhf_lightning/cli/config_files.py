@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from rlhf_lightning.cli import bounded_yaml
 from rlhf_lightning.cli.shipped import shipped_folder
-from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.errors import UserError, nearest, shown
 
 
 def find_config(name: str) -> Path:
@@ -27,19 +28,6 @@ def find_config(name: str) -> Path:
     raise UserError(f"config {name} is neither here, nor in ./configs, nor in the package; {nearest(name, known)}")
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a duplicate key, of which YAML would keep the last with everything under it."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
-                problem = f"the key {key.value!r} is duplicate; remove one"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return super().construct_mapping(node, deep)
-
-
 def load_config(path: Path) -> dict[str, Any]:
     """Load a config file.
 
@@ -47,7 +35,7 @@ def load_config(path: Path) -> dict[str, Any]:
         UserError: the file is not UTF-8 text, not valid YAML, or holds no keys.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        content = bounded_yaml.load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"config {path} is not UTF-8 text (byte {error.start})") from error
     except yaml.YAMLError as error:
@@ -57,7 +45,7 @@ def load_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"config {path} must hold keys such as model: and data:, found {type(content).__name__}")
     if not isinstance(content.get("trainer") or {}, dict):
-        raise UserError(f"config {path}: trainer must hold keys such as max_epochs:, found {content['trainer']!r}")
+        raise UserError(f"config {path}: trainer must hold keys such as max_epochs:, found {shown(content['trainer'])}")
     return content
 
 

@@ -16,7 +16,7 @@ from rlhf_lightning.cli.arguments import Arguments
 from rlhf_lightning.cli.failures import user_error
 from rlhf_lightning.cli.python_values import config_value
 from rlhf_lightning.cli.reading import build_and_run
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, text_of
 from rlhf_lightning.run.folder import FOLDER_OF_RUN
 from rlhf_lightning.run.results import Run
 
@@ -61,7 +61,7 @@ def fit(config: Config | Sequence[Config], folder: str | Path | None = None, **o
             if fault is None:
                 raise
             chain = error if os.environ.get("RLHF_LIGHTNING_DEBUG") == "1" else None
-            raise UserError(" ".join(str(fault).split())) from chain
+            raise UserError(text_of(fault)) from chain
     assert arguments.folder is not None
     return Run(arguments.folder)
 

@@ -13,12 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rlhf_lightning.algorithms import Algorithm, KLPenalty
 from rlhf_lightning.cli.plugin_families import subclasses
-from rlhf_lightning.errors import nearest
+from rlhf_lightning.errors import nearest, one_line
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig
 from rlhf_lightning.rewards import Reward
 from rlhf_lightning.stages.stage import Stage
 
+LONGEST_REPORT = 20_000
 UNKNOWN_KEY = (
     r"[Uu]nrecognized arguments?: -*(\S+?)(?:[=\s]|$)",
     r"Option '([^']+)' is not accepted",
@@ -44,13 +45,14 @@ TRANSLATED = (
     r"\S+ is required and not given",
 )
 """Messages of this module about a nested parser, inside the report of the parser around it."""
+NO_VALUE = r"argument -*([\w.]+): expected (?:one|at least one) argument"
 SUBCOMMAND = r"^(fit|validate|test|predict)\."
 REQUIRED = r"[Kk]ey \"([\w.]+)\" is required|option '?\"?([\w.]+)\"?'? is required|the following arguments are required: ([\w.]+)"
 
 
 def one_line_error(parser: Any, message: str) -> str:
     """Reduce a report to its innermost fault; an unknown name comes with the nearest valid one."""
-    text = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    text = one_line(message, LONGEST_REPORT)
     where = ".".join(dict.fromkeys(re.findall(r"Parser key \"([^\"]+)\"", text)))
     for pattern in TRANSLATED:
         if found := re.search(rf"({pattern})(?: \(in ([\w.]+)\))?", text):
@@ -61,6 +63,10 @@ def one_line_error(parser: Any, message: str) -> str:
             return _unknown_key(parser, where, found.group(1))
     if found := re.search(WRONG_VALUE, text):
         return f"{where or 'an option'} must be {_type(found.group(1))}, found {found.group(2)!r}"
+    if found := re.search(NO_VALUE, text):
+        return (
+            f"{found.group(1)} or an option below it has no value; where the value begins with a dash, pass --KEY=VALUE"
+        )
     if found := re.search(REQUIRED, text):
         key = ".".join(part for part in (where, *found.groups()) if part)
         return f"{re.sub(SUBCOMMAND, '', key)} is required and not given"
@@ -114,7 +120,7 @@ def _options(parser: Any) -> set[str]:
             known |= {option for nested in choices.values() for option in _options(nested)}
         elif action.option_strings:
             known.add(action.dest)
-    return known - {"help", "print_config"}
+    return known - {"help", "print_config", "print_shtab"}
 
 
 def _type(text: str) -> str:

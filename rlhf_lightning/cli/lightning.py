@@ -10,12 +10,15 @@ import pkgutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
 
+import yaml
+from jsonargparse import set_loader
+from jsonargparse._loaders_dumpers import yaml_load
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import MPSAccelerator
@@ -33,9 +36,11 @@ import rlhf_lightning.rewards
 import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
 import rlhf_lightning.training.schedules
+from rlhf_lightning.cli import bounded_yaml
+from rlhf_lightning.cli.failures import ParserEnd, raised_by, user_error
 from rlhf_lightning.cli.jsonargparse_errors import one_line_error
 from rlhf_lightning.cli.python_values import note_objects
-from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.errors import UserError, nearest, text_of
 from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
 from rlhf_lightning.run.checkpoints import Checkpoints
 from rlhf_lightning.run.curves import Curves
@@ -91,6 +96,18 @@ STOP_OPTIONS = ("callbacks", "max_time", "min_epochs", "min_steps")
 """Options of the trainer that can stop a run early."""
 
 
+def _load_value(text: str) -> Any:
+    """Read a value or a file as jsonargparse does, within the limits of all YAML here."""
+    bounded_yaml.check(text)
+    try:
+        return yaml_load(text)
+    except (ValueError, OverflowError) as error:  # a number of 5,000 digits
+        raise yaml.YAMLError(str(error)) from error
+
+
+set_loader("yaml", _load_value, (yaml.YAMLError,))
+
+
 class Parser(LightningArgumentParser):
     """Raises errors instead of printing them, and refuses abbreviated keys, which are mostly typing errors."""
 
@@ -104,6 +121,12 @@ class Parser(LightningArgumentParser):
             UserError: always.
         """
         raise UserError(one_line_error(self, message)) from ex
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End after help or a printed config, told apart from an exit of the user's code."""
+        if message:
+            sys.stderr.write(message)
+        raise ParserEnd(status)
 
 
 class RunConfig(SaveConfigCallback):
@@ -207,6 +230,14 @@ class ParsedCLI(CLI):
     is_building = False
     has_trainer = True
 
+    def __init__(self, *args: Any, asked: str, **kwargs: Any) -> None:
+        self.asked = asked
+        super().__init__(*args, **kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in LightningCLI
+        """Define the subcommand that was asked for alone: each one's parser takes a tenth of a second to make."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == self.asked}
+
     def _set_seed(self) -> None:
         if self.is_building:
             super()._set_seed()
@@ -232,7 +263,12 @@ class ParsedCLI(CLI):
         """
         self.is_building, self.has_trainer = True, trainer
         self._set_seed()
-        self.instantiate_classes()
+        try:
+            self.instantiate_classes()
+        except (ValueError, TypeError) as error:
+            if user_error(error) is not None or not raised_by(error, "jsonargparse"):
+                raise
+            raise UserError(one_line_error(self.parser, str(error))) from error
 
     def run(self) -> None:
         """Run the subcommand."""
@@ -247,19 +283,27 @@ def parse(words: list[str]) -> ParsedCLI:
     """
     _silence()
     add_current_folder()
-    return ParsedCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=RunConfig,
-        parser_class=Parser,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        trainer_defaults=TRAINER_DEFAULTS,
-        args=words,
-    )
+    try:
+        return ParsedCLI(
+            LightningModule,
+            LightningDataModule,
+            asked=words[0],
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            parser_class=Parser,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults=TRAINER_DEFAULTS,
+            args=words,
+        )
+    except (UserError, SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # of jsonargparse, or of a module of the user's that a config names
+        if user_error(error) is not None:
+            raise
+        raise UserError(f"the config cannot be read: {type(error).__name__}: {text_of(error)}") from error
 
 
 def add_current_folder() -> None:

@@ -11,7 +11,8 @@ from types import ModuleType
 from rlhf_lightning import __version__
 from rlhf_lightning.cli.failures import user_error
 from rlhf_lightning.cli.parser import CommandParser
-from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.cli.plain_values import check_words
+from rlhf_lightning.errors import UserError, nearest, text_of
 from rlhf_lightning.run.signals import StoppedBySignal
 
 COMMANDS = {
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report("interrupted", 130)
     except SystemExit as end:
         return _status_of(end)
-    except Exception as error:
+    except BaseException as error:  # a plug-in may raise what is no Exception
         return _report_error(error)
 
 
@@ -75,6 +76,7 @@ def command(name: str) -> ModuleType:
 def _run(words: list[str]) -> int:
     first = words[0] if words else ""
     if first in COMMANDS:
+        check_words(words)
         module = command(first)
         parser = CommandParser(prog=f"rlhf_lightning {first}", description=module.HELP)
         module.arguments(parser)
@@ -106,12 +108,11 @@ def _status_of(end: SystemExit) -> int:
     return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
 
 
-def _report_error(error: Exception) -> int:
+def _report_error(error: BaseException) -> int:
     cause = user_error(error)
     if cause is not None:
-        return _report(f"error: {' '.join(str(cause).split())}", 2)
-    text = " ".join(str(error).split())
-    return _report(f"error: {type(error).__name__}: {text[:500]} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
+        return _report(f"error: {text_of(cause)}", 2)
+    return _report(f"error: {type(error).__name__}: {text_of(error)[:500]} (RLHF_LIGHTNING_DEBUG=1 shows where)", 1)
 
 
 def _report(line: str, status: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rlhf_lightning.cli import bounded_yaml
 from rlhf_lightning.cli.config_files import merged
 
 SECTIONS = ("model", "data", "trainer")
@@ -90,10 +91,10 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read(value: str) -> Any:
-    """Read a value as YAML; invalid YAML and names of files stay text."""
+    """Read a value as YAML; invalid YAML, YAML beyond the limits and names of files stay text."""
     try:
-        return value if os.path.isfile(value) else yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):  # of an impossible date
+        return value if os.path.isfile(value) else bounded_yaml.load(value)
+    except yaml.YAMLError:
         return value
 
 

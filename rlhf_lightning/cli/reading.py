@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.cli.arguments import Arguments
+from rlhf_lightning.cli.failures import no_exit
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.folder import FOLDER_OF_RUN, is_first_process
 
@@ -53,7 +54,8 @@ def build(config: Config) -> tuple[Any, Any, Any]:
     Raises:
         UserError: a value does not suit its class.
     """
-    config.parsed.build()
+    with no_exit():
+        config.parsed.build()
     return config.parsed.model, config.parsed.datamodule, config.parsed.trainer
 
 
@@ -63,7 +65,8 @@ def build_without_trainer(config: Config) -> tuple[Any, Any]:
     Raises:
         UserError: a value does not suit its class.
     """
-    config.parsed.build(trainer=False)
+    with no_exit():
+        config.parsed.build(trainer=False)
     return config.parsed.model, config.parsed.datamodule
 
 
@@ -86,7 +89,8 @@ def run(words: Sequence[str]) -> None:
 def _parse(arguments: Arguments) -> Config:
     from rlhf_lightning.cli.lightning import parse
 
-    parsed = parse(arguments.words)
+    with no_exit():  # in a module that a config names
+        parsed = parse(arguments.words)
     subcommand = arguments.words[0]
     return Config(subcommand, parsed.config[subcommand].as_dict(), parsed)
 
@@ -104,7 +108,8 @@ def build_and_run(arguments: Arguments) -> None:
 
     try:
         build(config)
-        config.parsed.run()
+        with no_exit():
+            config.parsed.run()
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         if (line := readable_late_error(error)) is None:
             raise

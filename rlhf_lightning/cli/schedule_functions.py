@@ -52,7 +52,7 @@ def replace_schedule_words(
         load: reads a config file.
     """
     given = config.get("model")
-    given = given.get("init_args", given) if isinstance(given, dict) else {}
+    given = (given.get("init_args", given) or {}) if isinstance(given, dict) else {}
     schedule = given.get(KEY)
     replaced = _schedule(schedule) != schedule
     result: list[str] = []

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, check_seed
 
 Row = dict[str, Any]
 
@@ -23,6 +23,7 @@ class RowData(LightningDataModule):
             raise UserError(f"data.batch_size is {batch_size}; it must be at least 1")
         if validation_batch_size is not None and validation_batch_size < 1:
             raise UserError(f"data.validation_batch_size is {validation_batch_size}; it must be at least 1")
+        check_seed("data.seed", seed)
         if num_workers < 0:
             raise UserError(f"data.num_workers is {num_workers}; it must be at least 0")
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size or batch_size

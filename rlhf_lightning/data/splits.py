@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-from rlhf_lightning.models.conversation import learned_turns
+from rlhf_lightning.models.conversation import Conversation, learned_turns
 
 Row = dict[str, Any]
 
@@ -14,13 +14,15 @@ Row = dict[str, Any]
 def prompt_key(row: Row) -> str:
     """Identify the prompt of a row; of a conversation what comes before its first learned turn.
 
+    Messages count where they were read as a conversation, or stand without a prompt; beside a prompt they are any column.
+
     >>> prompt_key({"prompt": "hi "}) == prompt_key({"prompt": "hi", "answer": "1"})
     True
     """
-    prompt = row.get("prompt")
-    if row.get("messages") is not None:
-        turns = learned_turns([], row["messages"])
-        prompt = turns[0][0] if turns else row["messages"]
+    prompt, messages = row.get("prompt"), row.get("messages")
+    if isinstance(messages, Conversation) or (prompt is None and messages is not None):
+        turns = learned_turns([], messages)
+        prompt = turns[0][0] if turns else messages
     return _key(prompt.strip() if isinstance(prompt, str) else [prompt, getattr(prompt, "tools", None)])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, check_seed
 from rlhf_lightning.models.paths import is_adapter, resolve_path
 
 
@@ -33,10 +33,12 @@ class LoraOptions:
         """Check the fields.
 
         Raises:
-            UserError: the rank is below 1, or the dropout is outside [0, 1).
+            UserError: the rank or alpha is below 1, or the dropout is outside [0, 1).
         """
         if self.r < 1:
             raise UserError(f"lora.r is {self.r}; an adapter needs a rank: set it to at least 1")
+        if self.alpha < 1:
+            raise UserError(f"lora.alpha is {self.alpha}; it scales the adapter: set it to at least 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout is {self.dropout}; it is a probability: set it to at least 0 and below 1")
 
@@ -87,6 +89,7 @@ class ModelConfig:
             UserError: neither or both of name and config are set, a config lacks a tokenizer, nothing would train beside a
                 quantised base, or a pass would hold no token.
         """
+        check_seed("the model's seed", self.seed)
         if (self.name_or_path is None) == (self.config is None):
             count = "neither is" if self.config is None else "both are"
             raise UserError(f"a model comes from name_or_path or from config, and {count} set; set exactly one")

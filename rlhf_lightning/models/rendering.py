@@ -7,8 +7,11 @@ from typing import Any
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.conversation import Conversation, Message, conversation
+from rlhf_lightning.models.time_limit import TookTooLongError, time_limit
 
 MARKER = re.compile(r"<\|[\w .\-]{1,40}\|>|<(?:start|end)_of_\w+>|\[/?INST\]")
+LONGEST_RENDERING = 5.0
+"""Seconds; a rendering takes a millisecond."""
 KEYS = ("tool_calls", "reasoning_content")
 """Keys of a message that a template may ignore; a message names those that it ignores."""
 
@@ -51,7 +54,13 @@ class TemplateRenderer:
         talk = conversation(messages)
         self._note_ignored(talk)
         try:
-            return self._as_text(talk, add_generation_prompt)
+            with time_limit(LONGEST_RENDERING):
+                return self._as_text(talk, add_generation_prompt)
+        except TookTooLongError as error:
+            raise UserError(
+                f"the chat template renders a conversation for more than {LONGEST_RENDERING:g} s; it loops: set chat_template "
+                "beside the model's name to another template"
+            ) from error
         except Exception as error:  # Jinja's errors, and those of Python that an expression of a template raises
             said = f"{messages[0].get('role')}: {messages[0].get('content')!s:.60}" if messages else ""
             raise UserError(
@@ -77,6 +86,8 @@ class TemplateRenderer:
             return self._apply(talk, talk, prompted)
         try:
             text = self._apply(talk, talk, prompted)
+        except TookTooLongError:
+            raise
         except Exception:  # a template for text alone
             return self._apply(talk, simple, prompted)
         plain = self._apply(talk, simple, prompted)

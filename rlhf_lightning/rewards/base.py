@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, text_of
 from rlhf_lightning.rewards.checking import checked_scores
 from rlhf_lightning.types import Completions
 
@@ -79,12 +79,18 @@ def score(reward: Reward, completions: Completions) -> Tensor:
         UserError: the reward raised an error, or `checked_scores` refuses what it returned.
     """
     name, count = type(reward).__name__, len(completions)
+    checked = _called(name, count, lambda: checked_scores(name, reward(completions), count))
+    return torch.tensor(checked, dtype=torch.float32)
+
+
+def _called(name: str, count: int, function: Callable[[], Any]) -> Any:
+    """Run code of a reward, whatever it raises; `sys.exit` in it would end the run with status 0."""
     try:
-        scores = reward(completions)
-    except UserError:
+        return function()
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        raise UserError(
-            f"reward {name} raised {type(error).__name__}: {error}; the call had {count} completions"
-        ) from error
-    return torch.tensor(checked_scores(name, scores, count), dtype=torch.float32)
+    except BaseException as error:
+        if type(error).__name__ == "SIGTERMException":  # Lightning's; it arrived during the call
+            raise
+        kind = "called sys.exit" if isinstance(error, SystemExit) else f"raised {type(error).__name__}"
+        raise UserError(f"reward {name} {kind}: {text_of(error)}; the call had {count} completions") from error

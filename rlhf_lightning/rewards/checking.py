@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, shown
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -36,7 +36,7 @@ def _values(name: str, scores: Any, count: int) -> list[Any]:
         )
     values = _as_python(scores)
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Set):
-        raise UserError(f"reward {name} returned {values!r:.200}; it must return {count} scores, one per completion")
+        raise UserError(f"reward {name} returned {shown(values)}; it must return {count} scores, one per completion")
     values = list(values)
     if len(values) != count:
         raise UserError(
@@ -56,10 +56,10 @@ def _number(name: str, row: int, score: Any) -> float:
     value = _as_python(score)
     try:
         number = None if isinstance(value, str | bytes | bytearray) else float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # a type of the user's may raise any
         number = None
     if number is None:
-        raise UserError(f"reward {name} returned {score!r:.200} for completion {row}; it must return a number or None")
+        raise UserError(f"reward {name} returned {shown(score)} for completion {row}; it must return a number or None")
     if abs(number) > LARGEST:
         raise UserError(
             f"reward {name} returned {number} for completion {row}; it must return a finite number, or None for a response "

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.errors import UserError, nearest, shown
 from rlhf_lightning.rewards.arguments import ALWAYS, BY_NAME
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.retry_and_timeout import RetryPolicy, short_description
@@ -60,7 +60,7 @@ class FunctionReward(Reward):
         self.by_path = isinstance(function, str)
         if not self.by_path and not callable(function):
             raise UserError(
-                f"FunctionReward.function is {function!r:.60}; set it to an import path, or pass a callable"
+                f"FunctionReward.function is {shown(function, 60)}; set it to an import path, or pass a callable"
             )
         self.function: Callable[..., Any] | None = None if isinstance(function, str) else function
         self.name, self.arguments = function if isinstance(function, str) else callable_name(function), arguments or {}
@@ -192,7 +192,9 @@ def _import(path: str) -> Callable[..., Any]:
         raise UserError(
             f"reward function {path}: {error.filename}:{error.lineno} is not valid Python: {error.msg}"
         ) from error
-    except Exception as error:  # a module may raise any error while it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may raise any error while it is imported, or exit
         raise UserError(f"reward function {path} cannot be imported: {short_description(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rlhf_lightning.errors import check_seed
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.types import Completions
 
@@ -19,6 +20,7 @@ class RandomReward(Reward):
     """
 
     def __init__(self, seed: int = 0) -> None:
+        check_seed("RandomReward.seed", seed)
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, completions: Completions) -> Sequence[float]:

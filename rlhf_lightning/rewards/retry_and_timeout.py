@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 
 import torch
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, text_of
 
 ResultT = TypeVar("ResultT")
 
@@ -118,7 +118,7 @@ def short_description(error: BaseException) -> str:
     >>> short_description(TimeoutError()), short_description(OSError("no\\nroute"))
     ('TimeoutError', 'OSError: no route')
     """
-    text = " ".join(str(error).split())[:200]
+    text = text_of(error)[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -53,10 +53,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            UserError: the file holds objects that could run code.
+            UserError: the file holds objects that could run code, or is no checkpoint of a run.
         """
         with plain_only(path):
-            return super().load_checkpoint(path, map_location, weights_only is not False)
+            found = super().load_checkpoint(path, map_location, weights_only is not False)
+        if not isinstance(found, dict) or "pytorch-lightning_version" not in found:
+            raise UserError(f"checkpoint {path} is no checkpoint of a run; set name_or_path to the weights of a model")
+        return found
 
 
 def _locked(path: Path) -> BinaryIO:

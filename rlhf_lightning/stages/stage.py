@@ -23,7 +23,7 @@ from rlhf_lightning.training.loss_step import LossStep, MicroBatch
 from rlhf_lightning.training.metrics import MetricLog
 from rlhf_lightning.training.network import evaluation
 from rlhf_lightning.training.nonfinite import NonFiniteGuard, OnNonFinite
-from rlhf_lightning.training.optimizers import build_optimizer, scheduler_config
+from rlhf_lightning.training.optimizers import build_optimizer, check_optimizer, scheduler_config
 from rlhf_lightning.training.precision import check_device, keep_float32
 from rlhf_lightning.training.resume import ResumeState
 from rlhf_lightning.training.rows import check_rows
@@ -187,6 +187,7 @@ class Stage(LightningModule):
         keep_float32(self.trainer.precision_plugin)
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
+            check_optimizer(self.make_optimizer)
             self.reset_run()
         self.loaders.bind(self.train_loader, self.read_rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,10 +28,7 @@ def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.o
     Raises:
         UserError: its arguments are wrong, or it cannot step on these weights.
     """
-    try:
-        optimizer = make(trained)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"the optimizer cannot be made: {_shortened(error)}") from error
+    optimizer = _made(make, trained)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError(
             "the optimizer LBFGS asks for the loss several times a step, which has gradients of its own each time"
@@ -40,6 +38,26 @@ def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.o
     if type(optimizer).__module__.startswith("bitsandbytes") and trained:
         _check_kernel(type(optimizer).__name__, make, trained)
     _use_fused_kernel(optimizer)
+    return optimizer
+
+
+def check_optimizer(make: MakeOptimizer) -> None:
+    """Check the arguments of the optimizer on a weight made for this check, before the model is loaded.
+
+    Raises:
+        UserError: they are wrong.
+    """
+    _made(make, [nn.Parameter(torch.zeros(1))])
+
+
+def _made(make: MakeOptimizer, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    try:
+        optimizer = make(weights)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"the optimizer cannot be made: {_shortened(error)}") from error
+    for group in optimizer.param_groups:
+        if not math.isfinite(group.get("lr", 0.0)):
+            raise UserError(f"optimizer.lr is {group['lr']}; set it to a finite number")
     return optimizer
 
 

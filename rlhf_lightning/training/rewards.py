@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.errors import UserError, shown
 from rlhf_lightning.rewards.base import Reward
 
 
@@ -25,7 +25,7 @@ def check_rewards(rewards: Mapping[str, Reward]) -> dict[str, float]:
     best = {}
     for name, reward in rewards.items():
         if not isinstance(reward, Reward):
-            raise UserError(f"the reward {name!r} is {reward!r:.60}; pass a Reward or a function of `responses`")
+            raise UserError(f"the reward {name!r} is {shown(reward, 60)}; pass a Reward or a function of `responses`")
         reward.check()
         if reward.best is not None:
             best[f"val/reward/{name}"] = reward.best

@@ -143,3 +143,13 @@ def test_rows_that_json_gives_and_no_tokenizer_reads(tmp_path: Path, text: str, 
     (tmp_path / "rows.jsonl").write_text(text)
     data = modules.PromptData(train=str(tmp_path / "rows.jsonl"))
     assert expected in str(outcome(lambda: data.setup("fit"), ("rows.jsonl",)).refusal)
+
+
+@pytest.mark.parametrize("messages", [False, 3, "text", [None, None], [{"role": "assistant", "content": "other"}]])
+def test_messages_beside_a_prompt_are_a_column_like_any_other(tmp_path: Path, messages: Any) -> None:
+    rows = [{"prompt": "a", "messages": messages}, {"prompt": "a"}, {"prompt": "b"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    data = modules.PromptData(train=str(tmp_path / "rows.json"), validation_fraction=0.3)
+    data.setup("fit")
+    assert len(data.train_rows) + len(data.validation_rows) == 3
+    assert prompt_key(rows[0]) == prompt_key(rows[1])
