@@ -24,9 +24,9 @@ quick: test-environment
 nightly: test-environment
 	$(BIN)/python benchmarks/nightly.py -j $(JOBS)
 
-# Try twenty times as many generated files as `make test`.
+# Try twenty times as many generated files as `make test`, and ten times as many configs and command lines.
 fuzz: test-environment
-	FUZZ=nightly $(BIN)/python -m pytest tests/data/test_fuzz_readers.py
+	FUZZ=nightly $(BIN)/python -m pytest tests/data/test_fuzz_readers.py tests/cli/test_fuzz_command_lines.py
 
 # Run what every commit must pass.
 check: test

@@ -56,6 +56,10 @@ def steps(jobs: int) -> dict[str, Step]:
             (*pytest, "slow and not distributed", "-k", RANDOM_OPTIONS, "-n", str(jobs)),
             (("COMBINATIONS", str(COMBINATIONS)),),
         ),
+        "generated input": Step(
+            ("-m", "pytest", "tests/data/test_fuzz_readers.py", "tests/cli/test_fuzz_command_lines.py"),
+            (("FUZZ", "nightly"),),
+        ),
         "mutations": Step(("tests/mutations/run.py", "-j", str(jobs))),
         "kills": Step(("benchmarks/kill.py", "--kills", str(KILLS))),
     }

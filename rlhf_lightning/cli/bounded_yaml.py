@@ -89,7 +89,8 @@ def _check_events(text: str) -> None:
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and values before it
     count = 0
-    for event in yaml.parse(text, SCANNER):
+    events: Any = yaml.parse(text, SCANNER)  # types of two modules, of libyaml and of yaml
+    for event in events:
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_nodes):
                 raise BeyondLimitsError(

@@ -54,7 +54,8 @@ def check_plain_values(config: dict[str, Any]) -> None:
             )
     check_seed("seed_everything", config.get("seed_everything"))
     trainer = config.get("trainer")
-    for name, least in TRAINER_MINIMA.items() if isinstance(trainer, dict) else ():
+    trainer = trainer if isinstance(trainer, dict) else {}
+    for name, least in TRAINER_MINIMA.items():
         value = trainer.get(name)
         if isinstance(value, int | float) and not least <= value < math.inf:
             raise UserError(f"trainer.{name} is {value}; set it to a number from {least} on")
@@ -102,6 +103,7 @@ def _fault(path: str, value: Any) -> str | None:
 
 
 def _mapping_fault(value: dict[Any, Any]) -> str | None:
+    name: Any
     for name in value:
         if not isinstance(name, str | int) or isinstance(name, bool):
             return f"has the key {shown(name)}, which is no text; put it into quotes"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
@@ -35,6 +37,16 @@ def check_minimum(least: int, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < least:
             raise UserError(f"model.{name} is {value}; it must be at least {least}")
+
+
+def check_temperature(name: str, value: float) -> None:
+    """Refuse a temperature of a stage that is negative or not finite.
+
+    Raises:
+        UserError: it is.
+    """
+    if not 0 <= value < math.inf:
+        raise UserError(f"model.{name} is {value}; set it to 0 (greedy) or a positive number")
 
 
 def check_trainer(trainer: Trainer) -> None:

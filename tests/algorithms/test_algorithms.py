@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
@@ -342,3 +343,27 @@ def test_an_algorithm_is_one_file_under_a_hundred_lines() -> None:
     assert len(files) >= 4
     for path in files:
         assert len(path.read_text().splitlines()) < 100, path
+
+
+ALL_ALGORITHMS = [PPO, DPO, GRPO, REINFORCE]
+
+
+def numbers(kind: type) -> list[str]:
+    """Fields of an algorithm or of its penalty that are numbers."""
+    return [each.name for each in fields(kind) if str(each.type).split(" ")[0] in ("int", "float")]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in ALL_ALGORITHMS for name in numbers(kind)])
+def test_a_number_out_of_range_is_refused(kind: Any, name: str) -> None:
+    whole = next(each for each in fields(kind) if each.name == name).type
+    wrong = [-1] if "int" in str(whole) else [-1.0, math.inf, -math.inf, math.nan]
+    for value in wrong[1:] if (kind.__name__, name) == ("PPO", "entropy_coef") else wrong:
+        with pytest.raises(UserError, match=rf"{kind.__name__}\.{name} is {value}; "):
+            kind(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["coef", "target", "gain"])
+@pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
+def test_a_number_of_the_penalty_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"kl\.{name} is {value}; "):
+        KLPenalty(**{name: value})  # type: ignore[arg-type]
