@@ -8,7 +8,7 @@ import yaml
 
 MAX_CHARACTERS = 1_000_000
 MAX_NODES = 20_000
-"""Values of a document, each alias counted as what it stands for."""
+"""Values of a document, each alias counted as its whole content."""
 MAX_DEPTH = 60
 LETTERS_PER_NODE = 500
 """A longer text counts as several values, so that aliases of long texts are limited as well."""
@@ -87,32 +87,29 @@ def check(text: str) -> None:
 
 def _check_events(text: str) -> None:
     sizes: dict[str, int] = {}
-    open_nodes: list[tuple[str | None, int]] = []  # anchor, and values before it
+    open_nodes: list[tuple[str, int]] = []  # anchor, and values before it
     count = 0
     events: Any = yaml.parse(text, SCANNER)  # types of two modules, of libyaml and of yaml
     for event in events:
+        mark, name = event.start_mark, getattr(event, "anchor", None) or ""
         if isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in open_nodes):
-                raise BeyondLimitsError(
-                    None, None, f"the alias *{event.anchor} stands inside its own anchor; remove it", event.start_mark
-                )
-            count += sizes.get(event.anchor, 1)
+            if any(anchor == name for anchor, _ in open_nodes):
+                raise BeyondLimitsError(None, None, f"the alias *{name} is inside its own anchor; remove it", mark)
+            count += sizes.get(name, 1)
         elif isinstance(event, yaml.ScalarEvent):
             size = 1 + len(event.value) // LETTERS_PER_NODE
             count += size
-            sizes[event.anchor or ""] = size
+            sizes[name] = size
         elif isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((event.anchor, count))
+            open_nodes.append((name, count))
             count += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_nodes.pop()
-            sizes[anchor or ""] = count - before
+            sizes[anchor] = count - before
         if len(open_nodes) > MAX_DEPTH:
-            raise BeyondLimitsError(None, None, f"values are nested more than {MAX_DEPTH} deep", event.start_mark)
+            raise BeyondLimitsError(None, None, f"values are nested more than {MAX_DEPTH} deep", mark)
         if count > MAX_NODES:
-            raise BeyondLimitsError(
-                None, None, f"it stands for more than {MAX_NODES} values, aliases included", event.start_mark
-            )
+            raise BeyondLimitsError(None, None, f"it has more than {MAX_NODES} values, aliases included", mark)
 
 
 def _refusal(problem: str, mark: Any) -> yaml.MarkedYAMLError:

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 def prompt_key(row: Row) -> str:
     """Identify the prompt of a row; of a conversation what comes before its first learned turn.
 
-    Messages count where they were read as a conversation, or stand without a prompt; beside a prompt they are any column.
+    Messages count where they were read as a conversation, or come without a prompt; beside a prompt they are any column.
 
     >>> prompt_key({"prompt": "hi "}) == prompt_key({"prompt": "hi", "answer": "1"})
     True
