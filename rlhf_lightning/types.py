@@ -183,7 +183,7 @@ class Rollout(Rows):
     """Hold the tensors of `Completions` with log-probabilities, rewards and values."""
 
     logprobs: Tensor
-    """float32 [B, T]; under the policy that generated the response."""
+    """float32 [B, T]; under the policy that generated the response, as the model that trains computes it."""
     reference_logprobs: Tensor | None
     """float32 [B, T]; under the reference. None in a run without a reference."""
     rewards: Tensor
@@ -192,6 +192,8 @@ class Rollout(Rows):
     """float32 [B, T]; of the critic. None unless the algorithm `needs_values`."""
     preferences: Tensor | None = field(default=None, kw_only=True)
     """float32 [B]; probability that the row is the better one of its recorded pair. None where rewards order the rows."""
+    generator_logprobs: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B, T]; of the same tokens, by an engine of its own (`Generator.separate_engine`). None where there is no such."""
     baselines: Tensor | None = field(default=None, kw_only=True)
     """float32 [B]; score of the greedy response to the row's prompt. None unless the algorithm has `greedy_baseline`."""
     mismatched: Tensor | None = field(default=None, kw_only=True)

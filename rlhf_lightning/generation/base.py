@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.types import Generated, GenerationRequest, SamplingParams
@@ -21,6 +22,9 @@ class Generator(ABC):
     `min_p` exclude. A ratio of log-probabilities under other weights is then defined for every token.
     """
 
+    separate_engine: ClassVar[bool] = False
+    """True: the engine has weights or numerics of its own, such as a server. Its log-probabilities are kept beside those of the
+    model that trains, and `model.correction` accounts for the difference."""
     max_new_tokens: int = 128
     """Maximum length of a response, in tokens."""
     temperature: float = 1.0

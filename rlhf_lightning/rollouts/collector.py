@@ -70,6 +70,8 @@ class Collector:
     temperature: float
     overlap: int = 1
     """Number of chunks of a rollout; each is scored while the next is generated."""
+    separate_engine: bool = False
+    """The generator's log-probabilities are not those of the actor, and both are kept."""
     nothing_scored: bool = False
     """No response of the last rollout has a score, on any rank."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -146,8 +148,11 @@ class Collector:
         """
         components = None if scored.components is None else scored.components.nan_to_num(0.0)
         rows = scored.base_rows()
-        rollout = self._rollout(rows, scored.rewards, values, scored.logprobs, scored.values)
+        recorded = (None, None) if self.separate_engine else (scored.logprobs, scored.values)
+        rollout = self._rollout(rows, scored.rewards, values, *recorded)
         rollout = replace(rollout, baselines=scored.baselines, components=components)
+        if self.separate_engine and scored.logprobs is not None:
+            rollout = replace(rollout, generator_logprobs=scored.logprobs * rows.mask)
         self.component_names = scored.names
         self.metrics = self._rollout_metrics(rollout, scored)
         return rollout

@@ -34,11 +34,12 @@ from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.seeding import PREDICTION, Randomness
 from rlhf_lightning.stages.rollout import RolloutStage
 from rlhf_lightning.training.checks import check_minimum, check_temperature
+from rlhf_lightning.training.correction import Correction
 from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.optimizers import adamw
 from rlhf_lightning.training.predictions import Predictor
-from rlhf_lightning.training.requirements import RECORDED_COLUMNS, check_monitors, check_recorded
+from rlhf_lightning.training.requirements import RECORDED_COLUMNS, check_correction, check_monitors, check_recorded
 from rlhf_lightning.training.rewards import check_rewards, load_rewards
 from rlhf_lightning.training.roles import Roles
 from rlhf_lightning.training.rollout_session import OnUnscored
@@ -76,6 +77,8 @@ class PolicyStage(RolloutStage):
         lr_scheduler: steps with the optimizer.
         on_nonfinite: stop the run at a step with a NaN or an infinity, or skip the step and count it.
         on_unscored: stop the run at a rollout in which the reward scores no response, or warn and skip the rollout.
+        correction: importance weights on the advantages, for a generator that is an engine of its own; by default those of
+            `Correction` where there is such an engine.
     """
 
     shown_metrics = ("reward/mean", "kl/reference", "preference/accuracy")
@@ -102,16 +105,18 @@ class PolicyStage(RolloutStage):
         lr_scheduler: LRSchedulerCallable | None = None,
         on_nonfinite: OnNonFinite = "stop",
         on_unscored: OnUnscored = "stop",
+        correction: Correction | None = None,
     ) -> None:
         super().__init__(
             algorithm, optimizer, lr_scheduler, on_nonfinite, on_unscored, iterations,
-            TextEncoding(policy), policy.max_tokens_per_batch,
+            TextEncoding(policy), policy.max_tokens_per_batch, correction,
         )  # fmt: skip
         reward = as_reward(reward)
         held_out = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
         if reward is None and predict_score:
             raise UserError("predict_score is true and there is no reward: set model.reward, or remove predict_score")
         check_temperature("predict_temperature", predict_temperature)
+        check_correction(correction, generation)
         check_minimum(1, max_prompt_length=max_prompt_length)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
         self.reward, self.generation = reward, generation
@@ -215,8 +220,9 @@ class PolicyStage(RolloutStage):
     def build_collector(self) -> PolicyCollector:
         """Load reward models and reference, and build the collector that asks them."""
         load_rewards(self.rewards, self.device)
-        temperature, overlap = self.generation.temperature, self.roles.overlap
-        return PolicyCollector(self.generator(), self.judge(), self.reference(), temperature, overlap)
+        generation, overlap = self.generation, self.roles.overlap
+        frozen = (self.judge(), self.reference())
+        return PolicyCollector(self.generator(), *frozen, generation.temperature, overlap, generation.separate_engine)
 
     @property
     def is_recorded(self) -> bool:

@@ -19,6 +19,7 @@ from rlhf_lightning.rollouts.collector import Actor, Collector, ReferenceLogprob
 from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.stages.stage import Stage
 from rlhf_lightning.training.checks import check_minimum
+from rlhf_lightning.training.correction import Correction
 from rlhf_lightning.training.loss_step import MicroBatch
 from rlhf_lightning.training.nonfinite import OnNonFinite
 from rlhf_lightning.training.rewards import check_rewards, load_rewards
@@ -43,6 +44,7 @@ class RolloutStage(Stage):
         iterations: rollouts per Lightning epoch; by default one pass over the rows.
         text: tokenizer and encoder of a language model; None for an actor that reads no text.
         max_tokens_per_batch: tokens per forward pass of training; None splits no batch.
+        correction: of rollouts whose generator is not the model that trains; see `training.correction`.
     """
 
     shown_metrics: ClassVar[tuple[str, ...]] = ("reward/mean",)
@@ -57,12 +59,13 @@ class RolloutStage(Stage):
         iterations: int | None = None,
         text: TextEncoding | None = None,
         max_tokens_per_batch: int | None = None,
+        correction: Correction | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, on_nonfinite, text, max_tokens_per_batch)
         check_minimum(1, iterations=iterations)
         self.algorithm = algorithm
         self.stopper = UpdateStopper(self, algorithm)
-        self.rollouts = RolloutSession(self, self.loaders, self.stopper, iterations, on_unscored)
+        self.rollouts = RolloutSession(self, self.loaders, self.stopper, iterations, on_unscored, correction)
         self.resume.shared |= {"algorithm": algorithm, "rollouts": self.rollouts}
         self.resume.per_rank |= {"stopper": self.stopper}
 

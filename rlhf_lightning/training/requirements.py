@@ -9,6 +9,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.models.reference import ReferenceKind
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.training.correction import Correction
 from rlhf_lightning.training.rows import visible_rows
 
 REFERENCE_METRICS = ("kl/reference", "reference/gap")
@@ -51,6 +52,19 @@ def check_generation(generation: Generator) -> None:
     if generation.temperature == 0:
         raise UserError(
             "generation.temperature is 0 (greedy); training needs sampling. Set it above 0, for example to 1.0"
+        )
+
+
+def check_correction(correction: Correction | None, generation: Generator) -> None:
+    """Refuse a correction that would have nothing to correct.
+
+    Raises:
+        UserError: the generator is no engine of its own.
+    """
+    if correction is not None and not generation.separate_engine:
+        raise UserError(
+            f"model.correction is set; {type(generation).__name__} generates with the model that trains, so there is nothing to "
+            "correct: remove model.correction"
         )
 
 

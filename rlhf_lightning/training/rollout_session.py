@@ -16,6 +16,7 @@ from rlhf_lightning.console import print_once
 from rlhf_lightning.distributed import raise_on_all_ranks, shared_errors
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import explained_variance
+from rlhf_lightning.functional.masked import masked_mean
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.buffer import RolloutBuffer, batch_of
 from rlhf_lightning.rollouts.collector import Collector
@@ -24,6 +25,7 @@ from rlhf_lightning.rollouts.rollout_loader import RolloutLoader
 from rlhf_lightning.rollouts.row_source import RowSource, local_rows
 from rlhf_lightning.rollouts.scored import Scored
 from rlhf_lightning.seeding import Randomness, derive_seed
+from rlhf_lightning.training.correction import Correction, log_ratio_of
 from rlhf_lightning.training.events import call_callbacks
 from rlhf_lightning.training.loaders import LoaderBinding, run_seed
 from rlhf_lightning.training.metrics import GRADIENT_NORM
@@ -75,6 +77,7 @@ class RolloutSession:
         stopper: skips the rest of a rollout.
         iterations: rollouts per Lightning epoch; None for one pass over the prompts.
         on_unscored: stop the run at a rollout in which no response has a score, or warn and skip the rollout.
+        correction: of rollouts with `generator_logprobs`; None: the default one, where the algorithm has advantages.
     """
 
     def __init__(
@@ -84,11 +87,12 @@ class RolloutSession:
         stopper: UpdateStopper,
         iterations: int | None,
         on_unscored: OnUnscored = "stop",
+        correction: Correction | None = None,
     ) -> None:
         self.stage, self.loaders, self.stopper = stage, loaders, stopper
         self.module: Any = stage
         self.algorithm, self.iterations = stage.algorithm, iterations
-        self.on_unscored = on_unscored
+        self.on_unscored, self.correction = on_unscored, correction
         self.collector: Collector | None = None
         self._restored_metrics: dict[str, float] = {}
         self._reported_empty = False
@@ -164,7 +168,7 @@ class RolloutSession:
                 with shared_errors():
                     first = collector.request(rows, responses, randomness, count, greedy)
                 rollout = self._measured(first, randomness)
-            batch = algorithm.prepare(rollout)
+            batch = self._corrected(algorithm.prepare(rollout))
             if batch.values is not None and batch.returns is not None:
                 explained = explained_variance(batch.values, batch.returns, batch.mask)
                 collector.metrics["value/explained_variance"] = float(explained)
@@ -175,6 +179,18 @@ class RolloutSession:
         self.stopper.start_rollout(skip=collector.nothing_scored)
         self._update_started = time.perf_counter()
         return self.buffer(batch, derive_seed(randomness.seed, randomness.iteration))
+
+    def _corrected(self, batch: Batch) -> Batch:
+        """Correct the advantages for an engine that is not the model that trains, and measure how far the two differ."""
+        if batch.generator_logprobs is None:
+            return batch
+        gap = masked_mean(log_ratio_of(batch).abs(), batch.mask, math.nan)
+        self._collector.metrics["generator/log_ratio"] = float(gap)
+        if batch.advantages is None and self.correction is None:
+            return batch
+        corrected, metrics = (self.correction or Correction()).apply(batch)
+        self._collector.metrics |= metrics
+        return corrected
 
     def _report_unscored(self) -> None:
         """Warn of a rollout that is skipped, or log its metrics and stop.
