@@ -51,7 +51,7 @@ class Arguments:
         whole = with_schedule_classes(given)
         resolved = [resolved[0], *replace_schedule_words(resolved[1:], given, load_config)]
         plain = [resolved[0], *without_nulls(resolved[1:], whole)]
-        if any(word in ("-h", "--help") or word.startswith("--print_config") for word in words):
+        if any(map(_asks_for_help, words)):
             return cls(plain, configs=configs, asks_for_help=True)
         _check_first_words(words)
         contents = [with_schedule_classes(load_config(path)) for path in configs]
@@ -84,6 +84,12 @@ class Arguments:
         if checkpoint == "last":
             words = [*_without(words, "--ckpt_path"), f"--ckpt_path={resolve_last(folder, subcommand) or 'null'}"]
         return replace(self, words=words, folder=folder)
+
+
+def _asks_for_help(word: str) -> bool:
+    """Say whether a word prints something and ends, as `--model.algorithm.help PPO` does."""
+    flag = word.partition("=")[0]
+    return flag in ("-h", "--help", "--print_config") or (flag.startswith("--") and flag.endswith(".help"))
 
 
 def _check_first_words(words: Sequence[str]) -> None:

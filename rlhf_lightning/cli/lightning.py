@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
 
 import yaml
-from jsonargparse import set_loader
+from jsonargparse import set_loader, set_parsing_settings
 from jsonargparse._loaders_dumpers import yaml_load
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -283,6 +283,8 @@ def parse(words: list[str]) -> ParsedCLI:
     """
     _silence()
     add_current_folder()
+    if any(word.partition("=")[0].endswith(".help") for word in words):  # reading sources takes a second
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
         return ParsedCLI(
             LightningModule,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 
@@ -47,10 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 2 for something that the user can fix, 1 for any other error, 130 after an interruption,
-        and 128 plus the number of the signal that stopped the run, 143 for SIGTERM.
+        128 plus the number of the signal that stopped the run, 143 for SIGTERM, and 141 after a closed pipe.
     """
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `… | head` has read enough
+        return _close_output()
     except StoppedBySignal as stop:
         return _report(str(stop), stop.status) if os.environ.get("LOCAL_RANK", "0") == "0" else stop.status
     except KeyboardInterrupt:
@@ -97,6 +102,13 @@ def _run(words: list[str]) -> int:
         fault = f"there is no subcommand {first!r}" if first[:1] not in ("", "-") else "the subcommand comes first"
         raise UserError(f"{fault}; {nearest(first, (*LIGHTNING, *COMMANDS))}")
     return 0
+
+
+def _close_output() -> int:
+    """Send what is left of the output nowhere, so that Python's last flush does not fail; return the status of SIGPIPE."""
+    with suppress(OSError, ValueError):  # of an output that is no file, as in a notebook
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _status_of(end: SystemExit) -> int:

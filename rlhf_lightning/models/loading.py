@@ -53,7 +53,10 @@ def load_model_config(config: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     if config.config is None:
-        path = base_path(config.name_or_path or "")
+        given = config.name_or_path or ""
+        if is_adapter(given):
+            check_weights(given)
+        path = base_path(given)
         check_weights(path)
         model_config = from_pretrained(AutoConfig, path, config.trust_remote_code, what="config")
     else:

@@ -95,6 +95,11 @@ def check_weights(path: str) -> None:
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
     if not pickled:
         raise UserError(f"the model folder {path} has no weights (model.safetensors)")
+    if is_adapter(path):
+        raise UserError(
+            f"the adapter in {path} is pickled ({pickled[0]}), which can execute code, and only safetensors are read; convert "
+            "it: load it with peft where you trust its author, and save it again with save_pretrained"
+        )
     raise UserError(
         f"the weights in {path} are pickled ({pickled[0]}), which can execute code, and only safetensors are read; convert them: "
         f'python -c "from transformers import AutoModelForCausalLM as M; '

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Sequence
 from http.client import IncompleteRead
 from string import Template
@@ -16,6 +18,9 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.retry_and_timeout import RetryPolicy, is_transient
 from rlhf_lightning.types import Completions
+
+MAX_ANSWER = 64 * 2**20
+"""Bytes of an answer that are read at most; a score takes about 20."""
 
 
 class ServerReward(Reward):
@@ -110,7 +115,7 @@ class ServerReward(Reward):
         request = Request(self.url, body, headers, method="POST")
         try:
             with build_opener(_NoRedirect).open(request, timeout=self.retry_policy.inner_timeout) as response:
-                return response.read()
+                return self._read(response)
         except HTTPError as error:
             with error:
                 status = f"HTTP {error.code} {error.reason}: {_beginning(error.read(2000))}"
@@ -125,6 +130,22 @@ class ServerReward(Reward):
             raise (error.reason if isinstance(error.reason, OSError) else error) from None
         except IncompleteRead as error:
             raise ConnectionError(f"the connection closed during the answer: {error}") from None
+
+    def _read(self, response: Any) -> bytes:
+        """Read an answer of limited size; stop with the time of the attempt, after which nobody waits for it."""
+        ends = time.monotonic() + (self.retry_policy.timeout or math.inf)
+        found = bytearray()
+        while chunk := response.read1(65536):
+            found += chunk
+            if len(found) > MAX_ANSWER:
+                raise UserError(
+                    f"{self.retry_policy.name} answered more than {MAX_ANSWER} bytes; it must answer scores alone: fix it"
+                )
+            if time.monotonic() > ends:
+                raise TimeoutError(f"no whole answer within {self.retry_policy.timeout:g} s")
+        if response.length:  # bytes that were announced and have not come
+            raise IncompleteRead(bytes(found), response.length)
+        return bytes(found)
 
     def _expanded_headers(self) -> dict[str, str]:
         return {name: _expand(name, value) for name, value in self.headers.items()}

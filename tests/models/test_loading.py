@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -362,3 +363,11 @@ def test_attention_is_sdpa_where_the_architecture_has_it(
     model.save_pretrained(tmp_path)
     for loaded in (model, load_causal_lm(ModelConfig(str(tmp_path), tokenizer=tokenizer_folder))):
         assert loaded.config._attn_implementation == attention
+
+
+def test_a_pickled_adapter_is_refused(tmp_path: Path, tiny_model_folder: Callable[[str], str]) -> None:
+    config = {"peft_type": "LORA", "base_model_name_or_path": tiny_model_folder("llama"), "r": 4}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"the adapter in .+ is pickled \(adapter_model.bin\), which can execute code"):
+        load_model_config(ModelConfig(name_or_path=str(tmp_path)))

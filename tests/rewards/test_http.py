@@ -257,3 +257,28 @@ def test_a_check_needs_no_server_and_refuses_empty_batches() -> None:
     ServerReward("https://localhost:1/score?model=a", timeout=None).check()
     with pytest.raises(UserError, match="batch_size is 0; set it to 1 or more"):
         ServerReward("http://localhost", batch_size=0).check()
+
+
+def test_an_answer_without_end_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf_lightning.rewards.http.MAX_ANSWER", 1000)
+    server.script = [says(200, "[" * 200_000)]
+    with pytest.raises(UserError, match="answered more than 1000 bytes; it must answer scores alone"):
+        score(ServerReward(server.url, retries=3, backoff=0.01), ROWS)
+    assert len(server.asked) == 1
+
+
+def test_an_abandoned_attempt_stops_reading(server: Server) -> None:
+    ended = threading.Event()
+
+    def drips_until_closed(handler: Handler, body: Any) -> None:
+        handler.respond(200, "{", length=10**6)
+        try:
+            while not server.over.wait(0.02):
+                handler.wfile.write(b" ")
+        except OSError:
+            ended.set()
+
+    server.script = [drips_until_closed]
+    with pytest.raises(UserError, match="TimeoutError"):
+        score(ServerReward(server.url, timeout=0.2, retries=0), ROWS)
+    assert ended.wait(10)
