@@ -11,12 +11,16 @@ from torch import Tensor
 
 from rlhf_lightning.distributed import all_sum
 from rlhf_lightning.models.micro_batches import balanced_partition, select_micro_batch
+from rlhf_lightning.rollouts.buffer_state import gather_rows, own_rows
 from rlhf_lightning.seeding import derive_seed
 from rlhf_lightning.types import Batch
 
+NEXT_MINIBATCH = 2**32
+"""Distance between the places of two minibatches, beyond the number of rows of any."""
+
 
 class RolloutBuffer:
-    """Holds one `Batch`. Its state is the tensors, the seed and the cursor.
+    """Holds one `Batch`. Its state is that of all ranks, for any number of them: rows in global order, places and cursor.
 
     Each epoch shuffles the prompts, and the loss groups of each prompt, and splits them into `minibatches` optimiser
     steps. The responses to a prompt stay adjacent, so that a step computes the prompt once. Each step is split into
@@ -44,9 +48,11 @@ class RolloutBuffer:
         accumulate: int,
         seed: int,
     ) -> None:
-        self.batch, self.weigh, self.seed, self.cursor = batch.to("cpu"), weigh, seed, 0
+        self.batch, self.weigh, self.cursor = batch.to("cpu"), weigh, 0
         self.rows_per_loss_group = rows_per_loss_group
         self.epochs, self.minibatches, self.accumulate = epochs, minibatches, accumulate
+        self.places = torch.stack([self._places(derive_seed(seed, epoch)) for epoch in range(epochs)], 1)
+        """int64 [B, epochs]: minibatch × 2^32 + place in the minibatch, equal within a loss group; -1 for skipped rows."""
 
     def __len__(self) -> int:
         return self.epochs * self.minibatches * self.accumulate
@@ -68,31 +74,38 @@ class RolloutBuffer:
     def _minibatch(self, step: int) -> Tensor:
         """Return int64 indices of the rows of an optimiser step; the rows of a loss group are adjacent."""
         epoch, minibatch = divmod(step, self.minibatches)
-        loss_groups = torch.tensor_split(self._order(epoch), self.minibatches)[minibatch]
-        return (loss_groups[:, None] * self.rows_per_loss_group + torch.arange(self.rows_per_loss_group)).flatten()
+        places = self.places[:, epoch]
+        rows = torch.nonzero(places // NEXT_MINIBATCH == minibatch).flatten()
+        return rows[places[rows].argsort(stable=True)]
 
-    def _order(self, epoch: int) -> Tensor:
-        """Return int64 indices of the loss groups in random order, without those whose mask is empty.
+    def _places(self, seed: int) -> Tensor:
+        """Return int64 [B]: the place of each row in an epoch; see `places`.
 
-        The loss groups of a prompt are adjacent.
+        The loss groups are shuffled, those of a prompt stay adjacent, and those whose mask is empty are skipped.
         """
         count = len(self.batch) // self.rows_per_loss_group
-        nonempty = self.batch.mask[: count * self.rows_per_loss_group].view(count, -1).any(-1)
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch) % 2**63)
+        nonempty_rows = self.batch.mask.any(-1)[: count * self.rows_per_loss_group]
+        nonempty = nonempty_rows.view(count, self.rows_per_loss_group).any(-1)
+        generator = torch.Generator().manual_seed(seed % 2**63)
         order = torch.randperm(count, generator=generator)
         prompts, prompt = torch.unique(self.batch.groups[order * self.rows_per_loss_group], return_inverse=True)
         order = order[torch.randperm(len(prompts), generator=generator)[prompt].argsort(stable=True)]
-        return order[nonempty[order]]
+        places = torch.full((count,), -1)
+        for minibatch, loss_groups in enumerate(torch.tensor_split(order[nonempty[order]], self.minibatches)):
+            places[loss_groups] = minibatch * NEXT_MINIBATCH + torch.arange(len(loss_groups))
+        rows = places.repeat_interleave(self.rows_per_loss_group)
+        return torch.cat([rows, rows.new_full((len(self.batch) - len(rows),), -1)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain tensors and numbers; the weight belongs to a step and is recomputed."""
+        """Return plain tensors and numbers of all ranks; the weight belongs to a step and is recomputed."""
         tensors = {name: value for name, value in self.batch.tensors().items() if name != "weight"}
-        return {"tensors": tensors, "seed": self.seed, "cursor": self.cursor}
+        return {**gather_rows({**tensors, "places": self.places}), "cursor": self.cursor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` returned."""
-        self.batch = batch_of(state["tensors"])
-        self.seed, self.cursor = state["seed"], state["cursor"]
+        """Take this rank's rows of the state that `state_dict` returned, in the minibatches that they were in."""
+        tensors = own_rows(state)
+        self.places, self.cursor = tensors.pop("places"), state["cursor"]
+        self.batch = batch_of(tensors)
 
 
 def batch_of(tensors: dict[str, Tensor]) -> Batch:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rlhf_lightning.distributed import all_gather, rank, world_size
-from rlhf_lightning.errors import UserError
 from rlhf_lightning.rollouts.buffer import RolloutBuffer
 from rlhf_lightning.rollouts.row_source import RowSource, local_rows
 from rlhf_lightning.rollouts.step_loader import REPLAY_STEP
@@ -84,29 +82,18 @@ class RolloutLoader:
         return self.buffer is not None and self.buffer.cursor == self.micro_batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain tensors and numbers of all ranks: a Lightning checkpoint holds the state of rank 0 alone."""
+        """Return plain tensors and numbers of all ranks, for any number of ranks; every rank must call it."""
         source = self.state_before_rollout or self.source.state_dict()
-        own = {"buffer": None if self.buffer is None else self.buffer.state_dict()}
-        return {"source": source, "iteration": self.iteration, "ranks": all_gather(own)}
+        buffer = None if self.buffer is None else self.buffer.state_dict()
+        return {"source": source, "iteration": self.iteration, "buffer": buffer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume inside the buffer if it has micro-batches left, at the start of a step that was not taken (`REPLAY_STEP`).
-
-        Raises:
-            UserError: the run that saved the state had another number of processes.
-        """
-        if len(state["ranks"]) != world_size():
-            raise UserError(
-                f"the checkpoint was saved by {len(state['ranks'])} processes and this run has {world_size()}; rollouts are "
-                f"sharded over the processes: set trainer.devices to {len(state['ranks'])} (on one node), or start a new run "
-                "from the export of the old one"
-            )
-        own = state["ranks"][rank()]
+        """Resume inside the buffer if it has micro-batches left, at the start of a step that was not taken (`REPLAY_STEP`)."""
         self.source.load_state_dict(state["source"])
         self.iteration = state["iteration"]
         self.buffer = self.state_before_rollout = None
-        if own["buffer"] is not None:
+        if state["buffer"] is not None:
             self.buffer = self.empty()
-            self.buffer.load_state_dict(own["buffer"])
+            self.buffer.load_state_dict(state["buffer"])
             if state.get(REPLAY_STEP, False):
                 self.buffer.step_back()

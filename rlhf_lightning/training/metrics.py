@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from rlhf_lightning.distributed import all_max, all_sum
+from rlhf_lightning.distributed import all_max, all_sum, rank
 from rlhf_lightning.training.loss_step import MicroBatch
 from rlhf_lightning.training.memory import peak_memory
 from rlhf_lightning.types import LossOutput
@@ -55,6 +55,20 @@ class MetricAccumulator:
     def load_state_dict(self, state: dict[str, dict[str, Tensor]], device: torch.device | str) -> None:
         """Restore sums and maxima onto `device`."""
         self.sums, self.maxima = _on(device, state["sums"]), _on(device, state["maxima"])
+
+
+def for_other_ranks(states: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
+    """Return the state of an accumulator of this rank from those of another number of ranks: rank 0 takes all sums."""
+    names = dict.fromkeys(name for state in states for name in state["sums"])
+    known = {name: [state["sums"][name] for state in states if name in state["sums"]] for name in names}
+    maxima = dict.fromkeys(name for state in states for name in state["maxima"])
+    return {
+        "sums": {name: torch.stack(found).sum(0) * (rank() == 0) for name, found in known.items()},
+        "maxima": {
+            name: torch.stack([state["maxima"][name] for state in states if name in state["maxima"]]).amax(0)
+            for name in maxima
+        },
+    }
 
 
 def _on(device: torch.device | str, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,6 +144,11 @@ class MetricLog:
     def state_dict(self) -> dict[str, Any]:
         """Return the metrics that are not yet logged."""
         return self.accumulator.state_dict()
+
+    @staticmethod
+    def for_other_ranks(states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the state of this rank from those of another number of ranks."""
+        return for_other_ranks(states)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the metrics onto the device of the run."""

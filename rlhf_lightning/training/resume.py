@@ -22,6 +22,8 @@ from rlhf_lightning.training.random_states import random_states, set_random_stat
 
 SHARED, RANKS = "stage", "ranks"
 """Keys of a checkpoint: state that all ranks have in common, and a list of the states of each."""
+FORMAT, PRESENT_FORMAT = "format", 2
+"""Key of a checkpoint, and its value: 2 since the state of the train loader is that of any number of processes."""
 
 
 class Resumable(Protocol):
@@ -61,6 +63,7 @@ class ResumeState:
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the stage to a checkpoint; every rank must call it."""
         own = {name: owner.state_dict() for name, owner in self.per_rank.items()}
+        checkpoint[FORMAT] = PRESENT_FORMAT
         checkpoint[RANKS] = all_gather({**own, "random": random_states()})
         checkpoint[SHARED] = {name: owner.state_dict() for name, owner in self.shared.items()}
         if self.holds_adapter_alone and "averaging_state" not in checkpoint:  # WeightAveraging reads all weights
@@ -73,8 +76,9 @@ class ResumeState:
         Without a trainer (`load_from_checkpoint`) restore the shared state alone.
 
         Raises:
-            UserError: the checkpoint is of a run that trained other weights.
+            UserError: the checkpoint has another format, or is of a run that trained other weights.
         """
+        _check_format(checkpoint)
         self._check_weights(checkpoint.get("state_dict"))
         self.weights_changed = True
         for name, owner in self.shared.items():
@@ -82,8 +86,7 @@ class ResumeState:
         if not has_trainer(self.module):
             return
         trainer = self.module.trainer
-        if len(checkpoint[RANKS]) == trainer.world_size:
-            self._load_rank(checkpoint[RANKS][self.module.global_rank])
+        self._load_rank(checkpoint[RANKS], self.module.global_rank, trainer.world_size)
         rewind_to_step_start(checkpoint, int(trainer.accumulate_grad_batches))
         restored = train_loader_state(checkpoint)
         # under FSDP2 the checkpoint is read after a schedule asked for the number of steps, which makes the loader
@@ -95,10 +98,18 @@ class ResumeState:
             restore_evaluations(trainer, checkpoint)
             self._steps_before = set_global_step(trainer, checkpoint["global_step"])
 
-    def _load_rank(self, state: dict[str, Any]) -> None:
+    def _load_rank(self, states: list[dict[str, Any]], rank: int, ranks: int) -> None:
+        """Restore the state of one rank.
+
+        From another number of ranks an owner makes it by `for_other_ranks`, or gets that of the rank with this number modulo
+        theirs. Random states of Python and torch are then restored on the ranks that have one.
+        """
         for name, owner in self.per_rank.items():
-            owner.load_state_dict(state[name])
-        self._random_states = state["random"]
+            known = [state[name] for state in states]
+            convert = getattr(owner, "for_other_ranks", None)
+            other = len(states) != ranks and convert is not None
+            owner.load_state_dict(convert(known) if other else known[rank % len(known)])  # type: ignore[misc]
+        self._random_states = states[rank]["random"] if rank < len(states) else None
 
     def start_training(self) -> None:
         """Restore the random states: Lightning samples random numbers between `load` and the first step."""
@@ -132,3 +143,12 @@ class ResumeState:
                 f"the checkpoint is of a run that trains other weights than this run ({len(other)} differ, {other[0]} for "
                 "one); resume with the model, algorithm, lora, critic and share_base of that run"
             )
+
+
+def _check_format(checkpoint: dict[str, Any]) -> None:
+    found = checkpoint.get(FORMAT, 1)
+    if found != PRESENT_FORMAT:
+        raise UserError(
+            f"the checkpoint has format {found}, and this version reads format {PRESENT_FORMAT}: resume with the version "
+            "that saved it, or start a new run from the export of the old one"
+        )

@@ -236,7 +236,7 @@ class RolloutSession:
     def buffer(self, batch: Batch | None = None, seed: int = 0) -> RolloutBuffer:
         """Make a buffer of a prepared rollout; without one an empty buffer, to restore a state into."""
         return RolloutBuffer(
-            batch or batch_of({"tokens": torch.zeros(1, 1)}),
+            batch or batch_of(dict.fromkeys(("tokens", "mask"), torch.zeros(1, 1)) | {"groups": torch.zeros(1)}),
             self.algorithm.weight,
             rows_per_loss_group=self.algorithm.rows_per_loss_group,
             epochs=self.algorithm.epochs,

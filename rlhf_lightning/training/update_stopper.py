@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.training.loss_step import MicroBatch
-from rlhf_lightning.training.metrics import MetricAccumulator
+from rlhf_lightning.training.metrics import MetricAccumulator, for_other_ranks
 
 
 class UpdateStopper:
@@ -60,6 +60,11 @@ class UpdateStopper:
     def state_dict(self) -> dict[str, Any]:
         """Return whether the rest of the rollout is skipped, and the metrics of the present step."""
         return {"skipping": self.skipping, "step": self.accumulator.state_dict()}
+
+    @staticmethod
+    def for_other_ranks(states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the state of this rank from those of another number of ranks, which agree on `skipping`."""
+        return {**states[0], "step": for_other_ranks([state["step"] for state in states])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both onto the device of the run."""

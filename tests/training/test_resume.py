@@ -10,8 +10,10 @@ import torch
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rollouts.step_loader import REPLAY_STEP
+from rlhf_lightning.training import metrics
 from rlhf_lightning.training.lightning_compat import rewind_to_step_start
 from rlhf_lightning.training.loaders import LoaderBinding
+from rlhf_lightning.training.metrics import MetricLog
 from rlhf_lightning.training.resume import ResumeState
 
 
@@ -60,12 +62,38 @@ def test_parts_random_states_and_loader_are_restored(module: Callable[..., Any])
     assert other.weight is not own.weight
 
 
-def test_states_of_another_number_of_ranks_are_left(module: Callable[..., Any]) -> None:
-    saving, loading = resumable(own := module(), 3), resumable(module(world_size=2), 0)
-    checkpoint = lightnings(own, 4, 4)
-    saving.save(checkpoint)
+def test_states_of_another_number_of_ranks_are_shared_out(module: Callable[..., Any]) -> None:
+    checkpoint = lightnings(own := module(), 4, 4)
+    resumable(own, 3).save(checkpoint)
+    one = {"sums": {"loss": torch.tensor([2.0, 4.0])}, "maxima": {"ratio": torch.tensor(1.0)}}
+    two = {"sums": {"loss": torch.tensor([1.0, 2.0])}, "maxima": {"ratio": torch.tensor(3.0)}}
+    checkpoint["ranks"] = [
+        {"own": {"value": -3}, "metrics": one, "random": checkpoint["ranks"][0]["random"]},
+        {"own": {"value": -4}, "metrics": two},
+    ]
+    loading = resumable(other := module(), 0)
+    loading.per_rank["metrics"] = log = MetricLog(other)
     loading.load(checkpoint)
-    assert (loading.shared["shared"].value, loading.per_rank["own"].value) == (3, 0)  # type: ignore[attr-defined]
+    assert loading.per_rank["own"].value == -3  # type: ignore[attr-defined]
+    assert log.accumulator.read() == {"loss": 0.5, "ratio": 3.0}
+
+
+def test_other_ranks_than_the_first_add_nothing_to_the_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"sums": {"loss": torch.tensor([2.0, 4.0])}, "maxima": {"ratio": torch.tensor(1.0)}}
+    monkeypatch.setattr(metrics, "rank", lambda: 1)
+    found = metrics.for_other_ranks([state])
+    assert found["sums"]["loss"].tolist() == [0.0, 0.0]
+    assert found["maxima"] == state["maxima"]
+
+
+def test_a_checkpoint_of_another_format_is_refused(module: Callable[..., Any]) -> None:
+    checkpoint = lightnings(own := module(), 4, 4)
+    resumable(own, 0).save(checkpoint)
+    assert checkpoint["format"] == 2
+    del checkpoint["format"]
+    with pytest.raises(UserError, match="the checkpoint has format 1, and this version reads format 2") as error:
+        resumable(module(), 0).load(checkpoint)
+    assert "\n" not in str(error.value)
 
 
 def test_other_weights_are_refused(module: Callable[..., Any]) -> None:
