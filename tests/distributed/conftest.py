@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 120
+SECONDS = 240
 """A run that takes longer hangs: ranks wait for each other."""
 
 
