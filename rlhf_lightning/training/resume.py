@@ -146,7 +146,7 @@ class ResumeState:
 
 
 def _check_format(checkpoint: dict[str, Any]) -> None:
-    found = checkpoint.get(FORMAT, 1)
+    found = checkpoint.get(FORMAT) or 1
     if found != PRESENT_FORMAT:
         raise UserError(
             f"the checkpoint has format {found}, and this version reads format {PRESENT_FORMAT}: resume with the version "
