@@ -7,6 +7,7 @@ from typing import Any, Literal
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.evaluation import Evaluation, EvaluationReport, ValidationResults
 from rlhf_lightning.evaluation.base import Ask
+from rlhf_lightning.training.lightning_compat import state_key
 
 
 class KeepBest(Evaluation):
@@ -43,8 +44,8 @@ class KeepBest(Evaluation):
 
     @property
     def state_key(self) -> str:
-        """Tell several of this class apart in a checkpoint."""
-        return self._generate_state_key(monitor=self.monitor, mode=self.mode, folder=self.folder)
+        """Return the key of this callback in a checkpoint, which tells several of one class apart."""
+        return state_key(self, monitor=self.monitor, mode=self.mode, folder=self.folder)
 
     def evaluate(self, results: ValidationResults, ask: Ask) -> EvaluationReport:
         """Export the model where the metric is better than ever; `test` exports nothing.

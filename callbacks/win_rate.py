@@ -20,6 +20,7 @@ from rlhf_lightning.evaluation.comparison import (
 from rlhf_lightning.evaluation.opponents import Opponent
 from rlhf_lightning.evaluation.scores import JUDGE, reward_name, sample_scores, scores_of_responses
 from rlhf_lightning.rewards import Reward
+from rlhf_lightning.training.lightning_compat import state_key
 from rlhf_lightning.types import RawRows
 
 
@@ -66,8 +67,8 @@ class WinRate(Evaluation):
 
     @property
     def state_key(self) -> str:
-        """Tell several of this class apart in a checkpoint."""
-        return self._generate_state_key(name=self.name)
+        """Return the key of this callback in a checkpoint, which tells several of one class apart."""
+        return state_key(self, name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the judge, and find the model that `against` names."""

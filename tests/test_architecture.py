@@ -5,15 +5,21 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
+import re
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import setuptools
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import Strategy
 
 from tests.conftest import RUN_TESTS, TESTS
 
@@ -144,6 +150,60 @@ def test_the_maths_needs_torch_alone() -> None:
 def test_bitsandbytes_is_imported_in_one_file() -> None:
     users = {file for file, _, name in imports() if name.split(".")[0] == "bitsandbytes"}
     assert users == {"models/quantization.py"}
+
+
+def _private_names(kinds: Iterable[type]) -> set[str]:
+    """Return the private attributes and methods that classes of Lightning define."""
+    names: set[str] = set()
+    for kind in kinds:
+        if kind.__module__.startswith("lightning."):
+            names |= set(vars(kind)) | set(re.findall(r"self\.(\w+)\b", inspect.getsource(kind)))
+    return {name for name in names if re.match("_[a-z]", name)}
+
+
+def _uses(tree: ast.AST, names: set[str]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "name", None)
+        if name in names:
+            yield f"{node.lineno}: {name}"  # type: ignore[attr-defined]
+
+
+def test_private_attributes_of_lightning_are_read_in_one_file() -> None:
+    compat = "rlhf_lightning.training.lightning_compat"
+    trees = {module_of(path): tree for path, tree in SOURCES.items()}
+    handled = (
+        Trainer,
+        _FitLoop,
+        _TrainingEpochLoop,
+        Strategy,
+        LightningCLI,
+    )  # what the package is handed, not what it extends
+    elsewhere = _private_names(kind for each in handled for kind in each.__mro__)
+    assert {"_should_accumulate", "_accelerator_connector", "_set_seed"} <= elsewhere  # which lightning_compat reads
+    found = []
+    for module, tree in trees.items():
+        if module == compat:
+            continue
+        own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_self(node.value)}
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        found += [f"{module}:{use}" for use in _uses(tree, elsewhere - own - defined)]
+        for node in (each for each in ast.walk(tree) if isinstance(each, ast.ClassDef)):
+            kind = getattr(importlib.import_module(module), node.name, None)
+            found += [f"{module}:{use}" for use in _uses(node, _private_names(getattr(kind, "__mro__", ())))]
+    assert not found
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def test_private_modules_and_classes_of_lightning_are_imported_in_one_file() -> None:
+    users = {
+        file
+        for file, _, name in imports()
+        if name.split(".")[0] == "lightning" and any(part.startswith("_") for part in name.split("."))
+    }
+    assert users == {"training/lightning_compat.py"}
 
 
 def test_callbacks_are_not_imported_by_the_package() -> None:

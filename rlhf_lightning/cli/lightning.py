@@ -53,6 +53,7 @@ from rlhf_lightning.run.predictions import Predictions
 from rlhf_lightning.run.progress import Progress
 from rlhf_lightning.run.samples import Samples
 from rlhf_lightning.run.summary import Resume, Summary
+from rlhf_lightning.training.lightning_compat import DeferredCLI
 
 for _module in pkgutil.iter_modules(rlhf_lightning.callbacks.__path__):  # registers their short names
     importlib.import_module(f"rlhf_lightning.callbacks.{_module.name}")
@@ -157,14 +158,11 @@ class RunConfig(SaveConfigCallback):
             note_objects(path)
 
 
-class CLI(LightningCLI):
+class CLI(DeferredCLI):
     """LightningCLI with the project's defaults, and with the loggers and callbacks of every run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add nothing: optimizer and scheduler are arguments of the stage."""
-
-    def _parse_ckpt_path(self) -> None:
-        """Skip reading hyper-parameters from the checkpoint: the config alone defines a run."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Make a trainer with the run's logger and callbacks beside the user's.
@@ -172,7 +170,7 @@ class CLI(LightningCLI):
         Raises:
             UserError: Lightning refuses an option.
         """
-        given = self._get(self.config_init, "trainer", default={})
+        given = self.trainer_options()
         _check_strategy(given.get("strategy"))
         folder = Path(given["default_root_dir"] or ".")  # of a subclass with a command line of its own
         loggers = [] if isinstance(given.get("logger"), bool) else _as_list(given.get("logger"))
@@ -238,19 +236,6 @@ class ParsedCLI(CLI):
         """Define the subcommand that was asked for alone: each one's parser takes a tenth of a second to make."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == self.asked}
 
-    def _set_seed(self) -> None:
-        if self.is_building:
-            super()._set_seed()
-
-    def instantiate_classes(self) -> None:
-        """Make the stage, the data module and the trainer, but not while parsing."""
-        if self.is_building:
-            super().instantiate_classes()
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        if self.is_building:
-            super()._run_subcommand(subcommand)
-
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Make the trainer, unless `build` was asked for none."""
         return super().instantiate_trainer(**kwargs) if self.has_trainer else None
@@ -262,7 +247,7 @@ class ParsedCLI(CLI):
             trainer: False makes no trainer, whose options may need devices that this machine lacks.
         """
         self.is_building, self.has_trainer = True, trainer
-        self._set_seed()
+        self.seed()
         try:
             self.instantiate_classes()
         except (ValueError, TypeError) as error:
@@ -272,7 +257,7 @@ class ParsedCLI(CLI):
 
     def run(self) -> None:
         """Run the subcommand."""
-        self._run_subcommand(str(self.subcommand))
+        self.run_subcommand()
 
 
 def parse(words: list[str]) -> ParsedCLI:

@@ -7,10 +7,54 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.fit_loop import _FitLoop as FitLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from rlhf_lightning.rollouts.step_loader import REPLAY_STEP
+
+
+class DeferredCLI(LightningCLI):
+    """A LightningCLI that can parse alone, and whose config alone defines a run.
+
+    Attributes:
+        is_building: False makes construction parse, and neither seed random numbers, make classes nor run the subcommand.
+    """
+
+    is_building = True
+
+    def _parse_ckpt_path(self) -> None:
+        """Skip reading hyper-parameters from the checkpoint."""
+
+    def _set_seed(self) -> None:
+        if self.is_building:
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Make the stage, the data module and the trainer, but not while parsing."""
+        if self.is_building:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.is_building:
+            super()._run_subcommand(subcommand)
+
+    def seed(self) -> None:
+        """Seed all random numbers as the config says."""
+        self._set_seed()
+
+    def run_subcommand(self) -> None:
+        """Run the subcommand of the command line."""
+        self._run_subcommand(str(self.subcommand))
+
+    def trainer_options(self) -> Any:
+        """Return the parsed options of the trainer, with the classes in them made."""
+        return self._get(self.config_init, "trainer", default={})
+
+
+def state_key(callback: Callback, **arguments: Any) -> str:
+    """Return a key for the callback's state in checkpoints that tells several of one class apart by `arguments`."""
+    return callback._generate_state_key(**arguments)
 
 
 def has_trainer(module: LightningModule) -> bool:
