@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.generation.decoding_state import DecodingState
-from rlhf_lightning.models.backbone import attention_mask_for, capabilities_of
+from rlhf_lightning.models.backbone import attention_mask_for, backbone_of, capabilities_of
 from rlhf_lightning.models.kv_cache import SlotCache, is_plain
 from rlhf_lightning.models.logprobs import Head
 
@@ -48,7 +48,7 @@ class ContinuousBatch:
         self, lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, slots: int, decoding: DecodingState
     ) -> None:
         self.lm, self.head, self.decoding, self.copies = lm, Head(lm, 1.0, False), decoding, copies
-        self.backbone, self.capabilities = lm.base_model, capabilities_of(lm.base_model)
+        self.backbone, self.capabilities = backbone_of(lm), capabilities_of(backbone_of(lm))
         self.slots = min(slots, len(prompts) * copies)
         self.prompts, self.lengths = _left_aligned(prompts, prompt_mask)
         self.prompt_lengths: list[int] = self.lengths.tolist()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.decoding_state import DecodingState
+from rlhf_lightning.models.backbone import backbone_of
 from rlhf_lightning.models.logprobs import Head
 
 
@@ -47,7 +48,7 @@ class _StaticDecoder:
     def __init__(self, lm: Any, prompts: Tensor, prompt_mask: Tensor, copies: int, width: int) -> None:
         self.lm, self.head = lm, Head(lm, 1.0, False)
         positions = (prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
-        output = self.lm.base_model(
+        output = backbone_of(self.lm)(
             input_ids=prompts, attention_mask=prompt_mask.long(), position_ids=positions, use_cache=True
         )
         if getattr(output, "past_key_values", None) is None:
@@ -68,7 +69,7 @@ class _StaticDecoder:
             self._select(kept)
             tokens, self.positions, self.attention = tokens[kept], self.positions[kept], self.attention[kept]
         self.columns, self.positions = self.columns + 1, self.positions + 1
-        output = self.lm.base_model(
+        output = backbone_of(self.lm)(
             input_ids=tokens[:, None],
             attention_mask=self.attention[:, : self.columns],
             position_ids=self.positions,

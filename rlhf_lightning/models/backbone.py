@@ -48,7 +48,9 @@ def language_model(model: nn.Module) -> Any:
 
 def backbone_of(model: nn.Module) -> Any:
     """Return the module below the head of a transformers model, or of the one inside a peft model."""
-    return language_model(model).base_model
+    lm = language_model(model)
+    below = lm.base_model
+    return lm.model if below is lm and hasattr(lm, "model") else below  # Llama 4 has the prefix of its multimodal model
 
 
 def backbone_states(backbone: Any, packed: PackedSequences) -> Tensor:

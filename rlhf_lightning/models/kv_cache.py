@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from rlhf_lightning.models.backbone import backbone_of
+
 
 class SlotLayer(CacheLayerMixin):
     """Hold the keys and values [slots, heads, columns, head width] of one layer; a slot is filled from its first column.
@@ -124,7 +126,7 @@ def rows_are_independent(lm: Any, longest: int) -> bool:
     """
     config = lm.config.get_text_config(decoder=True)
     return (
-        "position_ids" in inspect.signature(lm.base_model.forward).parameters
+        "position_ids" in inspect.signature(backbone_of(lm).forward).parameters
         and "local"
         not in (getattr(config, "attention_layers", None) or ())  # GPT-Neo's windows, which its cache does not show
         and longest <= _scaled_from(config)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.backbone import eval_mode
+from rlhf_lightning.models.backbone import backbone_of, eval_mode
 
 
 def linear_layers(model: nn.Module) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def layers_unlike_linear(model: Any) -> list[str]:
     tokens = torch.arange(8, device=next(model.parameters()).device)[None]
     try:
         with eval_mode(model):
-            model.base_model(input_ids=tokens, use_cache=False)
+            backbone_of(model)(input_ids=tokens, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -15,7 +15,7 @@ from torch import nn
 
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.models.adapters import current_adapter_view, is_adapted, with_adapter
-from rlhf_lightning.models.backbone import capabilities_of
+from rlhf_lightning.models.backbone import backbone_of, capabilities_of
 from rlhf_lightning.models.chat_templates import TEMPLATES
 from rlhf_lightning.models.config import LoraOptions, ModelConfig
 from rlhf_lightning.models.encoding import Encoder
@@ -285,9 +285,7 @@ def _finished(model: Any, config: ModelConfig, task: str) -> Any:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    if model.base_model is model and hasattr(model, "model"):
-        model.base_model_prefix = "model"  # Llama 4 has the prefix of its multimodal model
-    capabilities = capabilities_of(model.base_model)
+    capabilities = capabilities_of(backbone_of(model))
     capabilities.max_tokens_per_batch = config.max_tokens_per_batch
     if not config.pack:
         capabilities.packing = False

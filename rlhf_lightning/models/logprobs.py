@@ -33,7 +33,7 @@ def token_scores(model: nn.Module, rows: Rows, temperature: float = 1.0, entropy
     logits [B, T, V] are never allocated.
     """
     lm = language_model(model)
-    hidden = hidden_states_before(lm.base_model, rows)
+    hidden = hidden_states_before(backbone_of(lm), rows)
     targets = rows.tokens[:, rows.prompt_mask.shape[1] :][rows.mask]
     logprobs, entropies = Head(lm, temperature, entropy)(hidden, targets)
     empty = torch.zeros(rows.mask.shape, dtype=torch.float32, device=hidden.device)
@@ -106,7 +106,7 @@ def check_head(model: nn.Module) -> None:
         UserError: attention is bidirectional, the head has further layers, or its scaling is unknown.
     """
     lm = language_model(model)
-    capabilities = capabilities_of(lm.base_model)
+    capabilities = capabilities_of(backbone_of(lm))
     if capabilities.head_checked:
         return
     tokens = torch.arange(8, device=next(lm.parameters()).device).repeat(2, 1) * 7919
@@ -114,7 +114,7 @@ def check_head(model: nn.Module) -> None:
     inputs = {"input_ids": tokens % lm.config.get_text_config().vocab_size, "attention_mask": torch.ones_like(tokens)}
     with eval_mode(lm), torch.autocast(tokens.device.type, enabled=False):
         theirs = lm(**inputs, use_cache=False).logits.float()
-        states = lm.base_model(**inputs, use_cache=False)[0]
+        states = backbone_of(lm)(**inputs, use_cache=False)[0]
         try:
             ours = Head(lm, 1.0, False).logits(states)
         except RuntimeError:  # the head reads states of another width

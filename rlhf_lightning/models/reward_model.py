@@ -29,9 +29,9 @@ def score_rows(model: nn.Module, rows: Rows) -> Tensor:
     lm: Any = language_model(model)
 
     def score(batch: Rows) -> tuple[Tensor]:
-        return (lm.score(final_hidden_states(lm.base_model, batch)).float().squeeze(-1),)
+        return (lm.score(final_hidden_states(backbone_of(lm), batch)).float().squeeze(-1),)
 
-    return cast(Tensor, map_micro_batches(lm.base_model, rows, score)[0])
+    return cast(Tensor, map_micro_batches(backbone_of(lm), rows, score)[0])
 
 
 class RewardModel(nn.Module):

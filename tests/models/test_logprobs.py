@@ -156,6 +156,7 @@ def test_states_of_another_dtype_and_backbones_of_another_name_are_supported(
     config = ModelConfig(config={"model_type": kind, **UNUSUAL[kind]}, tokenizer=tokenizer_folder, dtype=dtype)
     model = load_causal_lm(config)
     Policy(model).probe_capabilities()
+    assert "base_model_prefix" not in vars(model)  # nothing is set on objects of transformers
     expected = distribution(model, rows, 0.7).log_prob(rows.tokens[:, 4:])
     found = token_scores(model, rows, 0.7).logprobs
     tolerance = 1e-5 if dtype == "float32" else 0.05
