@@ -37,12 +37,14 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     from rlhf_lightning.models.config import LoraOptions as LoraOptions
     from rlhf_lightning.models.config import ModelConfig as ModelConfig
     from rlhf_lightning.rewards.base import Reward as Reward
+    from rlhf_lightning.rewards.base import RewardOutput as RewardOutput
     from rlhf_lightning.rewards.function import FunctionReward as FunctionReward
     from rlhf_lightning.rewards.http import ServerReward as ServerReward
     from rlhf_lightning.rewards.model import ModelReward as ModelReward
     from rlhf_lightning.rewards.rules import LengthReward as LengthReward
     from rlhf_lightning.rewards.rules import NumberReward as NumberReward
     from rlhf_lightning.rewards.rules import PatternReward as PatternReward
+    from rlhf_lightning.rewards.steps import StepReward as StepReward
     from rlhf_lightning.rewards.text import ResponseText as ResponseText
     from rlhf_lightning.rewards.weighted import WeightedSum as WeightedSum
     from rlhf_lightning.run.results import Run as Run
@@ -76,11 +78,12 @@ _HOMES = {
     "generation.local": ("Sampler",),
     "generation.transformers": ("TransformersGenerate",),
     "models.config": ("LoraOptions", "ModelConfig"),
-    "rewards.base": ("Reward",),
+    "rewards.base": ("Reward", "RewardOutput"),
     "rewards.function": ("FunctionReward",),
     "rewards.http": ("ServerReward",),
     "rewards.model": ("ModelReward",),
     "rewards.rules": ("LengthReward", "NumberReward", "PatternReward"),
+    "rewards.steps": ("StepReward",),
     "rewards.text": ("ResponseText",),
     "rewards.weighted": ("WeightedSum",),
     "run.results": ("Run",),

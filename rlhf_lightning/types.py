@@ -140,6 +140,9 @@ class TextDecoder(Protocol):
     def __call__(self, rows: Rows, *, skip_special_tokens: bool, strip: bool, stop_token: bool) -> list[str]:
         """Return B strings."""
 
+    def columns(self, rows: Rows, row: int, lengths: list[int]) -> list[int]:
+        """Return the columns of the tokens that complete the first characters of a response, by their numbers."""
+
 
 @dataclass(frozen=True)
 class Completions(Rows):
@@ -157,6 +160,10 @@ class Completions(Rows):
     """float32 [B, T]; recorded while sampling by a critic on the policy's backbone. None for other critics."""
     rewards: Tensor | None = None
     """float32 [B]; scores that the generator brought, as of an environment. They count where there is no reward."""
+    ends: list[list[int]] | None = field(default=None, kw_only=True)
+    """B lists of increasing columns of `mask`, the last token of each step. None where responses are not split."""
+    steps: list[list[str]] | None = field(default=None, kw_only=True)
+    """The texts of the steps."""
     decoder: TextDecoder | None = field(default=None, kw_only=True, repr=False, compare=False)
     """Decodes the responses again with other choices. None for texts without a tokenizer."""
 
@@ -177,6 +184,27 @@ class Completions(Rows):
             raise UserError("these completions have no decoder, so special tokens can neither be removed nor added")
         return self.decoder(self, skip_special_tokens=skip_special_tokens, strip=strip, stop_token=stop_token)
 
+    def texts_of(self, mask: Tensor) -> list[str]:
+        """Decode the response tokens under a mask [B, T] as they were generated; `responses` without a decoder."""
+        if self.decoder is None:
+            return list(self.responses)
+        rows = replace(self, mask=mask.to(self.mask.device))
+        return self.decoder(rows, skip_special_tokens=False, strip=False, stop_token=False)
+
+    def columns_of_lengths(self, row: int, lengths: list[int]) -> list[int]:
+        """Return the columns of the tokens that complete the first characters of a response.
+
+        Args:
+            row: of the response.
+            lengths: numbers of characters of its text.
+
+        Raises:
+            UserError: there is no `decoder`.
+        """
+        if self.decoder is None and lengths:
+            raise UserError("these completions have no decoder, so the tokens of a text cannot be found")
+        return [] if self.decoder is None else self.decoder.columns(self, row, lengths)
+
 
 @dataclass(frozen=True)
 class Rollout(Rows):
@@ -187,9 +215,13 @@ class Rollout(Rows):
     reference_logprobs: Tensor | None
     """float32 [B, T]; under the reference. None in a run without a reference."""
     rewards: Tensor
-    """float32 [B]; one score per response, before any KL penalty."""
+    """float32 [B]; the whole reward of each response, before any KL penalty."""
     values: Tensor | None
     """float32 [B, T]; of the critic. None unless the algorithm `needs_values`."""
+    step_rewards: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B, T]; the token after which each part of `rewards` was given. None: all of it after the last token."""
+    final_values: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B]; of the critic after the last token of a truncated response, 0 elsewhere. None: nothing bootstraps."""
     preferences: Tensor | None = field(default=None, kw_only=True)
     """float32 [B]; probability that the row is the better one of its recorded pair. None where rewards order the rows."""
     generator_logprobs: Tensor | None = field(default=None, kw_only=True)

@@ -16,7 +16,13 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT
 
 EXAMPLES = {
     "README.md": ["my_reward.py", "callbacks/longest_reply.py"],
-    "docs/extending.md": ["my_algorithm.py", "callbacks/greedy_reward.py", "extended.yaml", "reward_server.py"],
+    "docs/extending.md": [
+        "my_algorithm.py",
+        "callbacks/greedy_reward.py",
+        "extended.yaml",
+        "reward_server.py",
+        "my_steps.py",
+    ],
 }
 
 

@@ -66,12 +66,12 @@ class PPO(PolicyGradient):
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Compute token rewards, advantages and returns by GAE, and whiten the advantages."""
-        assert rollout.values is not None
+        values, mask = rollout.values, rollout.mask
+        assert values is not None
         scores = rollout.rewards - self.truncation_penalty * rollout.truncated
-        rewards = token_rewards(scores, self.kl.in_reward(rollout), rollout.mask)
-        advantages, returns = gae(rewards, rollout.values, rollout.mask, self.gamma, self.gae_lambda)
-        if self.whiten_advantages:
-            advantages = whiten(advantages, rollout.mask)
+        rewards = token_rewards(scores, self.kl.in_reward(rollout), mask, rollout.step_rewards)
+        advantages, returns = gae(rewards, values, mask, self.gamma, self.gae_lambda, rollout.final_values)
+        advantages = whiten(advantages, mask) if self.whiten_advantages else advantages
         self.kl.adapt(rollout)
         self.rollouts += 1
         return Batch.of(rollout, advantages, returns)

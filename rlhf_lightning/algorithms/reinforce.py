@@ -6,19 +6,20 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from rlhf_lightning.algorithms.base import PolicyGradient
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.advantages import leave_one_out
+from rlhf_lightning.functional.advantages import leave_one_out, reward_to_go, token_rewards
 from rlhf_lightning.functional.masked import masked_mean, masked_moments, masked_sum, row_sum
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 
 @dataclass
 class REINFORCE(PolicyGradient):
-    """Minimise -A Σ_t log π per response, with A = R - baseline. R is the score minus β times the response's KL."""
+    """Minimise -Σ_t A_t log π per response, with A_t = R_t - baseline. R_t is the score minus β times the response's KL."""
 
     state_fields: ClassVar[tuple[str, ...]] = ("kl.coef", "average")
 
@@ -33,6 +34,8 @@ class REINFORCE(PolicyGradient):
     advantages divided by its standard deviation; `leave_one_out`: the mean of the other responses to the prompt."""
     moving_decay: float = 0.9
     """Weight of the earlier moving average in the next one."""
+    reward_to_go: bool = False
+    """Credit a token only with the step rewards and the KL penalties from itself on; False credits it with the whole return."""
     kl: KLPenalty = field(default_factory=KLPenalty)
     """The penalty on the KL divergence from the reference."""
 
@@ -53,26 +56,31 @@ class REINFORCE(PolicyGradient):
         self.average: float | None = None
 
     def prepare(self, rollout: Rollout) -> Batch:
-        """Compute the return of each response minus its baseline, the same for all of its tokens."""
-        returns = rollout.rewards - row_sum(self.kl.in_reward(rollout), rollout.mask)
-        advantages = self._advantages(returns, rollout) * rollout.mask.any(-1)
+        """Compute the return of each response, or of each of its tokens, minus the baseline of the response."""
+        penalties = self.kl.in_reward(rollout)
+        returns = rollout.rewards - row_sum(penalties, rollout.mask)
+        baseline, scale = self._baseline_and_scale(returns, rollout)
+        baseline = baseline * torch.ones_like(returns)
+        following = returns[:, None].expand(rollout.mask.shape)
+        if self.reward_to_go:
+            following = reward_to_go(token_rewards(rollout.rewards, penalties, rollout.mask, rollout.step_rewards))
         self.kl.adapt(rollout)
-        return Batch.of(rollout, advantages[:, None] * rollout.mask)
+        return Batch.of(rollout, (following - baseline[:, None]) / scale * rollout.mask)
 
-    def _advantages(self, returns: Tensor, rollout: Rollout) -> Tensor:
+    def _baseline_and_scale(self, returns: Tensor, rollout: Rollout) -> tuple[Tensor | float, Tensor | float]:
         valid = rollout.mask.any(-1)
         if self.baseline == "leave_one_out":
-            return returns - leave_one_out(returns, rollout.groups, valid)
+            return leave_one_out(returns, rollout.groups, valid), 1.0
         if self.baseline == "batch":
             center, variance = masked_moments(returns, valid)
-            return (returns - center) / (variance.sqrt() + 1e-8)
+            return center, variance.sqrt() + 1e-8
         if self.baseline == "none":
-            return returns
+            return 0.0, 1.0
         mean, average = float(masked_mean(returns, valid, math.nan)), self.average
         if math.isnan(mean):  # a rollout in which nothing has a score is no part of the average
-            return returns
+            return 0.0, 1.0
         self.average = mean if average is None else self.moving_decay * average + (1 - self.moving_decay) * mean
-        return returns - (mean if average is None else average)
+        return (mean if average is None else average), 1.0
 
     def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
         """Sum -A log π, and the KL where it is in the loss, over the tokens under the mask."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from rlhf_lightning.functional.masked import masked_moments
+from rlhf_lightning.functional.masked import masked_moments, row_sum
 
 
 def last_token(mask: Tensor) -> Tensor:
@@ -21,13 +21,36 @@ def last_token(mask: Tensor) -> Tensor:
     return mask & (chosen_from_here == 1)
 
 
-def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
-    """Give every token `-penalties`, and the last token of a response its score of `scores` [B] too; float32 [B, T].
+def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor, steps: Tensor | None = None) -> Tensor:
+    """Give every token its step reward minus its penalty, and the last token the rest of the score too; float32 [B, T].
+
+    The rewards of a row sum to its score minus its penalties, whatever its steps are.
+
+    Args:
+        scores: float32 [B]; the whole reward of a response.
+        penalties: float32 [B, T].
+        mask: bool [B, T]; True where the policy chose the token.
+        steps: float32 [B, T]; the part of a score that each token got. None: the last token gets all of it.
 
     Source: Ziegler et al. 2019, eq. 2. The position is the paper's; TRL puts the score one token later (its issue 3750).
+
+    >>> steps = torch.tensor([[0.5, 0.0, 0.25]])
+    >>> token_rewards(torch.tensor([1.0]), torch.zeros(1, 3), steps >= 0, steps)
+    tensor([[0.5000, 0.0000, 0.5000]])
     """
-    rewards = torch.where(last_token(mask), scores[:, None] - penalties, -penalties)
+    rest = scores if steps is None else scores - row_sum(steps, mask)
+    rewards = torch.where(last_token(mask), rest[:, None] - penalties, -penalties)
+    rewards = rewards if steps is None else rewards + steps
     return torch.where(mask, rewards, rewards.new_zeros(()))
+
+
+def reward_to_go(rewards: Tensor) -> Tensor:
+    """Sum the rewards [B, T] from each token to the end; float32 [B, T].
+
+    >>> reward_to_go(torch.tensor([[1.0, 0.0, 2.0]]))
+    tensor([[3., 2., 2.]])
+    """
+    return rewards.flip(-1).cumsum(-1).flip(-1)
 
 
 def gae(

@@ -9,17 +9,18 @@ The stage calls the hooks in this order:
     check_columns(columns, …)   in `setup`, for each split of the data
     share(base)                 in `configure_model` of a LoRA run: use the policy's base instead of another copy
     load(device)                before the first score, on each rank
-    __call__(completions)       once per rollout (or per chunk of it, with `overlap`) and per validation batch
-    components()                after each call: the named scores that it was computed from
+    __call__(completions)       once per rollout (or per chunk of it, with `overlap`) and per validation batch; a `RewardOutput`
+                                also has the named components of the scores
     state_dict()                in each checkpoint; `load_state_dict` on resume
 """
 
-from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rewards.base import Reward, RewardOutput, Scores, reward_scores, score
 from rlhf_lightning.rewards.function import FunctionReward
 from rlhf_lightning.rewards.http import ServerReward
 from rlhf_lightning.rewards.model import ModelReward
 from rlhf_lightning.rewards.random import RandomReward
 from rlhf_lightning.rewards.rules import LengthReward, NumberReward, PatternReward
+from rlhf_lightning.rewards.steps import StepReward
 from rlhf_lightning.rewards.text import ResponseText
 from rlhf_lightning.rewards.weighted import WeightedSum
 
@@ -32,7 +33,11 @@ __all__ = [
     "RandomReward",
     "ResponseText",
     "Reward",
+    "RewardOutput",
+    "Scores",
     "ServerReward",
+    "StepReward",
     "WeightedSum",
+    "reward_scores",
     "score",
 ]

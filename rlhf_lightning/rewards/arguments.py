@@ -38,6 +38,7 @@ ALWAYS: dict[str, Callable[[Completions], list[Any]]] = {
 BY_NAME: dict[str, Callable[[Completions], list[Any]]] = {
     "token_ids": token_ids,
     "messages": messages,
+    "steps": lambda completions: [list(row) for row in completions.steps or []],
     "truncated": lambda completions: completions.truncated.tolist(),
     "raw_responses": lambda completions: completions.texts(stop_token=True),
     "plain_responses": lambda completions: completions.texts(skip_special_tokens=True, strip=True),

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lightning.errors import UserError, text_of
-from rlhf_lightning.rewards.checking import checked_scores
+from rlhf_lightning.rewards.checking import checked_components, checked_scores, checked_steps
 from rlhf_lightning.types import Completions
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.shared_base import SharedBase
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """Hold what a reward returns where it has more to say than one number per response."""
+
+    scores: Any
+    """B numbers, None where a response cannot be scored. For a reward that is `per_step`, B lists of numbers."""
+    components: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """Named scores from which `scores` was computed, B each; logged as `reward/<name>`."""
+    step_rewards: Tensor | None = None
+    """float32 [B, T]; the token after which each part of a score was given, of a reward that places the parts itself."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Hold the checked scores of B completions."""
+
+    rewards: Tensor
+    """float32 [B]; NaN where a response cannot be scored."""
+    step_rewards: Tensor | None
+    """float32 [B, T]; the rows of scored responses sum to `rewards`. None: the last token gets all of it."""
+    components: dict[str, list[float | None]]
+    """Named scores, B each."""
 
 
 class Reward(ABC):
@@ -22,6 +48,8 @@ class Reward(ABC):
 
     best: float | None = None
     """The highest possible mean score, where it is known; a run's summary shows it."""
+    per_step: bool = False
+    """True: the reward returns a list of numbers per response, one for each of `Completions.ends`."""
     scores_while_generating: bool = False
     """True: another thread may call the reward while the policy generates. It must share neither weights nor device with it."""
 
@@ -54,12 +82,11 @@ class Reward(ABC):
         """Load weights onto `device`; called on every rank before the first score, perhaps more than once."""
 
     @abstractmethod
-    def __call__(self, completions: Completions) -> Sequence[float | None]:
-        """Return one score for each of the B completions; None or NaN for one that cannot be scored."""
+    def __call__(self, completions: Completions) -> Sequence[Any] | RewardOutput:
+        """Return one score for each of the B completions; None or NaN for one that cannot be scored.
 
-    def components(self) -> dict[str, list[float | None]]:
-        """Return the named scores that the last call was computed from, B each; empty for a reward without components."""
-        return {}
+        A reward that is `per_step` returns a list of scores for each completion. `RewardOutput` adds components.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what changes during a run, such as a random generator; every checkpoint holds it."""
@@ -70,17 +97,37 @@ class Reward(ABC):
 
 
 def score(reward: Reward, completions: Completions) -> Tensor:
-    """Score B completions and check the result.
+    """Score B completions and check the result; float32 [B], as `Scores.rewards`. See `reward_scores`."""
+    return reward_scores(reward, completions).rewards
 
-    Returns:
-        float32 [B]; NaN where the reward returned None or NaN: the response cannot be scored.
+
+def reward_scores(reward: Reward, completions: Completions) -> Scores:
+    """Score B completions, with their steps and components, and check the result.
 
     Raises:
-        UserError: the reward raised an error, or `checked_scores` refuses what it returned.
+        UserError: the reward raised an error, or `checked_scores` or `checked_steps` refuses what it returned.
     """
     name, count = type(reward).__name__, len(completions)
-    checked = _called(name, count, lambda: checked_scores(name, reward(completions), count))
-    return torch.tensor(checked, dtype=torch.float32)
+    checked: Scores = _called(name, count, lambda: _checked(reward, reward(completions), completions))
+    return checked
+
+
+def _checked(reward: Reward, output: Any, completions: Completions) -> Scores:
+    """Check what a reward returned, inside of `_called`: its values may be of the user's own types."""
+    name, count = type(reward).__name__, len(completions)
+    output = output if isinstance(output, RewardOutput) else RewardOutput(output)
+    step_rewards = output.step_rewards
+    if reward.per_step:
+        rewards, step_rewards = checked_steps(name, output.scores, completions)
+    else:
+        rewards = torch.tensor(checked_scores(name, output.scores, count), dtype=torch.float32)
+    components = {
+        component: [
+            None if math.isnan(value) else value for value in checked_scores(f"{name}, {component},", values, count)
+        ]
+        for component, values in checked_components(name, output.components).items()
+    }
+    return Scores(rewards, step_rewards, components)
 
 
 def _called(name: str, count: int, function: Callable[[], Any]) -> Any:

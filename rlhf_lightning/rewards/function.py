@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class FunctionReward(Reward):
     - `prompts`: the prompt's text as the policy read it; and any column of the data set.
 
     It returns one number per response as a list, a NumPy array or a tensor. None or NaN is a response that cannot be scored.
+    `RewardOutput` adds components. In a `StepReward` it may take `steps`, the texts of the steps of each response, and returns
+    a list of numbers per response.
 
     With a `timeout` the function runs in another thread. Python cannot stop a plain function that takes longer: its daemon
     thread continues until the process ends, and a retry runs beside it. An async function is cancelled.
@@ -95,6 +97,11 @@ class FunctionReward(Reward):
                     f"reward function {self.name} has the parameter {p.name!r}, which FunctionReward makes of the responses, and "
                     f"the {where} has a column of that name; rename the column with data.columns or in the file"
                 )
+            if p.name == "steps" and not self.per_step and p.name not in {*columns, *self.arguments}:
+                raise UserError(
+                    f"reward function {self.name} has the parameter 'steps', and responses are split in a StepReward alone; "
+                    "wrap it in StepReward"
+                )
             if p.default is p.empty and p.name not in available and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 raise UserError(
                     f"reward function {self.name} has the parameter {p.name!r}, which is no column of the {where}; "
@@ -107,7 +114,7 @@ class FunctionReward(Reward):
         takes_all = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         return columns if takes_all else [name for name in columns if name in parameters]
 
-    def __call__(self, completions: Completions) -> Sequence[float | None]:
+    def __call__(self, completions: Completions) -> Any:
         """Call the function under the retry policy, and wait for its result if it is async."""
         function = self.function or _import(self.name)
         arguments = self._keyword_arguments(function, completions)

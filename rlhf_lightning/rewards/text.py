@@ -10,7 +10,7 @@ import torch
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.shared_base import SharedBase
-from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.base import Reward, RewardOutput
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import Completions
 
@@ -34,6 +34,7 @@ class ResponseText(Reward):
         self.reward: Reward = as_reward(reward)
         self.skip_special_tokens, self.strip, self.stop_token = skip_special_tokens, strip, stop_token
         self.best, self.scores_while_generating = self.reward.best, self.reward.scores_while_generating
+        self.per_step = self.reward.per_step
 
     def check(self) -> None:
         """Check the reward, and that the choices do not contradict each other.
@@ -63,16 +64,12 @@ class ResponseText(Reward):
         """Load the reward."""
         self.reward.load(device)
 
-    def __call__(self, completions: Completions) -> Sequence[float | None]:
+    def __call__(self, completions: Completions) -> Sequence[Any] | RewardOutput:
         """Score the texts."""
         texts = completions.texts(
             skip_special_tokens=self.skip_special_tokens, strip=self.strip, stop_token=self.stop_token
         )
         return self.reward(replace(completions, responses=texts))
-
-    def components(self) -> dict[str, list[float | None]]:
-        """Return the components of the reward."""
-        return self.reward.components()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the reward."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.functional.advantages import last_token
 from rlhf_lightning.models.shared_base import SharedBase
-from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rewards.base import Reward, RewardOutput, Scores, reward_scores
+from rlhf_lightning.rewards.checking import checked_components
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import Completions
 
@@ -34,7 +36,7 @@ class WeightedSum(Reward):
                 )
         if not rewards:
             raise UserError("WeightedSum.rewards is empty; add at least one reward")
-        self.last_scores: dict[str, list[float | None]] = {}
+        checked_components("WeightedSum", rewards)
         self.scores_while_generating = all(reward.scores_while_generating for reward in rewards.values())
 
     def check(self) -> None:
@@ -61,15 +63,18 @@ class WeightedSum(Reward):
         for reward in self.rewards.values():
             reward.load(device)
 
-    def __call__(self, completions: Completions) -> Sequence[float | None]:
-        """Return the weighted sums; None where one of the scores is None."""
-        scores = {name: score(reward, completions) for name, reward in self.rewards.items()}
-        self.last_scores = {name: _optional(values) for name, values in scores.items()}
-        return _optional(torch.stack([self.weights.get(name, 1.0) * values for name, values in scores.items()]).sum(0))
+    def __call__(self, completions: Completions) -> RewardOutput:
+        """Return the weighted sums; None where one of the scores is None. The components are the scores before weighting.
 
-    def components(self) -> dict[str, list[float | None]]:
-        """Return the scores of each reward, before weighting."""
-        return self.last_scores
+        Step rewards add up too. The score of a reward without steps then falls on the last token.
+        """
+        scores = {name: reward_scores(reward, completions) for name, reward in self.rewards.items()}
+        weighted = [(self.weights.get(name, 1.0), each) for name, each in scores.items()]
+        total = torch.stack([weight * each.rewards for weight, each in weighted]).sum(0)
+        steps = None
+        if any(each.step_rewards is not None for each in scores.values()):
+            steps = torch.stack([weight * _placed(each, completions) for weight, each in weighted]).sum(0)
+        return RewardOutput(_optional(total), {name: _optional(each.rewards) for name, each in scores.items()}, steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of each reward by name."""
@@ -79,6 +84,13 @@ class WeightedSum(Reward):
         """Restore the state of each reward."""
         for name, reward in self.rewards.items():
             reward.load_state_dict(state[name])
+
+
+def _placed(scores: Scores, completions: Completions) -> torch.Tensor:
+    """Return float32 [B, T]: step rewards, or the scores on the last token of each response."""
+    if scores.step_rewards is not None:
+        return scores.step_rewards
+    return last_token(completions.mask.cpu()) * scores.rewards[:, None]
 
 
 def _optional(values: torch.Tensor) -> list[float | None]:

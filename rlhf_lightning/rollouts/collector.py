@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlhf_lightning.distributed import all_sum, shared_errors
+from rlhf_lightning.distributed import all_gather, all_sum, shared_errors
 from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rollouts.pipeline import ChunkScores, score_with_components, split_evenly
+from rlhf_lightning.rollouts.pipeline import ChunkScores, scores_of, split_evenly
 from rlhf_lightning.rollouts.scored import RequestStatistics, Scored
 from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Completions, PolicyOutput, RawRows, Rollout, Rows
@@ -109,10 +109,11 @@ class Collector:
                 chunks.add(generate(chunk, responses_per_prompt, numbers))
         completions, generated = chunks.completions(), time.perf_counter()
         device = completions.tokens.device
-        rewards, components = chunks.scores()
+        scores = chunks.scores()
+        rewards, components = scores.rewards, scores.components
         baselines = None
         if greedy_baseline:
-            greedy = score_with_components(self.reward, generate(rows, 1, randomness, 0.0))[0]
+            greedy = scores_of(self.reward, generate(rows, 1, randomness, 0.0)).rewards
             baselines = greedy.repeat_interleave(responses_per_prompt)
             rewards = rewards.masked_fill(baselines.isnan(), math.nan)
             baselines = baselines.nan_to_num(0.0).to(device)
@@ -121,6 +122,7 @@ class Collector:
         scored = Scored(
             **{item.name: getattr(completions, item.name) for item in fields(Rows)}
             | {"mask": completions.mask & ~rewards.isnan()[:, None]},
+            step_rewards=None if scores.step_rewards is None else scores.step_rewards.nan_to_num(0.0).to(device),
             rewards=rewards.nan_to_num(0.0),
             has_scores=self.reward is not None or completions.rewards is not None,
             logprobs=completions.logprobs,
@@ -150,7 +152,8 @@ class Collector:
         rows = scored.base_rows()
         recorded = (None, None) if self.separate_engine else (scored.logprobs, scored.values)
         rollout = self._rollout(rows, scored.rewards, values, *recorded)
-        rollout = replace(rollout, baselines=scored.baselines, components=components)
+        steps = None if scored.step_rewards is None else scored.step_rewards.where(rollout.mask, 0.0)
+        rollout = replace(rollout, step_rewards=steps, baselines=scored.baselines, components=components)
         if self.separate_engine and scored.logprobs is not None:
             rollout = replace(rollout, generator_logprobs=scored.logprobs * rows.mask)
         self.component_names = scored.names
@@ -215,8 +218,13 @@ class Collector:
             metrics["reward/unscored"] = unscored
         if scored.has_scores and len(rollout) > len(rollout.groups.unique()):
             metrics["reward/tied"] = _tied_fraction(rollout)
-        for name, scores in zip(scored.names, () if scored.components is None else scored.components.T, strict=True):
-            metrics[f"reward/{name}"] = masked_mean(scores, ~scores.isnan(), math.nan)
+        own = dict(zip(scored.names, () if scored.components is None else scored.components.T, strict=True))
+        nothing = scored.rewards.new_full((1,), math.nan)
+        for name in dict.fromkeys(
+            name for names in all_gather(list(own)) for name in names
+        ):  # each mean takes all ranks
+            values = own.get(name, nothing)
+            metrics[f"reward/{name}"] = masked_mean(values, ~values.isnan(), math.nan)
         metrics |= {"time/generate": spent.generate_seconds, "time/score": spent.score_seconds}
         generated = float(all_sum(torch.tensor(spent.tokens)))
         metrics["throughput/tokens_per_second"] = generated / spent.generate_seconds

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
+
+import torch
 
 from rlhf_lightning.generation.stop_strings import before_stop_string
 from rlhf_lightning.types import Rows
@@ -39,12 +42,9 @@ class ResponseDecoder:
             strip: remove white space at both ends.
             stop_token: keep the special token or the stop string that ended the response.
         """
-        tokens, prompt_mask, mask = rows.tokens.cpu(), rows.prompt_mask.cpu(), rows.mask.cpu()
-        width = prompt_mask.shape[1]
-        texts = []
-        for row in range(len(rows)):
-            prompt = tokens[row, :width][prompt_mask[row]].tolist()
-            ids = tokens[row, width:][mask[row]].tolist()
+        host, texts = rows.to("cpu"), []
+        for row in range(len(host)):
+            prompt, ids = _prompt_and_response(host, row)
             if skip_special_tokens:
                 ids = [token for token in ids if token not in self.special_tokens]
             elif not stop_token and ids and ids[-1] in self.special_tokens.intersection(self.stop_tokens):
@@ -53,6 +53,23 @@ class ResponseDecoder:
             text = text if stop_token else before_stop_string(text, self.stop_strings)
             texts.append(text.strip() if strip else text)
         return texts
+
+    def columns(self, rows: Rows, row: int, lengths: list[int]) -> list[int]:
+        """Find the tokens that complete the first `lengths` characters of a response.
+
+        Returns:
+            Their columns of `rows.mask`.
+        """
+        prompt, ids = _prompt_and_response(rows, row)
+        text = self.continuation(prompt, ids)
+        places = torch.nonzero(rows.mask[row]).flatten().tolist()
+
+        def complete(count: int, length: int) -> bool:
+            return self.continuation(prompt, ids[:count])[:length] == text[:length]
+
+        counts = range(1, len(ids) + 1)
+        found = [bisect_left(counts, True, key=partial(complete, length=length)) for length in lengths]
+        return [places[min(index, len(places) - 1)] for index in found]
 
     @cached_property
     def special_tokens(self) -> frozenset[int]:
@@ -82,3 +99,9 @@ class ResponseDecoder:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _prompt_and_response(rows: Rows, row: int) -> tuple[list[int], list[int]]:
+    width = rows.prompt_mask.shape[1]
+    prompt, response = rows.tokens[row, :width], rows.tokens[row, width:]
+    return prompt[rows.prompt_mask[row]].tolist(), response[rows.mask[row]].tolist()

@@ -12,22 +12,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rewards.base import Reward, Scores, reward_scores
 from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Completions, RawRows, Rows
 
-Scores = tuple[Tensor, dict[str, list[float | None]]]
-"""float32 [B], and the components of the scores by name, B each."""
 
-
-def score_with_components(reward: Reward | None, completions: Completions) -> Scores:
-    """Score completions, and return the components of the scores with them.
-
-    Without a reward return the scores that the generator brought, or zeros.
-    """
+def scores_of(reward: Reward | None, completions: Completions) -> Scores:
+    """Score completions; without a reward return the scores that the generator brought, or zeros."""
     if reward is None:
-        return torch.zeros(len(completions)) if completions.rewards is None else completions.rewards, {}
-    return score(reward, completions), reward.components()
+        return Scores(torch.zeros(len(completions)) if completions.rewards is None else completions.rewards, None, {})
+    return reward_scores(reward, completions)
+
+
+def joined_scores(chunks: list[Scores]) -> Scores:
+    """Join the scores of chunks; a component that a chunk does not have is unknown there."""
+    names = dict.fromkeys(name for chunk in chunks for name in chunk.components)
+    components = {
+        name: [value for chunk in chunks for value in chunk.components.get(name, [None] * len(chunk.rewards))]
+        for name in names
+    }
+    width = max((chunk.step_rewards.shape[1] for chunk in chunks if chunk.step_rewards is not None), default=0)
+    steps = [
+        torch.zeros(len(chunk.rewards), width) if chunk.step_rewards is None else chunk.step_rewards for chunk in chunks
+    ]
+    return Scores(torch.cat([chunk.rewards for chunk in chunks]), torch.cat(steps) if width else None, components)
 
 
 class ScoringThread:
@@ -57,16 +65,14 @@ class ScoringThread:
         Raises:
             Exception: the first error of a chunk.
         """
-        scores = [result.result() for result in self.results]
-        components = {name: [x for _, chunk in scores for x in chunk[name]] for name in scores[0][1]}
-        return torch.cat([chunk for chunk, _ in scores]), components
+        return joined_scores([result.result() for result in self.results])
 
     def _run(self) -> None:
         while (item := self.queue.get()) is not None:
             completions, result = item
             try:
                 with torch.no_grad():
-                    result.set_result(score_with_components(self.reward, completions))
+                    result.set_result(scores_of(self.reward, completions))
             except BaseException as error:  # `scores` raises it
                 result.set_exception(error)
 
@@ -108,7 +114,7 @@ class ChunkScores:
         """
         if self.thread is not None:
             return self.thread.scores()
-        return score_with_components(self.reward, self.completions())
+        return scores_of(self.reward, self.completions())
 
 
 def split_evenly(rows: RawRows, randomness: Randomness, chunks: int) -> list[tuple[RawRows, Randomness]]:
@@ -125,6 +131,8 @@ def concatenate(chunks: list[Completions]) -> Completions:
         prompts=[x for chunk in chunks for x in chunk.prompts],
         responses=[x for chunk in chunks for x in chunk.responses],
         columns={name: [x for chunk in chunks for x in chunk.columns[name]] for name in chunks[0].columns},
+        ends=None if chunks[0].ends is None else [ends for chunk in chunks for ends in chunk.ends or []],
+        steps=None if chunks[0].steps is None else [steps for chunk in chunks for steps in chunk.steps or []],
     )
 
 

@@ -64,8 +64,9 @@ class ResponseGenerator:
             truncated=~generated.stopped,
         )
         decoder = ResponseDecoder(encoder.tokenizer, encoder.stop_tokens, params.stop_strings)
+        tensors: dict[str, Any] = generated_rows.tensors()
         return Completions(
-            **generated_rows.tensors(),
+            **tensors,
             prompts=encoder.decode(tokens[index], prompt_mask[index], special=True),
             responses=decoder(generated_rows),
             columns=columns_of([rows[i] for i in index.tolist()]),

@@ -39,6 +39,8 @@ class Scored(Rows):
     """float32 [B, T]; recorded while sampling. None where the generator records none."""
     values: Tensor | None = None
     """float32 [B, T]; recorded while sampling. None for critics that the generator does not ask."""
+    step_rewards: Tensor | None = None
+    """float32 [B, T]; the token after which each part of `rewards` was given. None: all of it after the last token."""
     baselines: Tensor | None = None
     """float32 [B]; score of the greedy response to the prompt. None unless it was requested."""
     components: Tensor | None = None

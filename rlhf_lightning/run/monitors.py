@@ -112,7 +112,9 @@ def _awaited(callback: Any) -> str | None:
 def _all_known(trainer: Trainer, module: Any) -> bool:
     """Say whether everything that could log a metric is of this package or Lightning."""
     rewards = [*getattr(module, "rewards", getattr(module, "evaluation_rewards", {})).values()]
-    rewards += [inner for reward in rewards for inner in getattr(reward, "rewards", {}).values()]
+    for reward in rewards:  # which grows
+        inner = getattr(reward, "reward", None)
+        rewards += [*getattr(reward, "rewards", {}).values(), *([] if inner is None else [inner])]
     sources = [module, *rewards, *([module.algorithm] if hasattr(module, "algorithm") else [])]
     ours = all(type(source).__module__.startswith("rlhf_lightning.") for source in sources)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from rlhf_lightning.distributed import all_gather, interleave_shards, raise_on_a
 from rlhf_lightning.evaluation.base import Sample, ValidationResults
 from rlhf_lightning.evaluation.monitors import stand_ins
 from rlhf_lightning.evaluation.runner import evaluations, run_evaluations
-from rlhf_lightning.rewards.base import Reward, score
+from rlhf_lightning.rewards.base import Reward, reward_scores
 from rlhf_lightning.rollouts.collector import mean_score
 from rlhf_lightning.seeding import VALIDATION, Randomness
 from rlhf_lightning.training.metrics import MetricLog
@@ -55,12 +55,13 @@ class ValidationMetrics:
         texts = zip(completions.prompts, completions.responses, strict=True)
         samples: list[Sample] = [{"prompt": prompt, "response": response} for prompt, response in texts]
         for name, reward in rewards.items():
-            scores = score(reward, completions).tolist()
+            output = reward_scores(reward, completions)
+            scores = output.rewards.tolist()
             self.add(f"reward/{name}", scores)
             self.rewards = [*self.rewards, f"reward/{name}"] if f"reward/{name}" not in self.rewards else self.rewards
             for sample, value in zip(samples, scores, strict=True):
                 sample["reward" if name == "mean" else f"reward/{name}"] = value
-            for component, values in reward.components().items():
+            for component, values in output.components.items():
                 self.add(f"reward/{component}" if name == "mean" else f"reward/{name}/{component}", values)
         self.add("response/length", completions.mask.sum(-1).tolist())
         self.add("response/truncated", completions.truncated.tolist())

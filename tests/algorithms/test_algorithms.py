@@ -85,6 +85,7 @@ OPTIONS: list[tuple[Any, dict[str, Any]]] = [
     (REINFORCE, {"baseline": "none"}),
     (REINFORCE, {"baseline": "moving"}),
     (REINFORCE, {"baseline": "batch"}),
+    (REINFORCE, {"reward_to_go": True}),
     (REINFORCE, {"kl": KLPenalty(coef=0.5)}),
     (GRPO, {"clip_range": 0.05}),
     (GRPO, {"clip_range_high": 0.6}),

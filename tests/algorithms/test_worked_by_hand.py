@@ -166,6 +166,21 @@ def test_the_adaptive_coefficient_follows_the_mean_over_chosen_tokens_within_its
         assert penalty.coef == unchanged
 
 
+def test_step_rewards_and_final_values_reach_the_advantages_of_ppo() -> None:
+    steps = torch.tensor([[0.75, 0.0, 0.25], [0.0, -0.5, 0.0]])  # of scores 1 and -0.5
+    found = ppo(gamma=0.9, gae_lambda=0.5, whiten_advantages=False).prepare(
+        rollout(step_rewards=steps, final_values=torch.tensor([2.0, 0.0]))
+    )
+    values = VALUES[0]
+    third = 0.25 + 0.9 * 2.0 - values[2]
+    second = 0.0 + 0.9 * values[2] - values[1] + 0.45 * third
+    first = 0.75 + 0.9 * values[1] - values[0] + 0.45 * second
+    assert found.advantages is not None
+    assert found.advantages[0].tolist() == pytest.approx([first, second, third], rel=1e-5)
+    alone = ppo(gamma=0.9, gae_lambda=0.5, whiten_advantages=False).prepare(rollout())
+    assert torch.equal(found.advantages[1], alone.advantages[1])  # type: ignore[index]  # its step is its last token
+
+
 # -- REINFORCE -------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +196,26 @@ def test_the_return_of_reinforce_pays_the_kl_of_the_whole_response() -> None:
 def test_the_loss_of_reinforce_is_a_mean_over_responses() -> None:
     expected = -(2.0 * sum(NOW[0]) - 1.0 * sum(NOW[1])) / 2
     assert value_of(REINFORCE(kl=NO_KL), credited([2.0, -1.0])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out", "batch"])
+def test_a_token_of_reinforce_is_credited_with_what_follows_it(baseline: Any) -> None:
+    steps = torch.tensor([[0.75, 0.0, 0.25], [0.0, -0.5, 0.0]])
+    data = rollout(step_rewards=steps)
+    whole = on_tokens(REINFORCE(baseline=baseline, kl=NO_KL).prepare(data).advantages)
+    found = on_tokens(REINFORCE(baseline=baseline, kl=NO_KL, reward_to_go=True).prepare(data).advantages)
+    scale = 1.125**0.5 if baseline == "batch" else 1.0
+    before = [0.0, 0.75, 0.75, 0.0, 0.0]  # what each token's response got before it
+    assert found == pytest.approx([a - b / scale for a, b in zip(whole, before, strict=True)], abs=1e-6)
+
+
+def test_reward_to_go_without_steps_leaves_out_the_penalties_before_a_token() -> None:
+    found = on_tokens(
+        REINFORCE(baseline="none", kl=KLPenalty(coef=0.5), reward_to_go=True).prepare(rollout()).advantages
+    )
+    paid = [0.5 * (OLD[row][t] - REFERENCE[row][t]) for row, t in TOKENS]
+    expected = [1.0 - sum(paid[:3]), 1.0 - sum(paid[1:3]), 1.0 - paid[2], -0.5 - sum(paid[3:]), -0.5 - paid[4]]
+    assert found == pytest.approx(expected)
 
 
 def test_the_baselines_of_reinforce() -> None:

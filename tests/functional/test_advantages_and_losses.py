@@ -14,6 +14,7 @@ from rlhf_lightning.functional.advantages import (
     group_moments,
     last_token,
     leave_one_out,
+    reward_to_go,
     token_rewards,
 )
 from rlhf_lightning.functional.kl import kl_estimate
@@ -41,6 +42,46 @@ def test_rewards_of_the_fixture() -> None:
 def test_padding_pays_nothing() -> None:
     found = token_rewards(SCORES, torch.full((2, 4), 0.5), MASK)
     assert found.tolist() == [[-0.5, -0.5, 0.5, 0.0], [-0.5, -0.5, -0.5, -1.0]]
+
+
+def test_step_rewards_by_hand() -> None:
+    """Two rows: step rewards on tokens 0 and 2; a step reward on a token that the policy read, which the last one gets."""
+    steps = torch.tensor([[0.5, 0.0, 0.25, 0.0], [0.0, 1.0, 0.0, -0.5]])
+    mask = torch.tensor([[True, True, True, False], [True, False, True, True]])
+    penalties = torch.tensor([[0.1, 0.2, 0.3, 9.0], [0.1, 9.0, 0.2, 0.0]])
+    found = token_rewards(torch.tensor([1.0, 0.75]), penalties, mask, steps)
+    expected = [[0.4, -0.2, 0.25 + 0.25 - 0.3, 0.0], [-0.1, 0.0, -0.2, -0.5 + 1.25]]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    torch.testing.assert_close(reward_to_go(found)[0], torch.tensor([0.4, 0.0, 0.2, 0.0]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rewards_of_a_row_sum_to_its_score_wherever_its_steps_fall(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(6, 9, generator=generator) < 0.6
+    mask[:, 4] = True
+    steps, scores = torch.randn(6, 9, generator=generator), torch.randn(6, generator=generator)
+    none = torch.zeros(6, 9)
+    found = token_rewards(scores, none, mask, steps)
+    torch.testing.assert_close(found.sum(-1), scores)
+    assert found[~mask].eq(0).all()
+    inner = mask & ~last_token(mask)
+    assert torch.equal(found[inner], steps[inner])
+    placed = steps * mask
+    whole = token_rewards(placed.sum(-1), none, mask, placed)
+    torch.testing.assert_close(whole, placed, atol=1e-5, rtol=0)
+    assert torch.equal(token_rewards(scores, none, mask, none), token_rewards(scores, none, mask))
+
+
+def test_steps_and_a_bootstrap_in_gae_by_hand() -> None:
+    """γ 0.9, λ 0.5, a token that was read between two that were chosen, and a value behind a truncated row."""
+    rewards = torch.tensor([[0.5, 0.0, 1.0]])
+    values, mask = torch.tensor([[0.2, 7.0, 0.4]]), torch.tensor([[True, False, True]])
+    last = 1.0 + 0.9 * 2.0 - 0.4
+    first = 0.5 + 0.9 * 0.4 - 0.2 + 0.9 * 0.5 * last
+    advantages, returns = gae(rewards, values, mask, 0.9, 0.5, torch.tensor([2.0]))
+    torch.testing.assert_close(advantages, torch.tensor([[first, 0.0, last]]))
+    torch.testing.assert_close(returns, torch.tensor([[first + 0.2, 0.0, last + 0.4]]))
 
 
 def test_explained_variance_of_a_critic() -> None:

@@ -19,7 +19,7 @@ from rlhf_lightning.playground import (
     build,
     task,
 )
-from rlhf_lightning.rewards import ModelReward
+from rlhf_lightning.rewards import ModelReward, reward_scores, score
 from rlhf_lightning.types import Completions
 
 PROMPT = "name two animals and one color ."
@@ -70,11 +70,9 @@ def test_a_fault_costs_the_quality_that_it_is_a_fault_of_and_no_other(quality: s
 def test_the_reward_gives_its_parts_row_by_row() -> None:
     reward = PlaygroundReward()
     assert reward.best == 1.0
-    assert reward.components() == {}
-    assert reward(completions([PROMPT] * 3, ["fox , owl and red .", "gladly , apple .", ""])) == pytest.approx(
-        [0.8, 0.6, 0.0]
-    )
-    assert reward.components() == {
+    found = reward_scores(reward, completions([PROMPT] * 3, ["fox , owl and red .", "gladly , apple .", ""]))
+    assert found.rewards.tolist() == pytest.approx([0.8, 0.6, 0.0])
+    assert found.components == {
         "answers": [1.0, 0.0, 0.0],
         "polite": [0.0, 1.0, 0.0],
         "brief": [1.0, 1.0, 0.0],
@@ -183,7 +181,7 @@ def test_the_shipped_reward_model_is_right_mostly_and_flattered_easily() -> None
         for name, said in {"usual": replies, "flattery": flattery, "best": best}.items()
     }
     true = {
-        name: statistics.mean(PlaygroundReward()(completions(asked, said)))
+        name: float(score(PlaygroundReward(), completions(asked, said)).mean())
         for name, said in {"usual": replies, "flattery": flattery, "best": best}.items()
     }
     assert learned["usual"] + 1 < learned["best"]  # what it learned is worth following

@@ -64,7 +64,8 @@ def test_none_and_nan_are_no_score(answer: Any) -> None:
     found = score(Fixed(answer), completions(["a", "b"]))
     assert math.isnan(found[0])
     assert found[1] == 3.0
-    assert WeightedSum({"a": Fixed(answer), "b": Fixed([1.0, 1.0])})(completions(["a", "b"])) == [None, 4.0]
+    both = WeightedSum({"a": Fixed(answer), "b": Fixed([1.0, 1.0])})
+    assert both(completions(["a", "b"])).scores == [None, 4.0]
 
 
 @pytest.mark.parametrize(

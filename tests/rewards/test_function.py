@@ -67,7 +67,7 @@ def test_functions_plain_async_and_with_columns(functions: Path) -> None:
     assert FunctionReward(lambda responses, messages: [len(m) for m in messages])(rows) == [2, 2]
     last = completions(["b", "a"])
     both = WeightedSum({"sorts": FunctionReward("scores_of_mine.sorts"), "found": PatternReward("a")})
-    assert both(last) == [0.0, 1.0], "a function changed what the next reward reads"
+    assert both(last).scores == [0.0, 1.0], "a function changed what the next reward reads"
 
 
 def test_a_file_may_define_dataclasses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from completions import completions
 
@@ -11,16 +13,24 @@ from rlhf_lightning.rewards import (
     NumberReward,
     PatternReward,
     WeightedSum,
+    reward_scores,
 )
 
 
 def test_a_weighted_sum_and_its_components() -> None:
     rewards = {"found": PatternReward("a"), "short": LengthReward(1, penalty=1.0)}
     reward = WeightedSum(rewards, {"short": 0.5})
-    assert reward(completions(["a b", "c"])) == [0.5, 0.0]
-    assert reward.components() == {"found": [1.0, 0.0], "short": [-1.0, 0.0]}
+    found = reward_scores(reward, completions(["a b", "c"]))
+    assert found.rewards.tolist() == [0.5, 0.0]
+    assert found.components == {"found": [1.0, 0.0], "short": [-1.0, 0.0]}
+    assert found.step_rewards is None
     unknown = WeightedSum({"number": NumberReward(), "found": PatternReward("a")})
-    assert unknown(completions(["#### 1 a", "a"], answer=["1", "x"])) == [2.0, None]
+    found = reward_scores(unknown, completions(["#### 1 a", "a"], answer=["1", "x"]))
+    assert found.rewards[0] == 2.0
+    assert math.isnan(found.rewards[1])
+    assert found.components == {"number": [1.0, None], "found": [1.0, 1.0]}
+    with pytest.raises(UserError, match=r"has a component 'mean', and reward/mean is another metric; rename it"):
+        WeightedSum({"mean": PatternReward("a")})
     with pytest.raises(UserError, match="did you mean 'short'"):
         WeightedSum(rewards, {"shot": 1.0})
     with pytest.raises(UserError, match="empty"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from threading import Event, current_thread
 from typing import Any
@@ -17,7 +17,7 @@ from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import CopiedReference
-from rlhf_lightning.rewards import FunctionReward, ModelReward, WeightedSum
+from rlhf_lightning.rewards import FunctionReward, ModelReward, RewardOutput, WeightedSum
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import Collector
 from rlhf_lightning.rollouts.responses import ResponseGenerator
@@ -39,17 +39,14 @@ class Judge(Reward):
         self.wait_for, self.fail = wait_for, fail
         self.calls: list[tuple[int, str]] = []
 
-    def __call__(self, completions: Completions) -> Sequence[float | None]:
+    def __call__(self, completions: Completions) -> RewardOutput:
         self.calls.append((len(completions), current_thread().name))
         if self.wait_for is not None and len(self.calls) == 1:
             assert self.wait_for.wait(30), "the next chunk was not started"
         if self.fail and len(self.calls) == 2:
             raise ValueError("no verdict")
-        self.scores = [float(len(response)) for response in completions.responses]
-        return self.scores
-
-    def components(self) -> dict[str, list[float | None]]:
-        return {"length": list(self.scores)}
+        scores = [float(len(response)) for response in completions.responses]
+        return RewardOutput(scores, {"length": list(scores), **({"late": scores} if len(self.calls) > 1 else {})})
 
 
 @pytest.fixture
