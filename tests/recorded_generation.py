@@ -16,6 +16,7 @@ from rlhf_lightning.models.chat_templates import TEMPLATES
 from rlhf_lightning.models.encoding import right_padded
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.rollouts.responses import ResponseGenerator
+from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.stages.reward import RewardStage
 from rlhf_lightning.types import Completions, Generated, GenerationRequest
 
@@ -58,6 +59,6 @@ def reward_model(folder: Path, kind: str, template: str | None) -> str:
 
 def generated(stage: RewardStage, prompt: Any, ids: list[list[int]], stop_strings: tuple[str, ...] = ()) -> Completions:
     """What a policy with the same tokenizer gives to rewards after it generated the ids."""
-    responder = ResponseGenerator(Policy(nn.Module()), Recorded(ids, stop_strings), stage.text.encoder)
+    responder = ResponseGenerator(Policy(nn.Linear(1, 1)), Recorded(ids, stop_strings), stage.text.encoder)
     rows = [{"prompt": prompt}] * len(ids)
-    return responder.generate(rows, 1, torch.Generator().manual_seed(0))
+    return responder.generate(rows, 1, Randomness(0, 0, tuple(range(len(ids)))))

@@ -35,7 +35,7 @@ class REINFORCE(PolicyGradient):
     moving_decay: float = 0.9
     """Weight of the earlier moving average in the next one."""
     reward_to_go: bool = False
-    """Credit a token only with the step rewards and the KL penalties from itself on; False credits it with the whole return."""
+    """The return of a token is the step rewards minus the KL penalties from itself on; False: that of the whole response."""
     kl: KLPenalty = field(default_factory=KLPenalty)
     """The penalty on the KL divergence from the reference."""
 

@@ -17,19 +17,19 @@ RESERVED = {"mean", "std", "unscored", "tied"}
 LARGEST = torch.finfo(torch.float32).max
 
 
-def checked_scores(name: str, scores: Any, count: int, unit: str = "completion") -> list[float]:
+def checked_scores(name: str, scores: Any, count: int, item: str = "completion") -> list[float]:
     """Convert `count` scores to numbers; NaN for a completion that cannot be scored.
 
     Args:
         name: of the reward, for messages.
         scores: a sequence, a NumPy array or a tensor of any type of numbers on any device.
         count: number of completions, or of steps.
-        unit: what has a score each, for messages.
+        item: what has a score each, for messages.
 
     Raises:
         UserError: there is not one score per completion, or one is neither None, NaN nor a finite float32.
     """
-    return [_number(name, f"{unit} {row}", value) for row, value in enumerate(_values(name, scores, count, unit))]
+    return [_number(name, f"{item} {row}", value) for row, value in enumerate(_values(name, scores, count, item))]
 
 
 def checked_steps(name: str, scores: Any, completions: Completions) -> tuple[Tensor, Tensor]:
@@ -82,19 +82,19 @@ def checked_components(name: str, components: Any) -> Mapping[str, Any]:
     return components
 
 
-def _values(name: str, scores: Any, count: int, unit: str = "completion") -> list[Any]:
+def _values(name: str, scores: Any, count: int, item: str = "completion") -> list[Any]:
     shape = getattr(scores, "shape", None)
     if shape is not None and len(shape) > 1:
         raise UserError(
             f"reward {name} returned a {type(scores).__name__} of shape {tuple(shape)}; it must return {count} scores, one per "
-            f"{unit}: a shape of ({count},)"
+            f"{item}: a shape of ({count},)"
         )
     values = _as_python(scores)
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Set):
-        raise UserError(f"reward {name} returned {shown(values)}; it must return {count} scores, one per {unit}")
+        raise UserError(f"reward {name} returned {shown(values)}; it must return {count} scores, one per {item}")
     values = list(values)
     if len(values) != count:
-        raise UserError(f"reward {name} returned {len(values)} scores for {count} {unit}s; it must return one for each")
+        raise UserError(f"reward {name} returned {len(values)} scores for {count} {item}s; it must return one for each")
     return values
 
 

@@ -99,7 +99,7 @@ def steps_by_text(completions: Completions, split: str) -> list[Steps]:
 
 
 def _after_each(text: str, split: str) -> list[str]:
-    """Cut a text after each `split`.
+    """Split a text after each `split`.
 
     >>> _after_each("a. b. ", ". "), _after_each("", ". ")
     (['a. ', 'b. '], [''])

@@ -23,7 +23,7 @@ from rlhf_lightning.models.logprobs import response_logprobs
 from rlhf_lightning.models.micro_batches import trim
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reference import CopiedReference
-from rlhf_lightning.rewards import Reward, WeightedSum
+from rlhf_lightning.rewards import Reward, RewardOutput, WeightedSum
 from rlhf_lightning.rollouts.recorded import PolicyCollector
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.seeding import Randomness
@@ -248,14 +248,13 @@ def test_without_a_reference_a_rollout_has_no_log_probabilities_of_one(collector
 class Tokens(Reward):
     """The number of tokens of a response, and its square: the sum of two components. Nothing for the prompt `cat`."""
 
-    def __call__(self, completions: Completions) -> Sequence[float | None]:
-        self.lengths = [float(n) for n in completions.mask.sum(-1)]
-        self.known = [not prompt.startswith("cat") for prompt in completions.prompts]
-        return [n + n * n if known else None for n, known in zip(self.lengths, self.known, strict=True)]
-
-    def components(self) -> dict[str, list[float | None]]:
-        counts = [n if known else None for n, known in zip(self.lengths, self.known, strict=True)]
-        return {"tokens": counts, "squares": [None if n is None else n * n for n in counts]}
+    def __call__(self, completions: Completions) -> RewardOutput:
+        lengths = [float(n) for n in completions.mask.sum(-1)]
+        known = [not prompt.startswith("cat") for prompt in completions.prompts]
+        counts = [n if each else None for n, each in zip(lengths, known, strict=True)]
+        squares = [None if n is None else n * n for n in counts]
+        scores = [None if n is None else n + n * n for n in counts]
+        return RewardOutput(scores, {"tokens": counts, "squares": squares})
 
 
 def test_a_greedy_baseline_is_the_score_of_the_greedy_response(collector: PolicyCollector) -> None:
