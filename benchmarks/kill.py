@@ -44,7 +44,7 @@ from rlhf_lightning.training import validation
 PHASES = ("elsewhere", "writing", "scoring", "updating", "saving", "ending")
 MOMENTS = (
     (responses.ResponseGenerator, "generate", "writing"),
-    (pipeline, "scored", "scoring"),
+    (pipeline, "scores_of", "scoring"),
     (validation, "score", "scoring"),
     (LightningModule, "optimizer_step", "updating"),
     (torch, "save", "saving"),
