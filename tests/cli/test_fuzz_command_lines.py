@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 
 from rlhf_lightning import DPO, GRPO, PPO, REINFORCE, PolicyStage, data
+from rlhf_lightning.cli import show
 from rlhf_lightning.cli.lightning import ParsedCLI
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.models.config import LoraOptions, ModelConfig
@@ -131,6 +132,10 @@ def _before_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             made[self.asked] = {name: getattr(self, name) for name in names}
         vars(self).update(made[self.asked])
 
+    main(
+        ["show", "--config", "sft.yaml", "--data.size", "8", "--data.validation_size", "4"]
+    )  # imports take seconds, once
+    monkeypatch.setattr(show, "_screen", lambda *_: None)  # thousands of valid rows, as long as they are
     monkeypatch.setattr(ParsedCLI, "run", run)
     monkeypatch.setattr(ParsedCLI, "setup_parser", setup_parser)
     monkeypatch.chdir(tmp_path)
