@@ -66,7 +66,7 @@ def one_line(text: str, limit: int = LONGEST_LINE) -> str:
     """Put a message on one printable line of limited length; words of thousands of letters are shortened.
 
     >>> one_line("no\\n route \\x07"), len(one_line("9" * 5000))
-    ('no route \\\\x07', 223)
+    ('no route \\\\x07', 219)
     """
     words = (
         word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}… ({len(word)} characters)"

@@ -31,7 +31,7 @@ PACKAGES = ("rlhf_lightning", "lightning", "torch")
 PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null", dict: "object"}
 PASSED_BY_POSITION = {"Optimizer": 1, "LRScheduler": 1}
 """Leading parameters that the stage passes itself: the weights, the optimizer."""
-BASES = ("Stage", "RowData", "FileData", "PolicyGradient")
+BASES = ("Stage", "RolloutStage", "RowData", "FileData", "PolicyGradient")
 """Classes that others derive from; editors do not propose them."""
 INTERNAL = ("rlhf_lightning.run.", "rlhf_lightning.cli.")
 """Modules whose callbacks and loggers every run has already."""

@@ -237,7 +237,7 @@ def better_first(row: dict[str, Any]) -> dict[str, Any]:
     """Swap the columns of the two responses of a pair where its `probability` says that the rejected one is better.
 
     >>> better_first({"chosen": "a", "rejected": "b", "probability": 0.25})
-    {'chosen': 'b', 'rejected': 'a', 'probability': 0.75}
+    {'rejected': 'a', 'chosen': 'b', 'probability': 0.75}
 
     Raises:
         BadRow: the probability is no number from 0 to 1.

@@ -33,7 +33,7 @@ from rlhf_lightning.rollouts.recorded import PolicyCollector
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.seeding import PREDICTION, Randomness
 from rlhf_lightning.stages.rollout import RolloutStage
-from rlhf_lightning.training.checks import check_minimum, check_temperature
+from rlhf_lightning.training.checks import check_minimum
 from rlhf_lightning.training.correction import Correction
 from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
@@ -115,7 +115,6 @@ class PolicyStage(RolloutStage):
         held_out = {name: as_reward(each) for name, each in (evaluation_rewards or {}).items()}
         if reward is None and predict_score:
             raise UserError("predict_score is true and there is no reward: set model.reward, or remove predict_score")
-        check_temperature("predict_temperature", predict_temperature)
         check_correction(correction, generation)
         check_minimum(1, max_prompt_length=max_prompt_length)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response

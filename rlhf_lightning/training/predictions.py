@@ -15,7 +15,7 @@ from rlhf_lightning.models.encoding import Encoder
 from rlhf_lightning.rewards.base import Reward, score
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.seeding import Randomness
-from rlhf_lightning.training.checks import check_minimum
+from rlhf_lightning.training.checks import check_minimum, check_temperature
 from rlhf_lightning.types import RawRows
 
 
@@ -91,7 +91,7 @@ class Predictor:
     """
 
     def __init__(self, temperature: float, responses: int = 1, reward: Reward | None = None) -> None:
-        check_minimum(0, predict_temperature=temperature)
+        check_temperature("predict_temperature", temperature)
         check_minimum(1, predict_responses=responses)
         if responses > 1 and temperature == 0:
             raise UserError(

@@ -185,7 +185,8 @@ def test_no_class_that_has_a_short_name_is_refused() -> None:
 def test_a_later_config_is_checked_with_the_class_of_an_earlier_one(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("{model: {init_args: {policy: {laro: {r: 3}}}}}")
-    Arguments.of(["fit", "--config", str(overlay)])  # its class is unknown
+    with pytest.raises(UserError, match="model has arguments and no class"):
+        Arguments.of(["fit", "--config", str(overlay)])
     with pytest.raises(UserError, match=r"unknown key 'model.init_args.policy.laro'; did you mean 'lora'\?"):
         Arguments.of(["fit", "--config", "ppo.yaml", "--config", str(overlay)])
 

@@ -97,7 +97,7 @@ def test_options_that_contradict_each_other_are_refused(config: ModelConfig) -> 
     for options, expected in (
         ({"predict_responses": 4}, "predict_temperature is 0"),
         ({"predict_responses": 0}, "at least 1"),
-        ({"predict_temperature": -1.0}, "at least 0"),
+        ({"predict_temperature": -1.0}, r"set it to 0 \(greedy\) or a positive number"),
     ):
         for stage in (SupervisedStage, lambda config, **own: PolicyStage(config, DPO(), reward, **own)):
             with pytest.raises(UserError, match=expected):
