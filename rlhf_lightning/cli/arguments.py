@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rlhf_lightning.cli.config_files import find_config, last_value, load_config, merged
 from rlhf_lightning.cli.key_check import check_keys
@@ -15,8 +17,9 @@ from rlhf_lightning.cli.overrides import as_config, expand_home, values, without
 from rlhf_lightning.cli.plain_values import check_plain_values, check_words
 from rlhf_lightning.cli.schedule_functions import replace_schedule_words, with_schedule_classes
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.folder import check_folder, choose_folder, report_earlier_run
-from rlhf_lightning.run.last_checkpoint import check_checkpoint, resolve_last
+from rlhf_lightning.run.folder import check_folder, choose_folder, claimed, is_first_process, report_earlier_run
+from rlhf_lightning.run.kind import is_same_kind
+from rlhf_lightning.run.last_checkpoint import check_checkpoint, resolve_best, resolve_last
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Arguments:
     folder: Path | None = None
     configs: list[Path] = field(default_factory=list)
     asks_for_help: bool = False
+    is_new: bool = False
+    """The folder is one that `choose_folder` made up."""
+    allowed: tuple[str, ...] = ()
+    """Options that may differ from those of the run that is resumed (`--allow_change`)."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The merged config as given, without defaults."""
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Arguments:
@@ -37,6 +46,23 @@ class Arguments:
         """
         return cls.find(words).placed()
 
+    @contextmanager
+    def claimed(self) -> Iterator[Arguments]:
+        """Make the folder of the run and hold it until the run has ended.
+
+        Yields:
+            The arguments; their folder is another if a second run took the name.
+
+        Raises:
+            UserError: another process writes to the folder.
+        """
+        if self.folder is None:
+            yield self
+            return
+        with claimed(self.folder, self.is_new) as folder:
+            flag = "--trainer.default_root_dir"
+            yield replace(self, words=[*_without(self.words, flag), f"{flag}={folder}"], folder=folder)
+
     @classmethod
     def find(cls, words: Sequence[str]) -> Arguments:
         """Find the configs of a command line, and check keys and classes against the schema.
@@ -45,6 +71,7 @@ class Arguments:
             UserError: a config is missing or not valid YAML, or a key or a class does not exist.
         """
         check_words(list(words))
+        words, allowed = _take(list(words), "--allow_change")
         resolved, configs = _find_configs([expand_home(word) for word in words])
         given = as_config(resolved[1:], load_config)
         check_plain_values(given)
@@ -52,12 +79,12 @@ class Arguments:
         resolved = [resolved[0], *replace_schedule_words(resolved[1:], given, load_config)]
         plain = [resolved[0], *without_nulls(resolved[1:], whole)]
         if any(map(_asks_for_help, words)):
-            return cls(plain, configs=configs, asks_for_help=True)
+            return cls(plain, configs=configs, asks_for_help=True, allowed=allowed)
         _check_first_words(words)
         contents = [with_schedule_classes(load_config(path)) for path in configs]
         check_keys(functools.reduce(merged, contents, {}), contents)
         check_keys(whole, [*contents, *values(resolved[1:])], typed=True)
-        return cls(plain, configs=configs)
+        return cls(plain, configs=configs, allowed=allowed, config=whole)
 
     def placed(self) -> Arguments:
         """Add the folder of the run, and the checkpoint that it resumes from.
@@ -76,14 +103,21 @@ class Arguments:
             words.append(f"--ckpt_path={checkpoint}")
         check_checkpoint(checkpoint)
         given = _value(words, "--trainer.default_root_dir") or last_value(self.configs, "trainer", "default_root_dir")
-        folder = choose_folder(subcommand, given, checkpoint, self.configs[0] if self.configs else None)
+        first = self.configs[0] if self.configs else None
+        folder = choose_folder(subcommand, given, checkpoint, first, lambda run: is_same_kind(run, self.config))
         check_folder(folder)
         if subcommand == "fit" and checkpoint is None:
             report_earlier_run(folder)
         words.append(f"--trainer.default_root_dir={folder}")
-        if checkpoint == "last":
-            words = [*_without(words, "--ckpt_path"), f"--ckpt_path={resolve_last(folder, subcommand) or 'null'}"]
-        return replace(self, words=words, folder=folder)
+        if checkpoint in NAMES:
+            found = NAMES[checkpoint](folder, subcommand)
+            words = [*_without(words, "--ckpt_path"), f"--ckpt_path={found or 'null'}"]
+        is_new = not given and checkpoint is None and is_first_process()
+        return replace(self, words=words, folder=folder, is_new=is_new)
+
+
+NAMES = {"last": resolve_last, "best": resolve_best}
+"""Checkpoints that `--ckpt_path` names without a path."""
 
 
 def _asks_for_help(word: str) -> bool:
@@ -120,6 +154,16 @@ def _find_configs(words: list[str]) -> tuple[list[str], list[Path]]:
     if is_name:
         raise UserError("--config has no value; pass the name of a file after it")
     return resolved, configs
+
+
+def _take(words: list[str], flag: str) -> tuple[list[str], tuple[str, ...]]:
+    """Take a flag with its values out of the words; one value may hold several names, separated by commas."""
+    found = []
+    while (value := _value(words, flag)) is not None:
+        found += value.split(",")
+        place = next(i for i, word in enumerate(words) if word.partition("=")[0] == flag)
+        words = words[:place] + words[place + (1 if "=" in words[place] else 2) :]
+    return words, tuple(found)
 
 
 def _value(words: list[str], flag: str) -> str | None:

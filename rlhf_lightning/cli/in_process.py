@@ -50,8 +50,8 @@ def fit(config: Config | Sequence[Config], folder: str | Path | None = None, **o
         overrides["trainer__default_root_dir"] = Path(folder)
     with tempfile.TemporaryDirectory() as scratch, _as_before():
         try:
-            arguments = Arguments.of([*_command(config, Path(scratch)), *_words(overrides)])
-            _run(arguments)
+            with Arguments.of([*_command(config, Path(scratch)), *_words(overrides)]).claimed() as arguments:
+                _run(arguments)
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None

@@ -41,6 +41,7 @@ from rlhf_lightning.cli.failures import ParserEnd, raised_by, user_error
 from rlhf_lightning.cli.jsonargparse_errors import one_line_error
 from rlhf_lightning.cli.python_values import note_objects
 from rlhf_lightning.errors import UserError, nearest, text_of
+from rlhf_lightning.io import atomic_write
 from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
 from rlhf_lightning.run.checkpoints import Checkpoints
 from rlhf_lightning.run.curves import Curves
@@ -51,6 +52,7 @@ from rlhf_lightning.run.monitors import MonitorCheck
 from rlhf_lightning.run.out_of_memory import OutOfMemory
 from rlhf_lightning.run.predictions import Predictions
 from rlhf_lightning.run.progress import Progress
+from rlhf_lightning.run.run_options import RunOptions
 from rlhf_lightning.run.samples import Samples
 from rlhf_lightning.run.summary import Resume, Summary
 from rlhf_lightning.training.lightning_compat import DeferredCLI
@@ -156,6 +158,9 @@ class RunConfig(SaveConfigCallback):
         if stage == "fit" or not path.exists():
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
             note_objects(path)
+            options = next((each for each in trainer.callbacks if isinstance(each, RunOptions)), None)
+            if options is not None and options.note:
+                atomic_write(path, lambda partial: partial.write_text(options.note + path.read_text()))
 
 
 class CLI(DeferredCLI):
@@ -181,21 +186,19 @@ class CLI(DeferredCLI):
             kwargs["accelerator"] = "cpu"  # the stages do not support Apple's MPS, which Lightning would choose
         kwargs["logger"] = [MetricsFile(folder, keep=self.subcommand != "fit"), *loggers]
         kwargs["plugins"] = plugins
-        kwargs["callbacks"] = [
-            MonitorCheck(),
-            Ending(self._stop_options()),
-            *callbacks,
-            *_callbacks_of_a_run(callbacks, given),
-        ]
+        kwargs["callbacks"] = [*self._first_callbacks(), *callbacks, *_callbacks_of_a_run(callbacks, given)]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
-    def _stop_options(self) -> str:
-        """Return what decides when a run stops besides its steps and epochs, as text."""
-        trainer = self.config.get(self.subcommand, self.config)["trainer"]
-        return json.dumps({name: _plain(trainer.get(name)) for name in STOP_OPTIONS}, sort_keys=True)
+    def _first_callbacks(self) -> list[Callback]:
+        """Make the callbacks that act before those of the user."""
+        config = _plain(self.config.get(self.subcommand, self.config))
+        config["ckpt_path"] = config["trainer"]["default_root_dir"] = None  # a run may move
+        stop_options = json.dumps({name: config["trainer"].get(name) for name in STOP_OPTIONS}, sort_keys=True)
+        self.run_options = RunOptions(config)
+        return [MonitorCheck(), Ending(stop_options), self.run_options]
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.cli.arguments import Arguments
@@ -76,14 +77,14 @@ def run(words: Sequence[str]) -> None:
     Raises:
         UserError: something that the user can fix.
     """
-    arguments = Arguments.of(words)
-    is_named = arguments.folder is not None and is_first_process()
-    if is_named:
-        os.environ[FOLDER_OF_RUN] = str(arguments.folder)
-        print(f"run: {arguments.folder}", flush=True)
-    build_and_run(arguments)
-    if is_named:
-        print(f"run: {arguments.folder}", flush=True)
+    with Arguments.of(words).claimed() as arguments:
+        is_named = arguments.folder is not None and is_first_process()
+        if is_named:
+            os.environ[FOLDER_OF_RUN] = str(arguments.folder)
+            print(f"run: {arguments.folder}", flush=True)
+        build_and_run(arguments)
+        if is_named:
+            print(f"run: {arguments.folder}", flush=True)
 
 
 def _parse(arguments: Arguments) -> Config:
@@ -108,6 +109,11 @@ def build_and_run(arguments: Arguments) -> None:
 
     try:
         build(config)
+        resumed = config.values.get("ckpt_path")
+        if config.subcommand == "fit" and resumed and Path(resumed).exists():
+            config.parsed.run_options.resume(
+                Path(resumed), arguments.allowed, plain=config.values.get("weights_only") is not False
+            )
         with no_exit():
             config.parsed.run()
     except (RuntimeError, ValueError, MisconfigurationException) as error:

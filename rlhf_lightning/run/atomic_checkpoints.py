@@ -12,13 +12,13 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.run.checkpoint_integrity import plain_only
+from rlhf_lightning.run.checkpoint_integrity import plain_only, refuse_changed, seal
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
     """Write a temporary file, flush it to disk, then rename it; a failure leaves the earlier checkpoint as it was.
 
-    Only plain tensors and numbers are read, unless `--weights_only false` is set.
+    The digest of the file is inside it. Only plain tensors and numbers are read, unless `--weights_only false` is set.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -33,6 +33,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         try:
             with _locked(partial) as file:
                 torch.save(checkpoint, file)
+                seal(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
@@ -53,8 +54,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            UserError: the file holds objects that could run code, or is no checkpoint of a run.
+            UserError: a byte of the file is not what was saved, or it holds objects that could run code, or no run.
         """
+        if Path(path).is_dir():
+            raise UserError(
+                f"checkpoint {path} is a folder, which the strategy fsdp2 reads; set trainer.strategy to fsdp2"
+            )
+        refuse_changed(Path(path))
         with plain_only(path):
             found = super().load_checkpoint(path, map_location, weights_only is not False)
         if not isinstance(found, dict) or "pytorch-lightning_version" not in found:
@@ -65,7 +71,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 def _locked(path: Path) -> BinaryIO:
     """Open a file for writing with a lock that ends with this process; who gets the lock may remove an abandoned file."""
     while True:
-        file = open(path, "wb")  # noqa: SIM115  (the caller closes it)
+        file = open(path, "w+b")  # noqa: SIM115  (the caller closes it)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:  # else another process removed it before the lock was taken

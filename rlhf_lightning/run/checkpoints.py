@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
+from torch.optim import Optimizer
 
+from rlhf_lightning.console import print_once
 from rlhf_lightning.distributed import all_gather, any_rank
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.atomic_checkpoints import remove_abandoned
@@ -116,7 +120,14 @@ class Checkpoints(Checkpoint):
         if not self.handlers:
             self._listen(trainer)
 
-    on_train_start = on_sanity_check_start
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over signals, and print how much disk checkpoints take."""
+        self.on_sanity_check_start(trainer, pl_module)
+        adapter = getattr(getattr(pl_module, "resume", None), "holds_adapter_alone", False)
+        size = checkpoint_size(pl_module, trainer.optimizers, adapter)
+        folder = Path(trainer.default_root_dir).absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        print_once(disk_budget(size, self.keep, shutil.disk_usage(existing).free))
 
     def _listen(self, trainer: Trainer) -> None:
         """Replace Lightning's signal handlers, which communicate with other processes at any point of a step."""
@@ -194,3 +205,34 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the step of the checkpoint."""
         self.saved_step, self.extra_step = state_dict["saved_step"], state_dict.get("extra_step")
+
+
+def checkpoint_size(module: nn.Module, optimizers: Iterable[Optimizer], trained_alone: bool) -> int:
+    """Estimate the bytes of a checkpoint: the weights, and the moments that an optimizer will keep.
+
+    Args:
+        module: the stage.
+        optimizers: of the run; one with betas keeps two numbers of 4 bytes per weight, one with momentum keeps one.
+        trained_alone: the checkpoint holds the weights that train, and no others.
+    """
+    parameters = [each for each in module.parameters() if each.requires_grad or not trained_alone]
+    weights = sum(each.numel() * each.element_size() for each in parameters)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    moments = [(2 if "betas" in group else 1 if group.get("momentum") else 0, group["params"]) for group in groups]
+    return weights + sum(4 * kept * sum(each.numel() for each in params) for kept, params in moments)
+
+
+def disk_budget(size: int, keep: int, free: int) -> str:
+    """Say how much disk the checkpoints of a run take; one more exists while it is written.
+
+    >>> disk_budget(3 * 2**20, 2, 2**30)
+    'checkpoints: about 3.0 MiB each, at most 9.0 MiB (keep 2, and one that is written); 1024.0 MiB are free'
+    >>> disk_budget(3 * 2**20, 2, 2**20)[:8]
+    'warning:'
+    """
+    most = size * (keep + 1)
+    line = (
+        f"checkpoints: about {size / 2**20:.1f} MiB each, at most {most / 2**20:.1f} MiB (keep {keep}, and one that is written); "
+        f"{free / 2**20:.1f} MiB are free"
+    )
+    return line if most <= free else f"warning: {line}; free some space, or set keep of Checkpoints to 1"

@@ -274,6 +274,7 @@ class Stage(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer of the weights that train, and the scheduler."""
         optimizer = build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
+        self.resume.check_optimizers([optimizer])
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)

@@ -77,6 +77,46 @@ def scheduler_config(scheduler: Any) -> dict[str, Any]:
     return {"scheduler": scheduler, "monitor": scheduler.monitor, "interval": "epoch"}
 
 
+def change_option(
+    optimizers: Iterable[torch.optim.Optimizer], schedulers: Iterable[Any], name: str, before: Any, now: Any
+) -> None:
+    """Change an option of optimizers that resume; a schedule continues with the new learning rate.
+
+    Args:
+        optimizers: as the checkpoint left them.
+        schedulers: of the optimizers.
+        name: of the option, such as lr.
+        before: its value until now.
+        now: the new value.
+
+    Raises:
+        UserError: the optimizer reads the option only when it is made, or a schedule cannot leave a rate of 0.
+    """
+    scheduled = list(schedulers)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if name not in group:
+                raise UserError(f"{type(optimizer).__name__} cannot change {name} within a run; set it to {before}")
+            if name != "lr" or not scheduled:
+                group[name] = tuple(now) if isinstance(group[name], tuple) else now
+                continue
+            if not before:
+                raise UserError(f"optimizer.lr is {now} and was {before}, which no schedule can leave; start a new run")
+            group["lr"] *= now / before
+            group["initial_lr"] = now
+    for scheduler in scheduled if name == "lr" else []:
+        _scale(scheduler, now / before)
+
+
+def _scale(scheduler: Any, factor: float) -> None:
+    """Multiply the learning rates that a schedule, and those inside it, start from."""
+    for attribute in ("base_lrs", "_last_lr"):
+        if hasattr(scheduler, attribute):
+            setattr(scheduler, attribute, [rate * factor for rate in getattr(scheduler, attribute)])
+    for inner in [*getattr(scheduler, "_schedulers", ()), *filter(None, [getattr(scheduler, "inner", None)])]:
+        _scale(inner, factor)
+
+
 def _use_fused_kernel(optimizer: torch.optim.Optimizer) -> None:
     """Make Adam step in one kernel without temporaries, unless the config sets `fused` or `foreach`.
 

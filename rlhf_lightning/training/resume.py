@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule
@@ -24,6 +25,14 @@ SHARED, RANKS = "stage", "ranks"
 """Keys of a checkpoint: state that all ranks have in common, and a list of the states of each."""
 FORMAT, PRESENT_FORMAT = "format", 2
 """Key of a checkpoint, and its value: 2 since the state of the train loader is that of any number of processes."""
+
+OPTIMIZERS = "optimizer_classes"
+"""Key of a checkpoint: the class of each optimizer."""
+
+
+def _class_of(optimizer: Any) -> str:
+    kind = type(getattr(optimizer, "_optimizer", optimizer))  # inside Lightning's wrapper
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class Resumable(Protocol):
@@ -54,6 +63,7 @@ class ResumeState:
         """The weights are no longer those that the model config names."""
         self._random_states: dict[str, Any] | None = None
         self._steps_before: int | None = None
+        self._optimizers: list[str] | None = None
 
     @property
     def holds_adapter_alone(self) -> bool:
@@ -65,6 +75,7 @@ class ResumeState:
         own = {name: owner.state_dict() for name, owner in self.per_rank.items()}
         checkpoint[FORMAT] = PRESENT_FORMAT
         checkpoint[RANKS] = all_gather({**own, "random": random_states()})
+        checkpoint[OPTIMIZERS] = [_class_of(optimizer) for optimizer in self.module.trainer.optimizers]
         checkpoint[SHARED] = {name: owner.state_dict() for name, owner in self.shared.items()}
         if self.holds_adapter_alone and "averaging_state" not in checkpoint:  # WeightAveraging reads all weights
             trained = self._trained()
@@ -80,12 +91,15 @@ class ResumeState:
         """
         _check_format(checkpoint)
         self._check_weights(checkpoint.get("state_dict"))
+        self._optimizers = checkpoint.get(OPTIMIZERS)
         self.weights_changed = True
         for name, owner in self.shared.items():
             owner.load_state_dict(checkpoint[SHARED][name])
         if not has_trainer(self.module):
             return
         trainer = self.module.trainer
+        if trainer.optimizers:  # under FSDP2
+            self.check_optimizers(trainer.optimizers)
         self._load_rank(checkpoint[RANKS], self.module.global_rank, trainer.world_size)
         rewind_to_step_start(checkpoint, int(trainer.accumulate_grad_batches))
         restored = train_loader_state(checkpoint)
@@ -97,6 +111,19 @@ class ResumeState:
         if trainer.state.fn != "fit":  # else a validation would be logged at step 0
             restore_evaluations(trainer, checkpoint)
             self._steps_before = set_global_step(trainer, checkpoint["global_step"])
+
+    def check_optimizers(self, optimizers: Sequence[Any]) -> None:
+        """Refuse another class of optimizer than that of the checkpoint, whose state it cannot read.
+
+        Raises:
+            UserError: naming both.
+        """
+        made = [_class_of(optimizer) for optimizer in optimizers]
+        if self._optimizers and made != self._optimizers:
+            raise UserError(
+                f"the optimizer is {made[0]}, and the checkpoint is of a run with {self._optimizers[0]}, whose state it cannot "
+                f"read; set optimizer to {self._optimizers[0]}, or start a new run from the export"
+            )
 
     def _load_rank(self, states: list[dict[str, Any]], rank: int, ranks: int) -> None:
         """Restore the state of one rank.
@@ -119,8 +146,8 @@ class ResumeState:
             self._random_states = None
 
     def reset(self) -> None:
-        """Drop the random states of a checkpoint that an earlier run loaded."""
-        self._random_states = None
+        """Drop what a checkpoint that an earlier run loaded left."""
+        self._random_states = self._optimizers = None
 
     def release(self) -> None:
         """Give the trainer its own step count back after it measured a checkpoint."""

@@ -6,6 +6,7 @@ import os
 import re
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,15 @@ from rlhf_lightning.cli.arguments import Arguments
 from rlhf_lightning.cli.config_files import find_config
 from rlhf_lightning.cli.shipped import shipped_folder
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.run.checkpoint_integrity import seal
 from rlhf_lightning.run.folder import FOLDER_OF_RUN
+
+
+def sealed(path: Path) -> None:
+    """An empty checkpoint that is complete."""
+    with open(path, "w+b") as file:
+        zipfile.ZipFile(file, "w").close()
+        seal(file)
 
 
 def _folder_of(config: Path) -> Path:
@@ -98,7 +107,7 @@ def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(home))
     checkpoint = home / "run/checkpoints/last.ckpt"
     checkpoint.parent.mkdir(parents=True)
-    zipfile.ZipFile(checkpoint, "w").close()
+    sealed(checkpoint)
     Path("a.yaml").write_text("trainer:\n  default_root_dir: ~/run\nckpt_path: ~/run/checkpoints/last.ckpt\n")
     words = ["--trainer.default_root_dir=~/run", "--ckpt_path=~/run/checkpoints/last.ckpt"]  # no shell expands these
     for found in (Arguments.of(["fit", "--config", "a.yaml"]), Arguments.of(["fit", "--config", "ppo", *words])):
@@ -110,7 +119,7 @@ def test_a_resumed_run_stays_in_its_folder() -> None:
     for number, name in enumerate(("old", "new")):
         checkpoint = Path("runs/ppo", name, "checkpoints/last.ckpt")
         checkpoint.parent.mkdir(parents=True)
-        zipfile.ZipFile(checkpoint, "w").close()
+        sealed(checkpoint)
         os.utime(checkpoint, (time.time(), time.time() + number))
     assert Arguments.of(["fit", "--config", "ppo", "--ckpt_path", "last"]).folder == Path("runs/ppo/new")
     given = "runs/ppo/old/checkpoints/last.ckpt"
@@ -181,7 +190,7 @@ def test_measuring_needs_the_checkpoint_that_is_passed() -> None:
             Arguments.of([subcommand, "--config", "ppo", "--ckpt_path", "last", "--trainer.default_root_dir", "out"])
     whole = Path("runs/ppo/first/checkpoints/step-1.ckpt")
     whole.parent.mkdir(parents=True)
-    zipfile.ZipFile(whole, "w").close()
+    sealed(whole)
     assert Arguments.of(["predict", "--config", "ppo", "--ckpt_path", "last"]).words[-1] == f"--ckpt_path={whole}"
 
 
@@ -195,3 +204,62 @@ def test_a_run_over_an_earlier_one_says_so(capsys: pytest.CaptureFixture[str]) -
     assert "starting over in out" in capsys.readouterr().out
     Arguments.of([*words, "--ckpt_path", "last"])
     assert "over" not in capsys.readouterr().out
+
+
+def _run_of(name: str, algorithm: str, model: str = "playground/sft", lora: str = "null") -> Path:
+    """The folder of a run with a checkpoint, newer than those before."""
+    checkpoint = Path("runs/ppo", name, "checkpoints/step-1.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    sealed(checkpoint)
+    number = len(list(Path("runs/ppo").iterdir()))
+    os.utime(checkpoint, (time.time(), time.time() + number))
+    config = f"""model:
+  class_path: rlhf_lightning.stages.policy.PolicyStage
+  init_args:
+    policy: {{name_or_path: {model}, config: null, lora: {lora}}}
+    algorithm: {{class_path: rlhf_lightning.algorithms.x.{algorithm}, init_args: {{epochs: 2}}}}
+"""
+    (checkpoint.parent.parent / "config.yaml").write_text(config)
+    return checkpoint.parent.parent
+
+
+def test_last_finds_runs_of_the_same_stage_model_and_algorithm() -> None:
+    words = ["predict", "--config", "ppo", "--ckpt_path", "last"]
+    ppo, dpo = _run_of("1", "PPO"), _run_of("2", "DPO")
+    adapted = _run_of("3", "PPO", lora="{r: 16, alpha: 32}")
+    other = _run_of("4", "PPO", model="other")
+    assert Arguments.of(words).folder == ppo
+    assert Arguments.of([*words, "--model.algorithm", "DPO"]).folder == dpo
+    assert Arguments.of([*words, "--model.algorithm.epochs", "3"]).folder == ppo
+    assert Arguments.of([*words, "--config", "lora"]).folder == adapted
+    assert Arguments.of([*words, "--model.policy.name_or_path", "other"]).folder == other
+    with pytest.raises(UserError, match="no run with the stage, model and algorithm of this config under runs/ppo"):
+        Arguments.of([*words, "--model.algorithm", "GRPO"])
+
+
+def test_two_runs_that_start_in_one_second_have_folders_of_their_own() -> None:
+    words = ["fit", "--config", "ppo"]
+    first, second = Arguments.of(words), Arguments.of(words)
+    assert first.folder is not None
+    second = replace(second, folder=first.folder)
+    with first.claimed() as one, second.claimed() as two:
+        assert one.folder != two.folder
+        assert one.folder.is_dir()
+        assert two.words[-1] == f"--trainer.default_root_dir={two.folder}"
+    assert not Path("runs").exists()  # neither left a file
+
+
+def test_a_folder_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf_lightning.run.folder.SECONDS_TO_WAIT", 0.0)
+    words = ["fit", "--config", "ppo", "--trainer.default_root_dir", "out"]
+    with Arguments.of(words).claimed():
+        with pytest.raises(UserError, match="another process writes to the run's folder out; wait"):
+            Arguments.of([*words, "--ckpt_path", "last"]).claimed().__enter__()
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with Arguments.of(words).claimed() as of_second_process:
+            assert of_second_process.folder == Path("out")
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        Path("out/config.yaml").touch()
+    with Arguments.of(words).claimed():
+        pass
+    assert Path("out/config.yaml").exists()

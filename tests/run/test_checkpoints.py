@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from rlhf_lightning.cli.arguments import Arguments
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints, remove_abandoned
-from rlhf_lightning.run.checkpoint_integrity import damage
+from rlhf_lightning.run.checkpoint_integrity import damage, seal_folder
 from rlhf_lightning.run.checkpoints import Checkpoints
 from rlhf_lightning.run.last_checkpoint import newest_complete, refuse_damaged
 
@@ -40,7 +41,9 @@ def folder(tmp_path: Path) -> Path:
     """Three checkpoints, the third the newest and named by a link."""
     for step in (1, 2, 3):
         path = tmp_path / f"checkpoints/step-{step}.ckpt"
-        AtomicCheckpoints().save_checkpoint({"step": step, "weights": torch.full((1000,), float(step))}, path)
+        AtomicCheckpoints().save_checkpoint(
+            {"step": step, "weights": torch.full((1000,), float(step)), "pytorch-lightning_version": "2.6"}, path
+        )
         os.utime(path, (time.time(), time.time() + step))
     (tmp_path / "checkpoints/last.ckpt").symlink_to("step-3.ckpt")
     return tmp_path
@@ -159,3 +162,51 @@ def test_a_checkpoint_that_an_interruption_caused_is_replaced_by_the_next(tmp_pa
     resumed.load_state_dict(first.state_dict())
     assert save(resumed, 4) == {"step-2.ckpt", "step-4.ckpt"}
     assert save(resumed, 5) == {"step-4.ckpt", "step-5.ckpt"}
+
+
+def test_no_flipped_byte_changes_what_is_loaded(folder: Path) -> None:
+    path, random = folder / "checkpoints/step-1.ckpt", Random(0)
+    whole = path.read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    places = [*range(directory, len(whole), 7), *random.sample(range(directory), 100), len(whole) - 1]
+    for place in places:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << random.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"step-1.ckpt is (damaged|of an earlier version)"):
+            AtomicCheckpoints().load_checkpoint(path)
+    path.write_bytes(whole)
+    assert AtomicCheckpoints().load_checkpoint(path)["step"] == 1
+
+
+def test_a_checkpoint_without_a_digest_is_of_an_earlier_version(folder: Path) -> None:
+    path = folder / "checkpoints/step-9.ckpt"
+    torch.save({"step": 9}, path)
+    with pytest.raises(UserError, match=r"step-9.ckpt is of an earlier version .*; pass step-3.ckpt beside it"):
+        refuse_damaged(path)
+    assert newest_complete(path.parent)[0] == folder / "checkpoints/step-3.ckpt"
+
+
+def test_a_folder_checkpoint_is_complete_with_its_digests(tmp_path: Path) -> None:
+    path = tmp_path / "step-1.ckpt"
+    path.mkdir()
+    files = {".metadata": b"a", "meta.pt": b"bb", "__0_0.distcp": b"ccc"}
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    assert "of an earlier version" in str(damage(path))
+    seal_folder(path)
+    assert damage(path) is None
+    assert newest_complete(tmp_path) == (path, [])
+    for file in [*files, "digests"]:
+        whole = (path / file).read_bytes()
+        for place in range(len(whole)):
+            (path / file).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert str(damage(path)).startswith("damaged"), (file, place)
+        (path / file).write_bytes(whole)
+    (path / "__1_0.distcp").touch()
+    assert "files are missing, or were added" in str(damage(path))
+    (path / "digests").unlink()
+    (path / "meta.pt").unlink()
+    assert damage(path) == "damaged: it is incomplete"
+    with pytest.raises(UserError, match="is a folder"):
+        AtomicCheckpoints().load_checkpoint(path)

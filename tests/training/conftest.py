@@ -43,7 +43,7 @@ def module(tmp_path: Path) -> Callable[..., Any]:
             "accumulate_grad_batches": 1, "world_size": 1, "global_step": 0, "log_every_n_steps": 1,
             "default_root_dir": str(tmp_path), "precision_plugin": SimpleNamespace(), "strategy": strategy,
             "testing": False, "state": SimpleNamespace(fn="fit"), "limit_train_batches": 1.0, "overfit_batches": 0.0,
-            "callbacks": [],
+            "callbacks": [], "optimizers": [],
         }  # fmt: skip
         return Module(SimpleNamespace(**{**given, **options}))
 
