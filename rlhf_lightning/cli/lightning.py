@@ -196,6 +196,7 @@ class CLI(DeferredCLI):
         """Make the callbacks that act before those of the user."""
         config = _plain(self.config.get(self.subcommand, self.config))
         config["ckpt_path"] = config["trainer"]["default_root_dir"] = None  # a run may move
+        config.pop("config", None)  # files whose options are in the config: no option of its own
         stop_options = json.dumps({name: config["trainer"].get(name) for name in STOP_OPTIONS}, sort_keys=True)
         self.run_options = RunOptions(config)
         return [MonitorCheck(), Ending(stop_options), self.run_options]

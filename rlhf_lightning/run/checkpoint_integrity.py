@@ -74,6 +74,8 @@ def _foreign(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             fault = _archive_fault(archive.infolist())
+            broken = None if fault else archive.testzip()
+            fault = f"{broken} in it does not match its checksum" if broken else fault
     except (
         zipfile.BadZipFile,
         NotImplementedError,

@@ -39,11 +39,11 @@ MODEL = {
 }
 """Of a model that is trained."""
 STAGE = {
-    FREE: "calibrate on_nonfinite on_unscored predict_responses predict_score predict_temperature",
+    FREE: "calibrate max_tokens_per_batch on_nonfinite on_unscored predict_responses predict_score predict_temperature",
     NAMED: "optimizer",
     FIXED: (
-        "algorithm centering class_path completion_only critic evaluation_rewards generation iterations lr_scheduler margin "
-        "max_length max_prompt_length objective overlap reference reward share_base"
+        "algorithm centering class_path completion_only correction critic evaluation_rewards generation iterations lr_scheduler "
+        "margin max_length max_prompt_length objective overlap reference reward share_base text"
     ),
 }
 """An option of the stage, with all options of the plug-in that it holds, unless they have an entry of their own."""
@@ -51,8 +51,8 @@ DATA = {
     FREE: "num_workers predict test validation_batch_size",
     NAMED: "train validation",
     FIXED: (
-        "batch_size chat_template_kwargs class_path columns limit mix on_bad_row on_too_long remove_columns seed shuffle_buffer "
-        "size steps_per_epoch streaming tools validation_fraction validation_size"
+        "bad_to batch_size chat_template_kwargs class_path columns good_from limit mix on_bad_row on_too_long remove_columns "
+        "seed shuffle_buffer size steps_per_epoch streaming tools validation_fraction validation_size"
     ),
 }
 

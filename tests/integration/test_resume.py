@@ -94,7 +94,7 @@ def test_a_run_does_not_go_on_with_an_algorithm_of_other_weights(
         "out",
     ]
     assert main([*words, "--ckpt_path", "last"]) == 2
-    assert "trains other weights than this run (2 differ, policy.critic.head.bias for one)" in capsys.readouterr().err
+    assert "model.algorithm.class_path is rlhf_lightning.REINFORCE, and the run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "before"), [("dpo", 0), ("ppo", 0), ("ppo", 1), ("sft", 0), ("sft_seldom", 2)])

@@ -14,6 +14,7 @@ import torch
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
+from rlhf_lightning.run.checkpoint_integrity import seal
 from rlhf_lightning.run.last_checkpoint import check_checkpoint
 
 
@@ -59,6 +60,12 @@ def encrypted(path: Path) -> None:
     path.write_bytes(content)
 
 
+def sealed(path: Path) -> None:
+    """Add the digest, without which a file is refused before it is read."""
+    with open(path, "r+b") as file:
+        seal(file)
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -86,6 +93,11 @@ def test_a_file_of_another_kind(
 
 def test_a_file_of_tensors_that_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.ckpt")
+    with pytest.raises(
+        UserError, match=r"weights.ckpt is of an earlier version or of another program: it holds no digest"
+    ):
+        AtomicCheckpoints().load_checkpoint(tmp_path / "weights.ckpt")
+    sealed(tmp_path / "weights.ckpt")
     with pytest.raises(UserError, match=r"weights.ckpt is no checkpoint of a run; set name_or_path to the weights"):
         AtomicCheckpoints().load_checkpoint(tmp_path / "weights.ckpt")
 
@@ -94,5 +106,6 @@ def test_an_archive_whose_pickle_is_none(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
         archive.writestr("a/data.pkl", b"no pickle")
         archive.writestr("a/version", b"3")
+    sealed(tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"x.ckpt (holds|cannot be read)"):
         AtomicCheckpoints().load_checkpoint(tmp_path / "x.ckpt")
