@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.run.checkpoint_integrity import seal
 
 SFT = ["fit", "--config", "sft.yaml", "--data.size", "16", "--data.validation_size", "4", "--trainer.max_steps", "1"]
 QUIET = ["--trainer.enable_progress_bar", "false"]
@@ -31,12 +32,19 @@ def checkpoint(run: Callable[..., Path]) -> Path:
     return run("out", *SFT) / "checkpoints/last.ckpt"
 
 
+def saved(content: dict[str, Any], name: str) -> None:
+    """Save a checkpoint with its digest, without which it is refused before it is read."""
+    with open(name, "w+b") as file:
+        torch.save(content, file)
+        seal(file)
+
+
 @pytest.mark.parametrize("subcommand", ["fit", "validate"])
 def test_a_checkpoint_that_holds_code_is_refused_and_runs_none(
     subcommand: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = torch.load(checkpoint, weights_only=True)
-    torch.save({**held, "callbacks": {"Harm": Harm()}}, "evil.ckpt")
+    saved({**held, "callbacks": {"Harm": Harm()}}, "evil.ckpt")
     words = SFT[1:]
     assert main([subcommand, *words, "--ckpt_path", "evil.ckpt", "--trainer.default_root_dir", "again", *QUIET]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
@@ -51,7 +59,7 @@ def test_a_checkpoint_of_ones_own_with_objects_in_it_is_read_on_demand(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = torch.load(checkpoint, weights_only=True)
-    torch.save({**held, "noted": Path("a path")}, "own.ckpt")
+    saved({**held, "noted": Path("a path")}, "own.ckpt")
     words = [*SFT[:-1], "2", "--ckpt_path", "own.ckpt", *QUIET]
     assert main([*words, "--trainer.default_root_dir", "refused"]) == 2
     assert "pathlib" in capsys.readouterr().err.splitlines()[-1]
@@ -61,6 +69,7 @@ def test_a_checkpoint_of_ones_own_with_objects_in_it_is_read_on_demand(
 ALONE = """
 import socket, sys
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.run.checkpoint_integrity import seal
 
 asked = []
 def refuse(*args, **kwargs):
