@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.models.shared_base import SharedBase
 from rlhf_lightning.rewards.base import Reward, RewardOutput, reward_scores
-from rlhf_lightning.rewards.function import as_reward
+from rlhf_lightning.rewards.wrapped import WrappedReward
 from rlhf_lightning.types import Completions
 
 
-class StepReward(Reward):
+class StepReward(WrappedReward):
     """Score every step of a response, and give each score to the last token of its step.
 
     The reward of a response is the sum of its steps. A response with a step that cannot be scored has no score. PPO, and
@@ -28,9 +25,8 @@ class StepReward(Reward):
     """
 
     def __init__(self, reward: Reward, split: str | None = "\n\n") -> None:
-        self.reward: Reward = as_reward(reward)
+        super().__init__(reward)
         self.reward.per_step, self.split = True, split
-        self.scores_while_generating = self.reward.scores_while_generating
 
     def check(self) -> None:
         """Check the text and the reward.
@@ -42,23 +38,7 @@ class StepReward(Reward):
             raise UserError(
                 "StepReward.split is empty; set it to a text that ends a step, or to null for a step per turn"
             )
-        self.reward.check()
-
-    def check_columns(self, columns: Collection[str], where: str) -> None:
-        """Check the columns for the reward."""
-        self.reward.check_columns(columns, where)
-
-    def used_columns(self, columns: Collection[str]) -> Collection[str]:
-        """Name the columns of the reward."""
-        return self.reward.used_columns(columns)
-
-    def share(self, base: SharedBase) -> None:
-        """Let the reward use the policy's base model where it can."""
-        self.reward.share(base)
-
-    def load(self, device: torch.device) -> None:
-        """Load the reward."""
-        self.reward.load(device)
+        super().check()
 
     def __call__(self, completions: Completions) -> RewardOutput:
         """Split the responses, and score the steps."""
@@ -66,14 +46,6 @@ class StepReward(Reward):
         ends, texts = [[end for end, _ in row] for row in split], [[text for _, text in row] for row in split]
         scores = reward_scores(self.reward, replace(completions, ends=ends, steps=texts))
         return RewardOutput(scores.rewards, scores.components, scores.step_rewards)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the reward."""
-        return self.reward.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of the reward."""
-        self.reward.load_state_dict(state)
 
 
 Steps = list[tuple[int, str]]
