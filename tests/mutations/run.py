@@ -28,7 +28,7 @@ import pytest
 from faults import ROOT, SEARCHED, Fault, read_faults, read_sources
 from patterns import Source
 
-COPIED = (*SEARCHED, "configs", "tests")
+COPIED = (*SEARCHED, "benchmarks", "configs", "tests")
 TIME_LIMIT = 120.0
 """Seconds; a fault that keeps its tests busy for longer counts as caught."""
 PRELOADED = ["torch", "transformers", "lightning.pytorch", "pytest"]
@@ -71,8 +71,8 @@ def _run_tests(copy: str, tests: list[str], answer: Connection) -> None:
     answer.send((failures.tests, int(status)))
 
 
-def failing_tests(copy: Path, tests: list[str]) -> tuple[list[str], int] | None:
-    """Tests that fail in a copy and pytest's exit status (-1: it died); None where it takes longer than the time limit."""
+def failing_tests(copy: Path, tests: list[str], limit: float | None = None) -> tuple[list[str], int] | None:
+    """Tests that fail in a copy and pytest's exit status (-1: it died); None where it takes longer than `limit` seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
@@ -80,7 +80,7 @@ def failing_tests(copy: Path, tests: list[str]) -> tuple[list[str], int] | None:
     process.start()
     sender.close()
     try:
-        if not receiver.poll(TIME_LIMIT):
+        if not receiver.poll(limit):
             return None
         found: Any = receiver.recv()
     except EOFError:
@@ -102,7 +102,7 @@ def outcome_of(fault: Fault, sources: list[Source], copy: Path) -> Outcome:
     original = path.read_text()
     try:
         path.write_text(text)
-        found = failing_tests(copy, list(fault.tests))
+        found = failing_tests(copy, list(fault.tests), TIME_LIMIT)
     finally:
         path.write_text(original)
     if found is None:
