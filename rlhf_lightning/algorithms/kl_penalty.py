@@ -26,13 +26,15 @@ class KLPenalty:
     placement: Literal["reward", "loss"] = "reward"
     """`reward`: subtract the KL of the policy that generated a token from its reward. `loss`: add the KL to the loss."""
     estimator: Estimator = "k1"
-    """k1, k2 or k3 (Schulman 2020). In the loss, k1 needs `ratio_weighted`."""
+    """k1, k2 or k3 (Schulman 2020)."""
     target: float | None = None
     """Target of an adaptive coefficient, in nats per token; null keeps the coefficient fixed."""
     gain: float = 0.1
     """K, the step size of an adaptive coefficient."""
-    ratio_weighted: bool = False
-    """In the loss, multiply the estimate by the ratio to the policy that generated the token; k3's gradient is then exact."""
+    ratio_weighted: bool | None = None
+    """In the loss, multiply the estimate by the ratio to the policy that generated the token; only then is the gradient of k1 and
+    k3 that of the KL divergence. null: multiply k1 and k3, and not k2, whose gradient is exact without. TRL has k3 with the ratio
+    since 1.10; false is the k3 of the GRPO paper."""
 
     def __post_init__(self) -> None:
         """Check the options, and that they work together.
@@ -53,10 +55,10 @@ class KLPenalty:
             raise UserError(
                 "kl.coef is 0; adapting to kl.target multiplies it, so it would stay 0: set kl.coef above 0"
             )
-        if self.placement == "loss" and self.estimator == "k1" and not self.ratio_weighted:
+        if self.placement == "loss" and self.estimator == "k1" and self.ratio_weighted is False:
             raise UserError(
-                "kl.estimator is k1; in the loss it has an expected gradient of zero: set kl.estimator to k2, or "
-                "kl.ratio_weighted to true"
+                "kl.estimator is k1 and kl.ratio_weighted is false; in the loss it has an expected gradient of zero: set "
+                "kl.ratio_weighted to null, or kl.estimator to k2"
             )
         if self.ratio_weighted and self.placement == "reward":
             raise UserError(
@@ -78,7 +80,8 @@ class KLPenalty:
             return logprobs.new_zeros(logprobs.shape)
         assert batch.reference_logprobs is not None
         kl = kl_estimate(logprobs, batch.reference_logprobs, self.estimator)
-        return self.coef * (ratio_weighted(kl, logprobs, batch.logprobs) if self.ratio_weighted else kl)
+        weighted = self.estimator != "k2" if self.ratio_weighted is None else self.ratio_weighted
+        return self.coef * (ratio_weighted(kl, logprobs, batch.logprobs) if weighted else kl)
 
     def adapt(self, rollout: Rollout) -> None:
         """Adapt the coefficient to the KL divergence of this rollout, over all ranks; keep it where the rollout has no token."""

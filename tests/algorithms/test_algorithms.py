@@ -92,7 +92,7 @@ OPTIONS: list[tuple[Any, dict[str, Any]]] = [
     (GRPO, {"aggregation": "token"}),
     (GRPO, {"aggregation": "dr_grpo", "max_response_length": 16}),
     (GRPO, {"kl": KLPenalty(coef=0.5, placement="loss", estimator="k3")}),
-    (GRPO, {"kl": KLPenalty(coef=0.04, placement="loss", estimator="k3", ratio_weighted=True)}),
+    (GRPO, {"kl": KLPenalty(coef=0.04, placement="loss", estimator="k3", ratio_weighted=False)}),
     (DPO, {"beta": 0.5}),
     (DPO, {"loss_type": "ipo"}),
     (DPO, {"loss_type": "ipo_length_normalized"}),
@@ -162,7 +162,7 @@ def test_the_two_options_with_tests_of_their_own() -> None:
         (REINFORCE, {"moving_decay": 1.0}, "below 1"),
         (KLPenalty, {"coef": -1.0}, "kl.coef is -1.0; set it to 0 or a positive"),
         (KLPenalty, {"target": 0.0}, "positive"),
-        (KLPenalty, {"placement": "loss"}, "expected gradient of zero"),
+        (KLPenalty, {"placement": "loss", "ratio_weighted": False}, "expected gradient of zero"),
         (KLPenalty, {"coef": 0.0, "target": 0.1}, "kl.coef is 0; .* set kl.coef above 0"),
         (
             KLPenalty,

@@ -144,14 +144,17 @@ def test_the_penalty_is_paid_once_in_the_reward_or_in_the_loss() -> None:
     rewarded = KLPenalty(coef=0.5, estimator="k2")
     assert on_tokens(rewarded.in_reward(rollout())) == pytest.approx([0.5 * d * d / 2 for d in difference])
     assert not rewarded.in_loss(padded(NOW), credited([0.0, 0.0])).any()
-    lost = KLPenalty(coef=0.5, estimator="k3", placement="loss")
+    lost = KLPenalty(coef=0.5, estimator="k3", placement="loss", ratio_weighted=False)
     assert not lost.in_reward(rollout()).any()
     now = [NOW[row][t] - REFERENCE[row][t] for row, t in TOKENS]
     expected = [0.5 * (math.exp(-d) - 1 + d) for d in now]
     assert on_tokens(lost.in_loss(padded(NOW), credited([0.0, 0.0]))) == pytest.approx(expected)
     ratios = [math.exp(NOW[row][t] - OLD[row][t]) for row, t in TOKENS]
-    weighted = replace(lost, ratio_weighted=True).in_loss(padded(NOW), credited([0.0, 0.0]))
-    assert on_tokens(weighted) == pytest.approx([r * x for r, x in zip(ratios, expected, strict=True)])
+    for weighted in (True, None):
+        found = replace(lost, ratio_weighted=weighted).in_loss(padded(NOW), credited([0.0, 0.0]))
+        assert on_tokens(found) == pytest.approx([r * x for r, x in zip(ratios, expected, strict=True)])
+    squares = replace(lost, estimator="k2", ratio_weighted=None).in_loss(padded(NOW), credited([0.0, 0.0]))
+    assert on_tokens(squares) == pytest.approx([0.5 * d * d / 2 for d in now], rel=1e-5)  # no ratio
 
 
 def test_the_adaptive_coefficient_follows_the_mean_over_chosen_tokens_within_its_clip() -> None:
@@ -243,7 +246,8 @@ def test_the_loss_of_grpo_with_its_kl(aggregation: Any, divisors: tuple[int, int
     expected = 0.0
     for row, t in TOKENS:
         d = NOW[row][t] - REFERENCE[row][t]
-        loss = clipped(row, t, [2.0, -1.0][row], 0.1, 0.3) + 0.04 * (math.exp(-d) - 1 + d)
+        ratio = math.exp(NOW[row][t] - OLD[row][t])
+        loss = clipped(row, t, [2.0, -1.0][row], 0.1, 0.3) + 0.04 * ratio * (math.exp(-d) - 1 + d)
         expected += loss / divisors[row]
     assert value_of(algorithm, credited([2.0, -1.0])) == pytest.approx(expected)
 

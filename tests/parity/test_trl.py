@@ -215,7 +215,7 @@ def credit(batch: Batch) -> torch.Tensor:
 
 def grpo_of(options: dict[str, Any]) -> GRPO:
     aggregation = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "dr_grpo"}[options["loss_type"]]
-    corrected = options.get("use_bias_correction_kl", False)
+    corrected = options.get("use_bias_correction_kl")  # TRL's default is true, and so is ours
     return GRPO(
         aggregation=aggregation,  # type: ignore[arg-type]
         clip_range=options.get("epsilon", 0.2),

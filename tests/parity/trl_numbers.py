@@ -296,6 +296,7 @@ def online_cases(folder: str) -> dict[str, Any]:
         "grpo/dapo in parts": grpo(loss_type="dapo", parts=2, epsilon_high=0.28),
         "grpo/dr_grpo in parts": grpo(loss_type="dr_grpo", parts=2, scale_rewards="none"),
         "grpo/dr_grpo": grpo(loss_type="dr_grpo", scale_rewards="none"),
+        "grpo/kl by default": grpo(loss_type="grpo", beta=0.5),
         "grpo/kl": grpo(loss_type="grpo", beta=0.5, use_bias_correction_kl=False),
         "grpo/kl bias-corrected": grpo(loss_type="grpo", beta=0.5, use_bias_correction_kl=True),
         "grpo/dapo kl": grpo(loss_type="dapo", beta=0.5, use_bias_correction_kl=True, epsilon=0.1),
