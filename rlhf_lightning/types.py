@@ -231,10 +231,14 @@ class Rollout(Rows):
     mismatched: Tensor | None = field(default=None, kw_only=True)
     """bool [B]; the response is that to another prompt. None unless the rollout is made of labels."""
     components: Tensor | None = field(default=None, kw_only=True)
-    """float32 [B, K]; the named scores of which a reward is made, 0 where there is none. None for other rewards."""
+    """float32 [B, K]; the named scores of a reward in the same order on every rank, NaN where it gave none. None for a reward
+    without named scores."""
+    component_weights: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B, K]; `Reward.component_weights`, the same in every row, 0 for a score that is only logged. None for a reward
+    that is no weighted sum."""
 
 
-NOT_PER_TOKEN = ("tokens", "prompt_mask", "components")
+NOT_PER_TOKEN = ("tokens", "prompt_mask", "components", "component_weights")
 """Fields of two dimensions whose second is not that of `mask`."""
 
 

@@ -18,7 +18,8 @@ def rollout_rows(stage: Any, rollout: Batch, count: int) -> list[dict[str, Any]]
         count: rows to return, at most.
 
     Returns:
-        Per row `prompt`, `response`, `reward`, `reward/<component>`, `kl` and `advantage` (both the mean over its tokens).
+        Per row `prompt`, `response`, `reward`, `reward/<component>` (None where the reward gave none), `kl` and `advantage` (both
+        the mean over its tokens).
     """
     valid = rollout.mask.any(-1).nonzero()[:, 0][:count]
     rows, width = rollout.rows(valid), rollout.prompt_mask.shape[1]
@@ -30,7 +31,8 @@ def rollout_rows(stage: Any, rollout: Batch, count: int) -> list[dict[str, Any]]
     }
     if rows.components is not None:
         names = [f"reward/{name}" for name in stage.collector.component_names]
-        columns |= dict(zip(names, rows.components.T.tolist(), strict=True))
+        scores = [[None if value != value else value for value in column] for column in rows.components.T.tolist()]
+        columns |= dict(zip(names, scores, strict=True))
     if rows.reference_logprobs is not None:
         columns["kl"] = row_mean(kl_estimate(rows.logprobs, rows.reference_logprobs), rows.mask).tolist()
     if rows.advantages is not None:

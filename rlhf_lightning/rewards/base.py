@@ -52,6 +52,9 @@ class Reward(ABC):
     """True: the reward returns a list of numbers per response, one for each of `Completions.ends`."""
     scores_while_generating: bool = False
     """True: another thread may call the reward while the policy generates. It must share neither weights nor device with it."""
+    component_weights: Mapping[str, float] | None = None
+    """Weights of the components whose weighted sum is the score, by name; other components are only logged. None: the score is
+    no such sum."""
 
     def check(self) -> None:  # noqa: B027  (most rewards have nothing to check)
         """Check options, paths and imports without loading anything heavy.
@@ -105,7 +108,8 @@ def reward_scores(reward: Reward, completions: Completions) -> Scores:
     """Score B completions, with their steps and components, and check the result.
 
     Raises:
-        UserError: the reward raised an error, or `checked_scores` or `checked_steps` refuses what it returned.
+        UserError: the reward raised an error, `checked_scores` or `checked_steps` refuses what it returned, or a component that
+            has a weight is missing.
     """
     name, count = type(reward).__name__, len(completions)
     checked: Scores = _called(name, count, lambda: _checked(reward, reward(completions), completions))
@@ -121,6 +125,10 @@ def _checked(reward: Reward, output: Any, completions: Completions) -> Scores:
         rewards, step_rewards = checked_steps(name, output.scores, completions)
     else:
         rewards = torch.tensor(checked_scores(name, output.scores, count), dtype=torch.float32)
+    if missing := set(reward.component_weights or ()) - set(output.components):
+        raise UserError(
+            f"reward {name} has a weight for {min(missing)!r} and returned no such component; add it to RewardOutput"
+        )
     components = {
         component: [
             None if math.isnan(value) else value for value in checked_scores(f"{name}, {component},", values, count)

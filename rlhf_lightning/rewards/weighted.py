@@ -29,6 +29,7 @@ class WeightedSum(Reward):
     def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None) -> None:
         rewards = {name: as_reward(reward) for name, reward in rewards.items()}
         self.rewards, self.weights = rewards, weights or {}
+        self.component_weights: dict[str, float] = {name: self.weights.get(name, 1.0) for name in rewards}
         for name in self.weights:
             if name not in rewards:
                 raise UserError(
@@ -69,7 +70,7 @@ class WeightedSum(Reward):
         Step rewards add up too. The score of a reward without steps then falls on the last token.
         """
         scores = {name: reward_scores(reward, completions) for name, reward in self.rewards.items()}
-        weighted = [(self.weights.get(name, 1.0), each) for name, each in scores.items()]
+        weighted = [(self.component_weights[name], each) for name, each in scores.items()]
         total = torch.stack([weight * each.rewards for weight, each in weighted]).sum(0)
         steps = None
         if any(each.step_rewards is not None for each in scores.values()):

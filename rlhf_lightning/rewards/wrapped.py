@@ -24,6 +24,7 @@ class WrappedReward(Reward):
     def __init__(self, reward: Reward) -> None:
         self.reward: Reward = as_reward(reward)
         self.scores_while_generating = self.reward.scores_while_generating
+        self.component_weights = self.reward.component_weights
 
     def check(self) -> None:
         """Check the reward."""

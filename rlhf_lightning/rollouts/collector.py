@@ -148,15 +148,19 @@ class Collector:
             scored: responses of this rank; every rank must call this method.
             values: measure the critic's values.
         """
-        components = None if scored.components is None else scored.components.nan_to_num(0.0)
+        names = tuple(dict.fromkeys(name for names in all_gather(scored.names) for name in names))
+        scored = scored.with_components(names)
         rows = scored.base_rows()
         recorded = (None, None) if self.separate_engine else (scored.logprobs, scored.values)
         rollout = self._rollout(rows, scored.rewards, values, *recorded)
         steps = None if scored.step_rewards is None else scored.step_rewards.where(rollout.mask, 0.0)
-        rollout = replace(rollout, step_rewards=steps, baselines=scored.baselines, components=components)
+        rollout = replace(
+            rollout, step_rewards=steps, baselines=scored.baselines, components=scored.components,
+            component_weights=self._component_weights(scored),
+        )  # fmt: skip
         if self.separate_engine and scored.logprobs is not None:
             rollout = replace(rollout, generator_logprobs=scored.logprobs * rows.mask)
-        self.component_names = scored.names
+        self.component_names = names
         self.metrics = self._rollout_metrics(rollout, scored)
         return rollout
 
@@ -199,6 +203,14 @@ class Collector:
             values=critic_values * rows.mask if values and critic_values is not None else None,
         )
 
+    def _component_weights(self, scored: Scored) -> Tensor | None:
+        """Return the weights of the components for every row, float32 [B, K]; None for a reward that is no weighted sum."""
+        weights = None if self.reward is None else self.reward.component_weights
+        if weights is None or scored.components is None:
+            return None
+        row = scored.components.new_tensor([weights.get(name, 0.0) for name in scored.names])
+        return row.expand_as(scored.components).contiguous()
+
     def _rollout_metrics(self, rollout: Rollout, scored: Scored) -> dict[str, float]:
         valid, spent = rollout.mask.any(-1), scored.statistics
         lengths, truncated = rollout.mask.sum(-1).float(), rollout.truncated.float()
@@ -218,12 +230,7 @@ class Collector:
             metrics["reward/unscored"] = unscored
         if scored.has_scores and len(rollout) > len(rollout.groups.unique()):
             metrics["reward/tied"] = _tied_fraction(rollout)
-        own = dict(zip(scored.names, () if scored.components is None else scored.components.T, strict=True))
-        nothing = scored.rewards.new_full((1,), math.nan)
-        for name in dict.fromkeys(
-            name for names in all_gather(list(own)) for name in names
-        ):  # each mean takes all ranks
-            values = own.get(name, nothing)
+        for name, values in zip(scored.names, () if scored.components is None else scored.components.T, strict=True):
             metrics[f"reward/{name}"] = masked_mean(values, ~values.isnan(), math.nan)
         metrics |= {"time/generate": spent.generate_seconds, "time/score": spent.score_seconds}
         generated = float(all_sum(torch.tensor(spent.tokens)))

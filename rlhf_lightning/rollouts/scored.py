@@ -59,9 +59,18 @@ class Scored(Rows):
         statistics = replace(self.statistics, responses=0, unscored=0)
         return replace(self, mask=torch.zeros_like(self.mask), components=nothing, statistics=statistics)
 
+    def with_components(self, names: tuple[str, ...]) -> Scored:
+        """Give the components the columns `names`; a component without a score is NaN."""
+        values = self.rewards.new_full((len(self), len(names)), float("nan"))
+        if self.components is not None:
+            values[:, [names.index(name) for name in self.names]] = self.components
+        return replace(self, components=values if names else None, names=names)
+
 
 def join(requests: list[Scored]) -> Scored:
-    """Join the rows of several requests, and add up their statistics."""
+    """Join the rows of several requests, which may name other components, and add up their statistics."""
     statistics = sum((each.statistics for each in requests), RequestStatistics())
+    names = tuple(dict.fromkeys(name for each in requests for name in each.names))
+    requests = [each.with_components(names) for each in requests]
     joined: dict[str, Any] = joined_tensors(list(requests))
     return replace(requests[0], **joined, statistics=statistics)

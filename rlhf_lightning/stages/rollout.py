@@ -22,6 +22,7 @@ from rlhf_lightning.training.checks import check_minimum
 from rlhf_lightning.training.correction import Correction
 from rlhf_lightning.training.loss_step import MicroBatch
 from rlhf_lightning.training.nonfinite import OnNonFinite
+from rlhf_lightning.training.requirements import check_components
 from rlhf_lightning.training.rewards import check_rewards, load_rewards
 from rlhf_lightning.training.rollout_session import OnUnscored, RolloutSession
 from rlhf_lightning.training.text import TextEncoding
@@ -137,6 +138,7 @@ class RolloutStage(Stage):
     def setup(self, stage: str) -> None:
         """Check the reward, and bind the loaders, before weights are loaded."""
         judge = self.judge()
+        check_components(self.algorithm, judge)
         self.validation.best |= check_rewards({} if judge is None else {"mean": judge})
         self.bind_loaders()
         self.rollouts.check_minibatches()

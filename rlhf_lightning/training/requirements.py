@@ -43,6 +43,20 @@ def rollout_source(algorithm: Algorithm, reward: Reward | None) -> str:
     return "rewards"
 
 
+def check_components(algorithm: Algorithm, reward: Reward | None) -> None:
+    """Refuse a reward that is no weighted sum where the algorithm reads each of the named scores.
+
+    Raises:
+        UserError: the algorithm needs components and the reward has no weights for them.
+    """
+    if algorithm.needs_components and (reward is None or reward.component_weights is None):
+        found = "none" if reward is None else type(reward).__name__
+        raise UserError(
+            f"the reward is {found}; {type(algorithm).__name__} reads every named score of a weighted sum: set model.reward to "
+            "WeightedSum, or give a reward of your own component_weights"
+        )
+
+
 def check_generation(generation: Generator) -> None:
     """Refuse greedy generation.
 

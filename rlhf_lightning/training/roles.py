@@ -28,7 +28,7 @@ from rlhf_lightning.rollouts.reference_cache import ReferenceCache
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.training.lightning_compat import has_trainer
 from rlhf_lightning.training.network import evaluation
-from rlhf_lightning.training.requirements import check_generation, check_reference, rollout_source
+from rlhf_lightning.training.requirements import check_components, check_generation, check_reference, rollout_source
 from rlhf_lightning.training.rows import all_rows
 from rlhf_lightning.training.text import TextEncoding
 from rlhf_lightning.types import RawRows, Rows
@@ -65,6 +65,7 @@ class Roles:
         self.overlap, self.max_length = overlap, max_length
         self.source = rollout_source(algorithm, reward)
         """What rollouts are made of."""
+        check_components(algorithm, reward)
         check_generation(generation)
         check_reference(algorithm, reference)
         self._policy: Policy | None = None

@@ -248,6 +248,8 @@ def test_without_a_reference_a_rollout_has_no_log_probabilities_of_one(collector
 class Tokens(Reward):
     """The number of tokens of a response, and its square: the sum of two components. Nothing for the prompt `cat`."""
 
+    component_weights = {"squares": 3.0}  # noqa: RUF012
+
     def __call__(self, completions: Completions) -> RewardOutput:
         lengths = [float(n) for n in completions.mask.sum(-1)]
         known = [not prompt.startswith("cat") for prompt in completions.prompts]
@@ -297,12 +299,32 @@ def test_components_are_kept_by_row(collector: PolicyCollector) -> None:
     collector = replace(collector, reward=Tokens())
     rollout = collected(collector)
     assert rollout.components is not None
-    lengths = rollout.mask.sum(-1).float()  # an unscored row has none, and its components are zeros
-    assert torch.equal(rollout.components, torch.stack([lengths, lengths.square()], 1))
+    lengths = rollout.mask.sum(-1).float()
+    expected = torch.stack([lengths, lengths.square()], 1).masked_fill(lengths[:, None] == 0, math.nan)
+    torch.testing.assert_close(rollout.components, expected, rtol=0, atol=0, equal_nan=True)
+    assert rollout.component_weights is not None
+    assert rollout.component_weights.tolist() == [[0.0, 3.0]] * 8  # the first is only logged
     assert collector.metrics["reward/squares"] == pytest.approx(float(lengths[:4].square().mean()))
-    assert torch.equal(trim(rollout).components, rollout.components)  # type: ignore[arg-type]
+    trimmed = trim(rollout)
+    torch.testing.assert_close(trimmed.components, rollout.components, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(trimmed.component_weights, rollout.component_weights)  # type: ignore[arg-type]
     collected(collector, count=False)
     assert math.isnan(collector.metrics["reward/tokens"])
+
+
+def test_every_rank_has_the_components_of_all_ranks(
+    collector: PolicyCollector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint joins the rows of all ranks, so they have the same columns."""
+    monkeypatch.setattr("rlhf_lightning.rollouts.collector.all_gather", lambda own: [("first",), own])
+    collector = replace(collector, reward=Tokens())
+    rollout = collected(collector)
+    assert collector.component_names == ("first", "tokens", "squares")
+    assert rollout.components is not None
+    assert rollout.components[:, 0].isnan().all()
+    assert torch.equal(rollout.components[:4, 1], rollout.mask[:4].sum(-1).float())
+    assert rollout.component_weights is not None
+    assert rollout.component_weights[0].tolist() == [0.0, 0.0, 3.0]
 
 
 def test_a_request_asks_no_rank_and_measuring_no_generator(
@@ -321,7 +343,7 @@ def test_a_request_asks_no_rank_and_measuring_no_generator(
         scored = collector.request(PROMPTS, 4, Randomness(0, 0, tuple(range(len(PROMPTS)))))
     with monkeypatch.context() as patched:
         patched.setattr(ResponseGenerator, "generate", forbidden)
-        patched.setattr(collector, "reward", forbidden)
+        patched.setattr("rlhf_lightning.rollouts.pipeline.reward_scores", forbidden)
         halves = collector.measure(scored, values=True)
     whole = collected(collector, values=True)
     for name, value in whole.tensors().items():

@@ -55,6 +55,15 @@ def test_further_prompts_replace_those_that_teach_nothing() -> None:
     assert result.statistics == RequestStatistics(3.0, 6.0, 24, 72, 3)
 
 
+def test_requests_may_name_other_components() -> None:
+    first = replace(scored([0, 1], {0}), components=torch.arange(4.0)[:, None], names=("a",))
+    later = replace(scored([2, 3], {3}), components=torch.arange(8.0).view(4, 2), names=("b", "a"))
+    result, _ = teaching_only(first, lambda: later, spread, 1)
+    assert result.names == ("a", "b")
+    assert result.components is not None
+    assert result.components.nan_to_num(-1).tolist() == [[0, -1], [1, -1], [5, 4], [7, 6]]
+
+
 def test_a_limit_makes_the_rollout_smaller() -> None:
     result, metrics = teaching_only(scored([0, 1, 2], {2}), lambda: scored([3, 4, 5], {3}), spread, 1)
     assert kept(result) == [2, 2, 3, 3]

@@ -25,7 +25,7 @@ from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.masked import masked_sum, row_mean
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
-from rlhf_lightning.rewards import FunctionReward, LengthReward, Reward
+from rlhf_lightning.rewards import FunctionReward, LengthReward, Reward, WeightedSum
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.training import roles
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
@@ -260,6 +260,28 @@ def test_a_reward_is_given_to_algorithms_that_read_it(
 ) -> None:
     with pytest.raises(UserError, match=message):
         PolicyStage(ModelConfig(folder), algorithm, reward)
+
+
+@dataclass
+class Componentwise(Toy):
+    needs_components: ClassVar[bool] = True
+
+
+def test_components_reach_the_algorithm_with_their_weights(folder: str, tmp_path: Path) -> None:
+    algorithm = Componentwise()
+    fitted(
+        folder, tmp_path, algorithm, WeightedSum({"short": LengthReward(2), "long": LengthReward(5)}, {"long": 0.25})
+    )
+    rollout = algorithm.rollouts[0]
+    assert rollout.components is not None
+    assert rollout.component_weights is not None
+    assert rollout.component_weights.tolist() == [[1.0, 0.25]] * len(rollout)
+    torch.testing.assert_close((rollout.components * rollout.component_weights).sum(-1), rollout.rewards)
+
+
+def test_a_reward_that_is_no_weighted_sum_is_refused_where_components_are_read(folder: str) -> None:
+    with pytest.raises(UserError, match=r"the reward is LengthReward; Componentwise reads every .* WeightedSum"):
+        PolicyStage(ModelConfig(folder), Componentwise(), LengthReward(2))
 
 
 def test_an_algorithm_of_labels_learns_from_recorded_responses(folder: str, tmp_path: Path) -> None:
