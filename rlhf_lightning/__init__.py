@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # the same names as in `_HOMES`, for type checkers and editor
     from rlhf_lightning.rewards.base import RewardOutput as RewardOutput
     from rlhf_lightning.rewards.function import FunctionReward as FunctionReward
     from rlhf_lightning.rewards.http import ServerReward as ServerReward
+    from rlhf_lightning.rewards.judge import JudgeReward as JudgeReward
     from rlhf_lightning.rewards.model import ModelReward as ModelReward
     from rlhf_lightning.rewards.rules import LengthReward as LengthReward
     from rlhf_lightning.rewards.rules import NumberReward as NumberReward
@@ -81,6 +82,7 @@ _HOMES = {
     "rewards.base": ("Reward", "RewardOutput"),
     "rewards.function": ("FunctionReward",),
     "rewards.http": ("ServerReward",),
+    "rewards.judge": ("JudgeReward",),
     "rewards.model": ("ModelReward",),
     "rewards.rules": ("LengthReward", "NumberReward", "PatternReward"),
     "rewards.steps": ("StepReward",),

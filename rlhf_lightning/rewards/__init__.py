@@ -17,6 +17,7 @@ The stage calls the hooks in this order:
 from rlhf_lightning.rewards.base import Reward, RewardOutput, Scores, reward_scores, score
 from rlhf_lightning.rewards.function import FunctionReward
 from rlhf_lightning.rewards.http import ServerReward
+from rlhf_lightning.rewards.judge import JudgeReward
 from rlhf_lightning.rewards.model import ModelReward
 from rlhf_lightning.rewards.random import RandomReward
 from rlhf_lightning.rewards.rules import LengthReward, NumberReward, PatternReward
@@ -26,6 +27,7 @@ from rlhf_lightning.rewards.weighted import WeightedSum
 
 __all__ = [
     "FunctionReward",
+    "JudgeReward",
     "LengthReward",
     "ModelReward",
     "NumberReward",

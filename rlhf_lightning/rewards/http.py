@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import time
 from collections.abc import Sequence
-from http.client import IncompleteRead
-from string import Template
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rewards.retry_and_timeout import RetryPolicy, is_transient
+from rlhf_lightning.rewards.endpoint import Endpoint
+from rlhf_lightning.rewards.retry_and_timeout import RetryPolicy
 from rlhf_lightning.types import Completions
-
-MAX_ANSWER = 64 * 2**20
-"""Bytes of an answer that are read at most; a score takes about 20."""
 
 
 class ServerReward(Reward):
@@ -55,20 +45,16 @@ class ServerReward(Reward):
         backoff: float = 2.0,
     ) -> None:
         self.url, self.headers, self.batch_size = url, headers or {}, batch_size
-        self.retry_policy = RetryPolicy(f"reward ServerReward {url}", timeout, retries, backoff)
+        policy = RetryPolicy(f"reward ServerReward {url}", timeout, retries, backoff)
+        self.endpoint = Endpoint("ServerReward", url, self.headers, policy)
 
     def check(self) -> None:
         """Check the form of the URL and the headers. The server gets no request, as it may start later."""
-        if fault := _url_fault(self.url):
-            shown = self.url.rpartition("@")[2]  # without a password
-            raise UserError(
-                f"ServerReward.url is {shown!r}, which {fault}; set it to a URL such as http://localhost:8000/score"
-            )
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(
                 f"ServerReward.batch_size is {self.batch_size}; set it to 1 or more, or to null for no limit"
             )
-        self._expanded_headers()
+        self.endpoint.check()
 
     def __call__(self, completions: Completions) -> Sequence[float | None]:
         """Return the server's scores, in the order of the completions.
@@ -89,103 +75,14 @@ class ServerReward(Reward):
         return scores
 
     def _scores(self, request: dict[str, Any]) -> list[float | None]:
-        count = len(request["responses"])
-        body = json.dumps(json.loads(json.dumps(request, default=str), parse_constant=str)).encode()  # JSON has no NaN
-        headers = {"Content-Type": "application/json", "Accept": "application/json", **self._expanded_headers()}
-        text = self.retry_policy.call(lambda: self._post(body, headers))
+        count, name = len(request["responses"]), self.endpoint.retry_policy.name
+        text = self.endpoint.post(request)
         try:
             answer = json.loads(text)
         except ValueError:
-            raise UserError(f"{self.retry_policy.name} answered {_beginning(text)}, which is not JSON") from None
+            raise UserError(f"{name} answered {self.endpoint.quoted(text)}, which is not JSON") from None
         scores = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(scores, list) or len(scores) != count:
-            answered = f"{len(scores)} scores" if isinstance(scores, list) else _beginning(text)
-            raise UserError(
-                f'{self.retry_policy.name} answered {answered}; it must answer {{"scores": [{count} numbers or nulls]}}'
-            )
+            answered = f"{len(scores)} scores" if isinstance(scores, list) else self.endpoint.quoted(text)
+            raise UserError(f'{name} answered {answered}; it must answer {{"scores": [{count} numbers or nulls]}}')
         return scores
-
-    def _post(self, body: bytes, headers: dict[str, str]) -> bytes:
-        """Make one attempt.
-
-        Raises:
-            OSError: the attempt failed, and a retry may succeed.
-            UserError: a retry cannot succeed.
-        """
-        request = Request(self.url, body, headers, method="POST")
-        try:
-            with build_opener(_NoRedirect).open(request, timeout=self.retry_policy.inner_timeout) as response:
-                return self._read(response)
-        except HTTPError as error:
-            with error:
-                status = f"HTTP {error.code} {error.reason}: {_beginning(error.read(2000))}"
-            if is_transient(error):
-                raise ConnectionError(status) from None
-            location = error.headers.get("Location")
-            moved = f" and redirects to {location}" if location else ""
-            raise UserError(
-                f"{self.retry_policy.name} answered {status}{moved}; fix the url, headers or server"
-            ) from None
-        except URLError as error:  # a wrapper; its reason says more
-            raise (error.reason if isinstance(error.reason, OSError) else error) from None
-        except IncompleteRead as error:
-            raise ConnectionError(f"the connection closed during the answer: {error}") from None
-
-    def _read(self, response: Any) -> bytes:
-        """Read an answer of limited size; stop with the time of the attempt, after which nobody waits for it."""
-        ends = time.monotonic() + (self.retry_policy.timeout or math.inf)
-        found = bytearray()
-        while chunk := response.read1(65536):
-            found += chunk
-            if len(found) > MAX_ANSWER:
-                raise UserError(
-                    f"{self.retry_policy.name} answered more than {MAX_ANSWER} bytes; it must answer scores alone: fix it"
-                )
-            if time.monotonic() > ends:
-                raise TimeoutError(f"no whole answer within {self.retry_policy.timeout:g} s")
-        if response.length:  # bytes that were announced and have not come
-            raise IncompleteRead(bytes(found), response.length)
-        return bytes(found)
-
-    def _expanded_headers(self) -> dict[str, str]:
-        return {name: _expand(name, value) for name, value in self.headers.items()}
-
-
-class _NoRedirect(HTTPRedirectHandler):
-    """Refuses redirects: urllib would follow with GET, without the body, and send the headers to another host."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """Return no further request, so that the redirect raises HTTPError."""
-
-
-def _url_fault(url: str) -> str | None:
-    if not (url.isascii() and url.isprintable()) or " " in url:
-        return "has characters that must be percent-encoded"
-    try:
-        address = urlsplit(url)
-        valid = address.scheme in ("http", "https") and address.hostname and address.port != 0
-    except ValueError as error:
-        return f"cannot be read: {error}"
-    if not valid:
-        return "is not of the form http://host[:port]/path or https://…"
-    return "has a user name, which belongs into headers (Authorization)" if address.username is not None else None
-
-
-def _expand(name: str, value: str) -> str:
-    """Replace each `$NAME` of a header by the environment variable; no message shows its value."""
-    try:
-        expanded = Template(value).substitute(os.environ).strip()
-    except KeyError as error:
-        variable = error.args[0]
-        raise UserError(
-            f"ServerReward.headers.{name} contains ${variable}, which is not set; set the environment variable {variable}"
-        ) from None
-    except ValueError:
-        raise UserError(f"ServerReward.headers.{name} has a $ without a name; replace it by $$") from None
-    if not (expanded.isascii() and expanded.isprintable()):
-        raise UserError(f"ServerReward.headers.{name} has a line break or a character outside ASCII; remove it")
-    return expanded
-
-
-def _beginning(text: bytes) -> str:
-    return repr(" ".join(text.decode("utf-8", "replace").split())[:200])

@@ -30,6 +30,23 @@ PERMANENT_ERRORS = (
 """Kinds of `OSError` that a retry would raise again."""
 
 
+class RetryLaterError(ConnectionError):
+    """Report a failure that a retry may fix, not sooner than after some seconds.
+
+    Args:
+        message: what failed.
+        seconds: that the callee asked for; 0 without any.
+    """
+
+    def __init__(self, message: str, seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """Calls a function with a time limit per attempt, and retries transient failures with exponential back-off.
@@ -48,7 +65,9 @@ class RetryPolicy:
     retries: int = 0
     """Attempts after the first."""
     backoff: float = 2.0
-    """Seconds before the first retry; doubled before each further one, up to a minute."""
+    """Seconds before the first retry; doubled before each further one, up to a minute. A server may ask for a longer pause."""
+    report: Callable[[str], None] = _print
+    """Gets the line per retry."""
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not 0 < self.timeout < math.inf:
@@ -80,23 +99,24 @@ class RetryPolicy:
                     raise
                 if attempt > self.retries:
                     raise UserError(self._failure(error, time.monotonic() - started)) from error
-                pause = self._pause(attempt)
-                reason = short_description(error)
-            print(
-                f"{self.name}: attempt {attempt} of {self.retries + 1} failed ({reason}); retrying in {pause:g} s",
-                flush=True,
+                pause = self._pause(attempt, error)
+                reason = _reason(error)
+            self.report(
+                f"{self.name}: attempt {attempt} of {self.retries + 1} failed ({reason}); retrying in {pause:g} s"
             )
             time.sleep(pause)
             attempt += 1
 
-    def _pause(self, attempt: int) -> float:
-        return min(self.backoff * 2.0 ** min(attempt - 1, 100), MAX_BACKOFF)  # 2.0 ** 1024 would overflow
+    def _pause(self, attempt: int, error: Exception | None = None) -> float:
+        doubled = self.backoff * 2.0 ** min(attempt - 1, 100)  # 2.0 ** 1024 would overflow
+        requested = error.seconds if isinstance(error, RetryLaterError) else 0.0
+        return min(max(doubled, requested), MAX_BACKOFF)
 
     def _failure(self, error: Exception, seconds: float) -> str:
         attempts = f"{self.retries + 1} attempts in {seconds:.1f} s failed, the last" if self.retries else "failed"
         timeout = "null" if self.timeout is None else f"{self.timeout:g}"
         return (
-            f"{self.name}: {attempts} with {short_description(error)}; fix it, or increase timeout (now {timeout}), "
+            f"{self.name}: {attempts} with {_reason(error)}; fix it, or increase timeout (now {timeout}), "
             f"retries (now {self.retries}) or backoff (now {self.backoff:g})"
         )
 
@@ -120,6 +140,11 @@ def short_description(error: BaseException) -> str:
     """
     text = text_of(error)[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """Describe a failure; `RetryLaterError` is a name of this package that says nothing to a user."""
+    return short_description(ConnectionError(*error.args) if isinstance(error, RetryLaterError) else error)
 
 
 def call_with_timeout(timeout: float | None, function: Callable[[], ResultT]) -> ResultT:

@@ -260,7 +260,7 @@ def test_a_check_needs_no_server_and_refuses_empty_batches() -> None:
 
 
 def test_an_answer_without_end_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf_lightning.rewards.http.MAX_ANSWER", 1000)
+    monkeypatch.setattr("rlhf_lightning.rewards.endpoint.MAX_ANSWER", 1000)
     server.script = [says(200, "[" * 200_000)]
     with pytest.raises(UserError, match="answered more than 1000 bytes; it must answer scores alone"):
         score(ServerReward(server.url, retries=3, backoff=0.01), ROWS)
