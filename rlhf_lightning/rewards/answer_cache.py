@@ -63,7 +63,7 @@ class AnswerCache:
 
         Answers that arrive while others are saved are saved together: each transaction waits for the disk.
         """
-        self.known[key] = answer
+        self.known |= {key: answer}
         if self.path is None:
             return
         self._unsaved.append((key, json.dumps(answer)))

@@ -19,7 +19,6 @@ from judge_server import JudgeServer, judge_server
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation.comparison import PairwiseJudge
 from rlhf_lightning.rewards import JudgeReward, score
-from rlhf_lightning.rewards.answer_cache import AnswerCache, content_key
 from rlhf_lightning.types import Completions
 
 KEY = "sk-very-secret-key"
@@ -157,7 +156,7 @@ def test_it_is_a_pairwise_judge_of_evaluations(server: JudgeServer, mode: Any) -
     assert reward.prefer(rows, ["a", "bb", "cc"], ["aa", "b", "dd"]) == [0, 1, 0.5]
 
 
-def test_two_thousand_requests_with_64_at_a_time(server: JudgeServer, tmp_path: Path) -> None:
+def test_two_thousand_requests_with_64_at_a_time(server: JudgeServer) -> None:
     together = threading.Barrier(64)
     answered: list[None] = []
 
@@ -169,19 +168,22 @@ def test_two_thousand_requests_with_64_at_a_time(server: JudgeServer, tmp_path: 
 
     server.answer = answer
     rows = completions([f"x{number}x" for number in range(2000)])
-    reward = judge(server, concurrency=64, cache=str(tmp_path / "cache.db"))
+    reward = judge(server, concurrency=64)
     assert reward(rows) == [number % 10 + 1 for number in range(2000)]
     assert len(server.requests) == 2000
     assert server.most == 64
     assert (reward.chat.usage.prompt_tokens, reward.chat.usage.completion_tokens) == (200_000, 20_000)
-    assert (
-        len(
-            AnswerCache(str(tmp_path / "cache.db")).get(
-                [content_key([reward.chat.url, body]) for *_, body in server.requests]
-            )
-        )
-        == 2000
+
+
+def test_answers_that_arrive_together_are_all_in_the_file(server: JudgeServer, tmp_path: Path) -> None:
+    path, rows = (
+        str(tmp_path / "cache.db"),
+        completions(["x" * (number % 9 + 1) for number in range(300)], [*map(str, range(300))]),
     )
+    scores = judge(server, concurrency=32, cache=path)(rows)
+    assert len(server.requests) == 300
+    assert judge(server, cache=path)(rows) == scores
+    assert len(server.requests) == 300
 
 
 def test_equal_content_is_asked_once_and_kept_on_disk(server: JudgeServer, tmp_path: Path) -> None:
