@@ -43,7 +43,8 @@ class FileData(RowData):
         columns: our name of a column: the file's name of it, where they differ.
         remove_columns: columns of the file that are dropped, and not named as unused.
         validation_fraction: split off the training rows if there is no validation file.
-        batch_size: rows of an optimiser step's part; for policy optimisation the prompts of a rollout.
+        batch_size: rows of an optimiser step, for policy optimisation prompts of a rollout, of all processes together;
+            trainer.accumulate_grad_batches joins as many batches into one.
         validation_batch_size: by default as many.
         limit: read no more rows than this for each split, from its beginning; with `mix`, of each source.
         on_bad_row: stop, or skip the row and count it.

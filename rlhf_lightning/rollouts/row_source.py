@@ -74,10 +74,14 @@ class RowSource:
         loader: batches of rows.
         seed: seed of the order.
         read: a batch → its rows.
+        join: consecutive batches that are joined into one (`accumulate_grad_batches` of rollouts); the last of a pass may have
+            fewer.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, read: Callable[[Any], RawRows] = rows_of) -> None:
-        self.loader, self.seed, self.read, self.passes, self.taken = loader, seed, read, 0, 0
+    def __init__(
+        self, loader: Iterable[Any], seed: int, read: Callable[[Any], RawRows] = rows_of, join: int = 1
+    ) -> None:
+        self.loader, self.seed, self.read, self.join, self.passes, self.taken = loader, seed, read, join, 0, 0
         self._batches: Iterator[Any] | None = None
         self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         self._initial = self._loader_state()
@@ -87,25 +91,35 @@ class RowSource:
 
     def __len__(self) -> int:
         try:
-            return len(self.loader)  # type: ignore[arg-type]
+            return -(-len(self.loader) // self.join)  # type: ignore[arg-type]
         except TypeError as error:  # Lightning would prefetch, ahead of the step
             raise UserError(
                 "the train data loader has no length; add __len__ to its data set, or set model.iterations for rollouts"
             ) from error
 
     def next(self) -> RawRows:
-        """Return the next global batch; after the last one of a pass a new pass starts.
+        """Return the next global batch, joined of `join` batches; after the last one of a pass a new pass starts.
 
         Raises:
             UserError: the loader has no batch.
         """
         batch = self._advance()
         if batch is None:
-            self.passes, self.taken, self._batches = self.passes + 1, 0, None
+            self._start_pass()
             batch = self._advance()
         if batch is None:
             raise UserError(NO_BATCH)
-        return self.read(batch)
+        rows = list(self.read(batch))
+        for _ in range(self.join - 1):
+            batch = self._advance()
+            if batch is None:  # the pass ends with fewer
+                self._start_pass()
+                break
+            rows += self.read(batch)
+        return rows
+
+    def _start_pass(self) -> None:
+        self.passes, self.taken, self._batches = self.passes + 1, 0, None
 
     def _advance(self) -> Any:
         if self._batches is not None:

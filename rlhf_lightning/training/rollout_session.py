@@ -110,13 +110,14 @@ class RolloutSession:
         rows, size = (getattr(trainer.datamodule, name, None) for name in ("train_rows", "batch_size"))  # type: ignore[attr-defined]
         if rows is None or size is None:
             return
-        prompts, responses = min(size, len(rows)), self.stage.responses_per_row
+        prompts, responses = min(size * self._accumulate, len(rows)), self.stage.responses_per_row
         loss_groups = -(-prompts // trainer.world_size) * responses // algorithm.rows_per_loss_group
         if 0 < loss_groups < algorithm.minibatches:
+            joined = f" × trainer.accumulate_grad_batches {self._accumulate}" if self._accumulate > 1 else ""
             raise UserError(
                 f"{type(algorithm).__name__}.minibatches is {algorithm.minibatches}, and a rollout of {prompts} rows "
-                f"(data.batch_size {size}, processes {trainer.world_size}) can fill {loss_groups} optimiser steps; set it to "
-                f"{loss_groups} or less, or raise data.batch_size"
+                f"(data.batch_size {size}{joined}, processes {trainer.world_size}) can fill {loss_groups} optimiser steps; set "
+                f"it to {loss_groups} or less, or raise data.batch_size"
             )
 
     def prepare(self) -> None:
@@ -133,12 +134,14 @@ class RolloutSession:
     def loader(self, prompts: Iterable[Any]) -> RolloutLoader:
         """Make a loader of rollouts from a loader of prompts or of recorded rows.
 
+        A rollout has the rows of `accumulate_grad_batches` batches, and each of its optimiser steps as many micro-batches.
+
         Raises:
             UserError: an epoch would end within an optimiser step.
         """
         seed, accumulate = run_seed(), self._accumulate
         batches = self.algorithm.epochs * self.algorithm.minibatches * accumulate
-        source = RowSource(prompts, seed, self.stage.read_rows)
+        source = RowSource(prompts, seed, self.stage.read_rows, join=accumulate)
         iterations = len(source) if self.iterations is None else self.iterations
         epoch = self.loaders.epoch(iterations * batches)
         if epoch["limit"] % accumulate:

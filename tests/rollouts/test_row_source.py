@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from rlhf_lightning.data.modules import PromptData
+from rlhf_lightning.rollouts.row_source import RowSource
 from tests.rollouts.loaders import source
 
 
@@ -18,3 +24,28 @@ def test_a_source_resumes_its_order() -> None:
     assert first + [resumed.next() for _ in range(4)] == whole
     assert torch.equal(torch.get_rng_state(), before)  # the global random state is restored
     assert whole[:4] != whole[4:8]
+
+
+def joined_source(join: int, stream: bool) -> RowSource:
+    rows = [{"prompt": str(i)} for i in range(10)]
+    loader: Any = DataLoader(rows, batch_size=2, shuffle=True, collate_fn=list)  # type: ignore[arg-type]
+    if stream:
+        data = PromptData(train=rows, validation_fraction=0, batch_size=2, steps_per_epoch=5)
+        data.setup("fit")
+        loader = data.train_dataloader()
+    return RowSource(loader, seed=1, join=join)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("join", [2, 3, 7])
+def test_joined_batches_are_consecutive_and_the_last_of_a_pass_may_be_fewer(join: int, stream: bool) -> None:
+    single, joined = joined_source(1, stream), joined_source(join, stream)
+    passes = [[single.next() for _ in range(5)] for _ in range(3)]
+    expected = [sum(batches[i : i + join], []) for batches in passes for i in range(0, 5, join)]
+    assert len(joined) * 3 == len(expected)
+    assert [joined.next() for _ in expected] == expected
+    for stop in range(len(expected) + 1):  # a state is resumed after any of them
+        stopped, resumed = joined_source(join, stream), joined_source(join, stream)
+        first = [stopped.next() for _ in range(stop)]
+        resumed.load_state_dict(stopped.state_dict())
+        assert first + [resumed.next() for _ in expected[stop:]] == expected

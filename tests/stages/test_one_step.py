@@ -21,9 +21,13 @@ from rlhf_lightning.types import Batch
 
 
 class Prompts(LightningDataModule):
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
     def train_dataloader(self) -> Any:
         data: Any = ["say dog", "say cat", "please", "thank you"]
-        return DataLoader(data, batch_size=4, collate_fn=list)
+        return DataLoader(data, batch_size=self.batch_size, collate_fn=list)
 
 
 class Watched(PolicyStage):
@@ -36,7 +40,7 @@ class Watched(PolicyStage):
         return super().training_step(batch, index)
 
 
-def fitted(folder: str, root: Path, accumulate: int, iterations: int = 1) -> Watched:
+def fitted(folder: str, root: Path, accumulate: int, batch_size: int = 4, iterations: int | None = 1) -> Watched:
     torch.manual_seed(3)
     stage = Watched(
         ModelConfig(folder),
@@ -51,8 +55,8 @@ def fitted(folder: str, root: Path, accumulate: int, iterations: int = 1) -> Wat
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=root, accumulate_grad_batches=accumulate,
     )  # fmt: skip
-    trainer.fit(stage, datamodule=Prompts())
-    assert trainer.global_step == iterations
+    trainer.fit(stage, datamodule=Prompts(batch_size))
+    assert trainer.global_step == (iterations or 1)
     return stage
 
 
@@ -61,12 +65,17 @@ def folder(tiny_model_folder: Callable[[str], str]) -> str:
     return tiny_model_folder("llama")
 
 
-def test_a_step_in_parts_is_the_step_at_once(folder: str, tmp_path: Path) -> None:
-    whole, parts = (fitted(folder, tmp_path, accumulate) for accumulate in (1, 3))
+@pytest.mark.parametrize("iterations", [1, None])  # None: a pass over the prompts, which is one rollout
+@pytest.mark.parametrize(("accumulate", "batch_size", "rows"), [(3, 2, 3), (2, 2, 4), (4, 1, 2)])
+def test_batches_of_a_rollout_are_joined_into_the_step_at_once(
+    accumulate: int, batch_size: int, rows: int, iterations: int | None, folder: str, tmp_path: Path
+) -> None:
+    whole = fitted(folder, tmp_path, 1)
+    joined = fitted(folder, tmp_path, accumulate, batch_size, iterations)
     for name, value in whole.network.state_dict().items():
-        torch.testing.assert_close(parts.network.state_dict()[name], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(joined.network.state_dict()[name], value, rtol=0, atol=1e-5)
     assert whole.first[1].mask.shape[0] == 8
-    assert parts.first[1].mask.shape[0] == 3
+    assert joined.first[1].mask.shape[0] == rows
 
 
 def test_before_the_first_step_policy_rollout_and_reference_say_the_same(folder: str, tmp_path: Path) -> None:

@@ -26,8 +26,12 @@ class Pairs(LightningDataModule):
         {"prompt": "thank you", "chosen": "a dog", "rejected": "a cat and a dog"},
     ]
 
+    def __init__(self, batch_size: int = 2) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
     def train_dataloader(self) -> Any:
-        return DataLoader(self.train_rows, batch_size=2, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(self.train_rows, batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
 
 class Reading(DPO):
@@ -61,7 +65,7 @@ def fitted(algorithm: DPO, folder: str, root: Path, accumulate: int = 1) -> Watc
     torch.manual_seed(3)
     stage = Watched(ModelConfig(folder), algorithm, optimizer=partial(torch.optim.SGD, lr=0.5))
     trainer = training(root, accumulate_grad_batches=accumulate)
-    trainer.fit(stage, datamodule=Pairs())
+    trainer.fit(stage, datamodule=Pairs(2 // accumulate))
     assert trainer.global_step == 4 * algorithm.epochs
     return stage
 
