@@ -41,7 +41,8 @@ def joined_source(join: int, stream: bool) -> RowSource:
 def test_joined_batches_are_consecutive_and_the_last_of_a_pass_may_be_fewer(join: int, stream: bool) -> None:
     single, joined = joined_source(1, stream), joined_source(join, stream)
     passes = [[single.next() for _ in range(5)] for _ in range(3)]
-    expected = [sum(batches[i : i + join], []) for batches in passes for i in range(0, 5, join)]
+    groups = [batches[i : i + join] for batches in passes for i in range(0, 5, join)]
+    expected = [[row for batch in group for row in batch] for group in groups]
     assert len(joined) * 3 == len(expected)
     assert [joined.next() for _ in expected] == expected
     for stop in range(len(expected) + 1):  # a state is resumed after any of them
