@@ -10,9 +10,11 @@ from typing import Any
 from torch import nn
 
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.models.adapter_options import check_adapted_layers
 from rlhf_lightning.models.config import ModelConfig
 from rlhf_lightning.models.linear_layers import layers_unlike_linear
 from rlhf_lightning.models.paths import one_line
+from rlhf_lightning.models.tied_weights import separate_tied_weights, tie_whole_layers
 from rlhf_lightning.seeding import seeded
 
 REFERENCE = "reference"
@@ -34,22 +36,39 @@ def with_adapter(model: Any, config: ModelConfig, folder: str | None, task: str)
     Raises:
         UserError: the adapter does not fit the model, or cannot be trained further.
     """
-    from peft import PeftModel
-
     with seeded(config.seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's advice on GPT-2's layers, and deprecated names of transformers
-        if folder is None:
-            return _new_adapter(model, config, task)
-        try:
-            adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
-            if task == "CAUSAL_LM":
-                adapted.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
-        except (ValueError, RuntimeError) as error:  # virtual tokens, biases, weights of another size
-            raise UserError(
-                f"the adapter {folder} cannot be trained further: {one_line(error)}; set name_or_path to another model"
-            ) from error
-        without_dropout(adapted, ("default", REFERENCE))
+        adapted = _new_adapter(model, config, task) if folder is None else _continued(model, config, folder, task)
+        separate_tied_weights(adapted)
         return adapted
+
+
+def _continued(model: Any, config: ModelConfig, folder: str, task: str) -> Any:
+    """Attach the adapter in `folder`; its dropout is that of `config.lora`, or 0."""
+    from peft import PeftConfig, PeftModel
+
+    saved = _saved_modules(model, config)
+    check_adapted_layers(model, PeftConfig.from_pretrained(folder), saved, config, folder)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        if task == "CAUSAL_LM":
+            adapted.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
+    except (ValueError, RuntimeError) as error:  # virtual tokens, biases, weights of another size
+        raise UserError(
+            f"the adapter {folder} cannot be trained further: {one_line(error)}; set name_or_path to another model"
+        ) from error
+    if getattr(adapted.peft_config["default"], "target_modules_to_tie", None):
+        raise UserError(
+            f"the adapter {folder} shares its weights between embedding and head (ensure_weight_tying with target_modules), "
+            "which cannot be merged; set name_or_path to another model"
+        )
+    tie_whole_layers(adapted)
+    without_dropout(adapted, ("default", REFERENCE))
+    if config.lora is not None and config.lora.dropout:
+        for name, module in adapted.named_modules():
+            if name.endswith("lora_dropout") and "default" in module:
+                module["default"] = nn.Dropout(config.lora.dropout)
+    return adapted
 
 
 def _new_adapter(model: Any, config: ModelConfig, task: str) -> Any:

@@ -27,8 +27,8 @@ def export_model(
     """Save weights (or the adapter's weights) as safetensors, config, generation config and tokenizer, all or nothing.
 
     The files are written beside `folder` and then renamed, so an earlier export stays until the new one is complete.
-    An adapter's folder names its base by absolute path. A base from scratch has no folder, so it is saved in `base/`,
-    without quantisation.
+    An adapter's folder names its base by absolute path. A base from scratch or with separated weights (`tied_weights`) has
+    no folder, so it is saved in `base/`, without quantisation.
 
     Args:
         model: a transformers model, or a peft model around one.
@@ -89,8 +89,11 @@ def _save_base(model: Any, folder: Path, state: dict[str, Tensor] | None) -> Non
     lm = language_model(model)
     with torch.device("meta"):
         bare = type(lm)(copy.deepcopy(lm.config))
-    named = {name.removeprefix("base_model.model.").replace(".base_layer.", "."): x for name, x in state.items()}
-    kept = {name: x for name, x in named.items() if ".lora_" not in name}
+    kept = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): x
+        for name, x in state.items()
+        if ".lora_" not in name and ".modules_to_save." not in name
+    }
     bare.save_pretrained(folder, state_dict=_tied(bare, kept))
 
 

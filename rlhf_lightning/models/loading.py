@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rlhf_lightning.errors import UserError, nearest
+from rlhf_lightning.models.adapter_options import check_adapter_options
 from rlhf_lightning.models.adapters import current_adapter_view, is_adapted, with_adapter
 from rlhf_lightning.models.backbone import backbone_of, capabilities_of
 from rlhf_lightning.models.chat_templates import TEMPLATES
@@ -56,6 +57,7 @@ def load_model_config(config: ModelConfig) -> Any:
         given = config.name_or_path or ""
         if is_adapter(given):
             check_weights(given)
+            check_adapter_options(config, given)
         path = base_path(given)
         check_weights(path)
         model_config = from_pretrained(AutoConfig, path, config.trust_remote_code, what="config")

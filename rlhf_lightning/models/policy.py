@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.backbone import backbone_of, supports_packing
-from rlhf_lightning.models.logprobs import check_head, token_scores
+from rlhf_lightning.models.logprobs import check_head, response_logprobs, token_scores
 from rlhf_lightning.models.packed_forward import map_micro_batches
 from rlhf_lightning.types import GenerationRequest, PolicyOutput, Rows
+
+__all__ = ["Policy", "response_logprobs"]
 
 
 class Policy(nn.Module):
