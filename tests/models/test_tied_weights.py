@@ -185,7 +185,9 @@ SAME: dict[str, Any] = {"r": 4, "alpha": 8}
 def test_a_lora_beside_an_adapter_with_other_numbers_is_refused_before_weights_are_loaded(
     options: dict[str, Any], name: str, found: str, adapter: str
 ) -> None:
-    expected = rf"^lora.{name}, and the adapter .*/adapter, whose training .*, has {found}; set it to {found}, or remove lora$"
+    expected = (
+        rf"^lora.{name}, and the adapter .*/adapter, whose training .*, has {found}; set it to {found}, or remove lora$"
+    )
     with pytest.raises(UserError, match=expected):
         load_model_config(ModelConfig(adapter, lora=LoraOptions(**options)))
 
