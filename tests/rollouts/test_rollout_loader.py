@@ -42,3 +42,8 @@ def test_a_second_epoch_continues_after_the_first() -> None:
     served = iter(twice)
     first = [next(served).rewards.tolist() for _ in range(12)]  # Lightning stops at the length of the loader
     assert first + [micro_batch.rewards.tolist() for micro_batch in twice] == whole
+
+
+def test_every_rollout_has_random_numbers_of_its_own() -> None:
+    numbers = {number for micro_batch in loader(iterations=3) for number in micro_batch.rewards.tolist()}
+    assert len(numbers) == 3 * 12
