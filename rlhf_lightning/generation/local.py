@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.base import Generated, GenerationRequest, Generator
 from rlhf_lightning.generation.continuous import ContinuousBatch, UnsupportedCacheError
 from rlhf_lightning.generation.decoding_state import DecodingState
 from rlhf_lightning.generation.static import decode_static
 from rlhf_lightning.models.backbone import language_model
+from rlhf_lightning.models.half_precision import generation_in_16_bits
 from rlhf_lightning.models.kv_cache import rows_are_independent
 
 
@@ -42,10 +41,13 @@ class Sampler(Generator):
                 f"generation.max_batch_size is {self.max_batch_size}; a row must decode: set it to at least 1"
             )
 
-    @torch.no_grad()
     def generate(self, request: GenerationRequest) -> Generated:
         """Implement `Generator.generate`."""
         assert request.model is not None, "the sampler decodes with request.model"
+        with generation_in_16_bits(request.model):
+            return self._generate(request)
+
+    def _generate(self, request: GenerationRequest) -> Generated:
         lm, prompts, mask = language_model(request.model), request.prompts, request.prompt_mask
         state, copies = DecodingState(request), request.params.responses_per_prompt
         longest = prompts.shape[1] + request.params.max_new_tokens

@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.decoding_state import DecodingState
 from rlhf_lightning.models.backbone import backbone_of
+from rlhf_lightning.models.half_precision import keep_cache_dtype
 from rlhf_lightning.models.logprobs import Head
 
 
@@ -57,6 +58,7 @@ class _StaticDecoder:
                 "generation: TransformersGenerate"
             )
         self.cache, self.columns = output.past_key_values, prompts.shape[1]
+        keep_cache_dtype(self.cache)
         self._select(torch.arange(len(prompts), device=prompts.device).repeat_interleave(copies))
         self.hidden = output.last_hidden_state[:, -1].repeat_interleave(copies, 0)
         self.positions = positions[:, -1:].repeat_interleave(copies, 0)

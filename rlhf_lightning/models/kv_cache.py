@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from rlhf_lightning.models.backbone import backbone_of
+from rlhf_lightning.models.half_precision import for_cache
 
 
 class SlotLayer(CacheLayerMixin):
@@ -30,10 +31,10 @@ class SlotLayer(CacheLayerMixin):
         """Number of columns that attention reads, the length of the longest row."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate keys and values with the widths, dtype and device of the given states."""
+        """Allocate keys and values with the widths and device of the given states, in the dtype of `for_cache`."""
         self.keys, self.values = (
-            states.new_empty(self.slots, states.shape[1], self.columns, states.shape[3]).zero_()
-            for states in (key_states, value_states)
+            states.new_zeros(self.slots, states.shape[1], self.columns, states.shape[3])
+            for states in (for_cache(key_states[:1, :, :1]), for_cache(value_states[:1, :, :1]))
         )
         self.is_initialized = True
 
@@ -41,8 +42,8 @@ class SlotLayer(CacheLayerMixin):
         """Fill `slots` with keys and values [n, heads, P, head width]."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        self.keys[slots, :, : keys.shape[2]] = keys
-        self.values[slots, :, : values.shape[2]] = values
+        self.keys[slots, :, : keys.shape[2]] = for_cache(keys)
+        self.values[slots, :, : values.shape[2]] = for_cache(values)
 
     def move(self, targets: Tensor, sources: Tensor) -> None:
         """Copy rows between slots; no slot is both a target and a source."""
@@ -52,9 +53,8 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the token of each of the first n slots in its column of `at`; return the columns that attention reads."""
         n = len(key_states)
-        # under autocast the prompt's cache is float32, as concatenation promotes it, and a token's values may be 16-bit
-        self.keys[self.index, :, self.at] = key_states[:, :, 0].to(self.keys.dtype)
-        self.values[self.index, :, self.at] = value_states[:, :, 0].to(self.values.dtype)
+        self.keys[self.index, :, self.at] = for_cache(key_states[:, :, 0])
+        self.values[self.index, :, self.at] = for_cache(value_states[:, :, 0])
         return self.keys[:n, :, : self.longest], self.values[:n, :, : self.longest]
 
     def point(self, index: Tensor, at: Tensor, longest: int) -> None:
