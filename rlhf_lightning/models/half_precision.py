@@ -14,14 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 
 def for_cache(states: Tensor) -> Tensor:
-    """Round keys or values of the model as its attention does, and return them in the dtype of the cache.
+    """Return keys or values of the model in the dtype in which attention over a cache computes: no token casts the cache.
 
-    Attention over the cache computes in this dtype, so that no token casts the cache. Elsewhere than on the CPU it is that of
-    autocast, or of the model. On the CPU it is float32, as torch's attention takes up to three times as long in bfloat16 for one
-    query token (`Float32Attention`); the numbers are those of 16 bits.
+    On the CPU it is float32, as torch's attention takes up to three times as long in bfloat16 for one query token
+    (`Float32Attention`). Elsewhere it is that of autocast, or of the model.
     """
-    rounded = states.to(_attention_dtype(states))
-    return rounded.float() if states.device.type == "cpu" else rounded
+    return states.float() if states.device.type == "cpu" else states.to(_attention_dtype(states))
 
 
 def keep_cache_dtype(cache: Any) -> None:
@@ -42,16 +40,13 @@ class Float32Attention(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Round the query, and compute with what is not float32 yet cast to it; a cache already is."""
+        """Cast what is not float32 yet; a cache already is."""
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        query, *others = args
-        dtype = _attention_dtype(query)
+        dtype = _attention_dtype(args[0])
         with torch.autocast("cpu", enabled=False):
-            output: Tensor = func(
-                for_cache(query.to(dtype)), *map(_float32, others), **{name: _float32(x) for name, x in kwargs.items()}
-            )
+            output: Tensor = func(*map(_float32, args), **{name: _float32(x) for name, x in kwargs.items()})
         return output.to(dtype)
 
 

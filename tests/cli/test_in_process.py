@@ -34,6 +34,7 @@ from rlhf_lightning import (
     TransformersGenerate,
     UserError,
 )
+from rlhf_lightning.cli import in_process
 from rlhf_lightning.cli.python_values import config_value
 from rlhf_lightning.console import in_notebook
 from rlhf_lightning.run import progress
@@ -200,6 +201,15 @@ def test_a_run_that_exits_does_not_end_the_notebook(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"called sys\.exit: 3"):
         rlhf_lightning.fit("ppo.yaml", folder=tmp_path, model__reward=leave, model__algorithm="REINFORCE", **SMALL)
+
+
+def test_no_exit_of_the_command_line_ends_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(arguments: Any) -> None:
+        sys.exit(4)
+
+    monkeypatch.setattr(in_process, "build_and_run", leave)
+    with pytest.raises(UserError, match="ended with status 4"):
+        rlhf_lightning.fit("ppo.yaml", folder=tmp_path, **SMALL)
 
 
 def test_values_become_what_a_config_holds() -> None:

@@ -102,3 +102,17 @@ def test_other_stages_run_them_too(config: str, run: Callable[..., Path], tmp_pa
     words = ["--config", write(tmp_path, "Falls", "Random"), "--trainer.max_epochs", "1"]
     folder = run("out", "fit", "--config", config, *SMALL, *words)
     assert column(folder, "val/falls")[0] == 0
+
+
+def test_an_evaluation_takes_none_of_the_random_numbers_of_the_run(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noisy.py").write_text(
+        "import random\n\ndef reward(responses):\n    return [random.random() for _ in responses]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = ["--model.reward", "FunctionReward", "--model.reward.function", "noisy.reward"]
+    words = [*PPO, *reward, "--model.algorithm", "REINFORCE"]
+    plain = run("plain", "fit", *words)
+    evaluated = run("out", "fit", *words, "--config", write(tmp_path, "Random"))
+    assert column(evaluated, "reward/mean") == column(plain, "reward/mean")

@@ -63,6 +63,14 @@ def test_responses_are_the_text_that_was_generated(kind: str, tmp_path: Path) ->
     assert completions.texts(skip_special_tokens=True, strip=True) == [text.strip() for text in bare]
 
 
+def test_the_space_between_two_words_is_in_no_response(tmp_path: Path) -> None:
+    stage = RewardStage(ModelConfig(reward_model(tmp_path, "wordpiece_like", None)))
+    stage.text.load()
+    ids = stage.text.encoder.tokenizer("hello world", add_special_tokens=False)["input_ids"]
+    completions = generated(stage, "the answer is", [ids])
+    assert completions.responses == ["hello world"]
+
+
 def test_a_stop_token_that_is_text_stays_and_only_the_last_special_one_goes(tmp_path: Path) -> None:
     stage = RewardStage(ModelConfig(reward_model(tmp_path, "byte_level", None)))
     stage.text.load()

@@ -98,8 +98,10 @@ def test_empty_masks_do_not_change_the_number_of_micro_batches() -> None:
 
 
 def test_trimming_removes_padding_only() -> None:
-    batch = full().rows(torch.tensor([0, 1]))
+    batch = replace(full().rows(torch.tensor([0, 1])), components=torch.ones(2, 6))
     cut = trim(batch)
+    assert cut.components is not None
+    assert cut.components.shape == (2, 6)
     assert torch.equal(cut.prompt_mask.sum(-1), batch.prompt_mask.sum(-1))
     assert torch.equal(cut.mask.sum(-1), batch.mask.sum(-1))
     assert cut.mask.shape == cut.logprobs.shape == (2, int(batch.mask.sum(-1).max()))
