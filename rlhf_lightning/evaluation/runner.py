@@ -65,14 +65,6 @@ def evaluations(trainer: Trainer) -> list[Evaluation]:
     return [each for each in trainer.callbacks if isinstance(each, Evaluation)]  # type: ignore[attr-defined]
 
 
-def restore_evaluations(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Restore the evaluations of a trainer that measures a checkpoint; Lightning restores callbacks for `fit` alone."""
-    states = checkpoint.get("callbacks", {})
-    for evaluation in evaluations(trainer):
-        if evaluation.state_key in states:
-            evaluation.load_state_dict(copy.deepcopy(states[evaluation.state_key]))
-
-
 def run_evaluations(stage: EvaluatedStage, results: ValidationResults | None) -> tuple[dict[str, float], list[str]]:
     """Run every evaluation of the stage's trainer; every rank must call it.
 

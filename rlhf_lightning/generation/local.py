@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.base import Generated, GenerationRequest, Generator
@@ -45,10 +46,10 @@ class Sampler(Generator):
         """Implement `Generator.generate`."""
         assert request.model is not None, "the sampler decodes with request.model"
         with generation_in_16_bits(request.model):
-            return self._generate(request)
+            return self._generate(language_model(request.model), request)
 
-    def _generate(self, request: GenerationRequest) -> Generated:
-        lm, prompts, mask = language_model(request.model), request.prompts, request.prompt_mask
+    def _generate(self, lm: Any, request: GenerationRequest) -> Generated:
+        prompts, mask = request.prompts, request.prompt_mask
         state, copies = DecodingState(request), request.params.responses_per_prompt
         longest = prompts.shape[1] + request.params.max_new_tokens
         if self.continuous_batching and rows_are_independent(lm, longest):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rlhf_lightning.distributed import all_gather
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.evaluation.runner import restore_evaluations
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.training.lightning_compat import (
     has_trainer,
@@ -109,7 +108,6 @@ class ResumeState:
         elif restored is not None:
             self.loaders.train.load_state_dict(restored)
         if trainer.state.fn != "fit":  # else a validation would be logged at step 0
-            restore_evaluations(trainer, checkpoint)
             self._steps_before = set_global_step(trainer, checkpoint["global_step"])
 
     def check_optimizers(self, optimizers: Sequence[Any]) -> None:
