@@ -55,6 +55,7 @@ from rlhf_lightning.run.progress import Progress
 from rlhf_lightning.run.run_options import RunOptions
 from rlhf_lightning.run.samples import Samples
 from rlhf_lightning.run.summary import Resume, Summary
+from rlhf_lightning.run.threads import Threads
 from rlhf_lightning.training.lightning_compat import DeferredCLI
 
 for _module in pkgutil.iter_modules(rlhf_lightning.callbacks.__path__):  # registers their short names
@@ -218,7 +219,9 @@ def _check_strategy(strategy: Any) -> None:
 
 def _callbacks_of_a_run(users: list[Callback], given: Any) -> list[Callback]:
     """List the callbacks that every run has, without progress or checkpoints where the config turns them off."""
-    callbacks: list[Callback] = [Resume(), Samples(), Summary(), Curves(), Export(), Predictions(), OutOfMemory()]
+    callbacks: list[Callback] = [
+        Threads(), Resume(), Samples(), Summary(), Curves(), Export(), Predictions(), OutOfMemory()
+    ]  # fmt: skip
     if given.get("enable_progress_bar") is not False:
         callbacks.append(Progress())
     if given.get("enable_checkpointing") is not False and not any(isinstance(each, Checkpoints) for each in users):

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from rlhf_lightning import __version__
 from rlhf_lightning.cli.failures import user_error
+from rlhf_lightning.cli.openmp import sleep_when_idle
 from rlhf_lightning.cli.parser import CommandParser
 from rlhf_lightning.cli.plain_values import check_words
 from rlhf_lightning.errors import UserError, nearest, text_of
@@ -91,6 +92,7 @@ def _run(words: list[str]) -> int:
         options.overrides = overrides
         return int(module.run(options))
     if first in LIGHTNING:
+        sleep_when_idle()
         from rlhf_lightning.cli.reading import run
 
         run(words)
