@@ -29,3 +29,18 @@ OFFLINE_RUNS = {
     if kind.__name__ != "DPO"
 }
 """`dpo_offline.yaml` with every other algorithm that learns from recorded pairs or labels."""
+
+HAVE_CLIPPED = [
+    kind for kind in OF_REWARDS if any(name.startswith("clip_range") or name == "ratio_cap" for name in vars(kind))
+]
+"""Those that log `policy/clip_fraction`."""
+ONLINE_RUNS = {
+    f"online {kind.__name__}": [
+        *("--config", "ppo.yaml", "--model.algorithm", kind.__name__),
+        *("--model.algorithm.epochs", "2", "--model.algorithm.minibatches", "2", "--model.iterations", "2"),
+        *(("--model.algorithm.responses_per_prompt", "2") if kind.responses_per_prompt > 2 else ()),
+    ]
+    for kind in OF_REWARDS
+    if kind.__name__ != "PPO"
+}
+"""`ppo.yaml` with every other algorithm that learns from rewards, in two rollouts of four steps."""

@@ -11,11 +11,18 @@ from torch import Tensor
 
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.masked import row_sum
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 LEARNS_FROM = ("rewards", "prompts", "pairs", "labels")
 """What an algorithm can learn from: `rewards` of responses that the policy generates, the `prompts` alone (the policy generates
 responses, and nothing scores them), recorded preference `pairs`, or recorded responses with `labels`, good or bad."""
+
+POSITIVE = (
+    *("clip_range", "clip_range_high", "value_clip_range", "ratio_cap"),
+    *("update_kl_limit", "max_response_length", "overlong_buffer"),
+)
+"""Names of hyper-parameters of policy gradients that must be above 0, or null."""
 
 
 class Algorithm(ABC):
@@ -63,6 +70,8 @@ class Algorithm(ABC):
         for field in ("responses_per_prompt", "epochs", "minibatches"):
             if getattr(self, field) < 1:
                 raise UserError(f"{name}.{field} is {getattr(self, field)}; set it to 1 or more")
+        if self.max_refills < 0:
+            raise UserError(f"{name}.max_refills is {self.max_refills}; set it to 0 or more")
         if self.responses_per_prompt < self.min_responses:
             raise UserError(
                 f"{name}.responses_per_prompt is {self.responses_per_prompt}; {name} compares the responses to a prompt "
@@ -152,7 +161,7 @@ class PolicyGradient(Algorithm):
                 outside [0, 1].
         """
         super().__post_init__()
-        for field in ("clip_range", "clip_range_high", "value_clip_range", "update_kl_limit", "max_response_length"):
+        for field in POSITIVE:
             if (value := getattr(self, field, None)) is not None and value <= 0:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; set it to a positive number")
         if (dual_clip := getattr(self, "dual_clip", None)) is not None and dual_clip <= 1:
@@ -160,7 +169,7 @@ class PolicyGradient(Algorithm):
                 f"{type(self).__name__}.dual_clip is {dual_clip}; at 1 or below, tokens with negative advantages get no "
                 "gradient: set it above 1, for example to 3.0, or to null"
             )
-        for field in ("value_coef", "truncation_penalty", "critic_warmup"):
+        for field in ("value_coef", "truncation_penalty", "critic_warmup", "overlong_penalty"):
             if (value := getattr(self, field, 0)) < 0:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; set it to 0 or a positive number")
         for field in ("gamma", "gae_lambda"):
@@ -176,6 +185,14 @@ class PolicyGradient(Algorithm):
     def kl_target(self) -> float | None:
         """Return the target of an adaptive coefficient; None where the coefficient is fixed."""
         return self.kl.target
+
+    def returns(self, rollout: Rollout) -> Tensor:
+        """Return float32 [B]: the reward of each response, minus its KL penalty where that is in the reward."""
+        return rollout.rewards - row_sum(self.kl.in_reward(rollout), rollout.mask)
+
+    def ratio(self, output: PolicyOutput, batch: Batch) -> Tensor:
+        """Return float32 [B, T]: the ratio of the policy to the one that generated, per token; 1 off the mask."""
+        return (output.logprobs - batch.logprobs).masked_fill(~batch.mask, 0).exp()
 
     def metrics(self) -> dict[str, float]:
         """Return the coefficient of the KL penalty, where it adapts."""

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.algorithms.base import PolicyGradient
-from rlhf_lightning.algorithms.diagnostics import update_metrics
+from rlhf_lightning.algorithms.diagnostics import policy_output
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.advantages import group_moments
-from rlhf_lightning.functional.masked import masked_sum, row_sum
-from rlhf_lightning.functional.policy_losses import clipped_policy_loss
+from rlhf_lightning.functional.advantages import group_centered, group_normalized
+from rlhf_lightning.functional.policy_losses import clipped_policy_loss, per_response
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 
@@ -57,27 +56,21 @@ class GRPO(PolicyGradient):
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Compute (R - mean of the group) / (std of the group + 1e-4); 0 where all rewards of a group are equal."""
-        valid = rollout.mask.any(-1)
-        returns = rollout.rewards - row_sum(self.kl.in_reward(rollout), rollout.mask)
-        mean, deviation = group_moments(returns, rollout.groups, valid)
-        scale = 1.0 if self.aggregation == "dr_grpo" else deviation + 1e-4
+        normalize = group_centered if self.aggregation == "dr_grpo" else group_normalized
+        advantages = normalize(self.returns(rollout), rollout.groups, rollout.mask.any(-1))
         self.kl.adapt(rollout)
-        return Batch.of(rollout, ((returns - mean) / scale * valid)[:, None] * rollout.mask)
+        return Batch.of(rollout, advantages[:, None] * rollout.mask)
 
     def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
         """Sum the clipped loss and the KL over the tokens, each weighted by `aggregation`."""
         assert batch.advantages is not None
-        log_ratio = (output.logprobs - batch.logprobs).masked_fill(~batch.mask, 0)
-        policy = clipped_policy_loss(log_ratio.exp(), batch.advantages, self.clip_range, self.clip_range_high)
-        token_weight = self._token_weight(batch.mask)
-        loss = masked_sum((policy + self.kl.in_loss(output.logprobs, batch)) * token_weight, batch.mask)
-        means, maxima = update_metrics(log_ratio, batch.mask, self.clip_range, self.clip_range_high)
-        means["loss/policy"] = (masked_sum(policy.detach() * token_weight, batch.mask), self.weight(batch))
-        return LossOutput(loss, means, maxima)
+        ratio, clip = self.ratio(output, batch), (self.clip_range, self.clip_range_high)
+        policy = clipped_policy_loss(ratio, batch.advantages, *clip)
+        return policy_output(self, policy, output, batch, self._token_weight(batch.mask), ratio, clip)
 
     def _token_weight(self, mask: Tensor) -> Tensor:
         if self.aggregation == "sequence":
-            return 1 / mask.sum(-1, keepdim=True).clamp(min=1)
+            return per_response(mask)
         dr_grpo = self.aggregation == "dr_grpo"
         return torch.tensor(1 / (self.max_response_length or 1) if dr_grpo else 1.0, device=mask.device)
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.algorithms.base import PolicyGradient
+from rlhf_lightning.algorithms.diagnostics import policy_output
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import leave_one_out, reward_to_go, token_rewards
-from rlhf_lightning.functional.masked import masked_mean, masked_moments, masked_sum, row_sum
+from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 
@@ -57,12 +58,12 @@ class REINFORCE(PolicyGradient):
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Compute the return of each response, or of each of its tokens, minus the baseline of the response."""
-        penalties = self.kl.in_reward(rollout)
-        returns = rollout.rewards - row_sum(penalties, rollout.mask)
+        returns = self.returns(rollout)
         baseline, scale = self._baseline_and_scale(returns, rollout)
         baseline = baseline * torch.ones_like(returns)
         following = returns[:, None].expand(rollout.mask.shape)
         if self.reward_to_go:
+            penalties = self.kl.in_reward(rollout)
             following = reward_to_go(token_rewards(rollout.rewards, penalties, rollout.mask, rollout.step_rewards))
         self.kl.adapt(rollout)
         return Batch.of(rollout, (following - baseline[:, None]) / scale * rollout.mask)
@@ -85,11 +86,7 @@ class REINFORCE(PolicyGradient):
     def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:
         """Sum -A log π, and the KL where it is in the loss, over the tokens under the mask."""
         assert batch.advantages is not None
-        policy = -batch.advantages * output.logprobs
-        loss = masked_sum(policy + self.kl.in_loss(output.logprobs, batch), batch.mask)
-        update = masked_sum((batch.logprobs - output.logprobs).detach(), batch.mask)
-        means = {"loss/policy": (masked_sum(policy.detach(), batch.mask), self.weight(batch))}
-        return LossOutput(loss, {**means, "kl/update": (update, batch.mask.sum())})
+        return policy_output(self, -batch.advantages * output.logprobs, output, batch)
 
     def weight(self, batch: Batch) -> Tensor:
         """Return the number of responses: the loss is a mean over sequences."""

@@ -122,6 +122,85 @@ def group_moments(x: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Ten
     return mean.to(x.dtype), torch.sqrt(squares / (counts - 1).clamp(min=1)).to(x.dtype)
 
 
+def group_centered(returns: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """Subtract the mean of each row's group; [B], 0 for rows that are not valid (Liu et al. 2025, Dr. GRPO)."""
+    return (returns - group_moments(returns, groups, valid)[0]) * valid
+
+
+def group_normalized(returns: Tensor, groups: Tensor, valid: Tensor, eps: float = 1e-4) -> Tensor:
+    """Compute (R - mean) / (std + eps) of each row's group (Shao et al. 2024, DeepSeekMath); [B], 0 for rows that are not valid.
+
+    >>> group_normalized(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), torch.tensor([True, True, True]))
+    tensor([-0.7070,  0.7070,  0.0000])
+    """
+    mean, deviation = group_moments(returns, groups, valid)
+    return (returns - mean) / (deviation + eps) * valid
+
+
+def batch_normalized(x: Tensor, valid: Tensor, eps: float = 1e-4) -> Tensor:
+    """Compute (x - mean) / (std + eps) over the valid rows of all ranks; [B], 0 for rows that are not valid.
+
+    >>> batch_normalized(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
+    tensor([-0.7070,  0.7070,  0.0000])
+    """
+    mean, variance = masked_moments(x, valid)
+    return torch.where(valid, (x - mean) / (variance.sqrt() + eps), x.new_zeros(()))
+
+
+def normalized_components(components: Tensor, weights: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """Normalise each score in its group, then weigh and sum them (Liu et al. 2026, GDPO); [B].
+
+    Args:
+        components: float32 [B, K]; NaN counts as a score that is not there, and adds 0.
+        weights: float32 [B, K].
+        groups: int64 [B].
+        valid: bool [B].
+    """
+    scores = components.nan_to_num(0.0).T
+    columns = [
+        group_normalized(score, groups, valid & there)
+        for score, there in zip(scores, ~components.isnan().T, strict=True)
+    ]
+    return (weights * torch.stack(columns, 1)).sum(-1)
+
+
+def rewards_differ(rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """Mark the valid rows of groups whose rewards are not all equal; bool [B].
+
+    >>> rewards_differ(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool))
+    tensor([False, False,  True,  True])
+    """
+    return (group_moments(rewards, groups, valid)[1] > 0) & valid
+
+
+def overlong_penalty(lengths: Tensor, max_length: int, buffer: int) -> Tensor:
+    """Grow from 0 to 1 over the last `buffer` of `max_length` tokens; [B] (Yu et al. 2025, DAPO, section 3.4).
+
+    Args:
+        lengths: int64 [B]; tokens of each response.
+        max_length: the length at which the penalty is 1.
+        buffer: tokens over which it grows.
+
+    >>> overlong_penalty(torch.tensor([80, 85, 100]), 100, 20)
+    tensor([0.0000, 0.2500, 1.0000])
+    """
+    return ((lengths - (max_length - buffer)) / buffer).clamp(0, 1)
+
+
+def best_of_group(scores: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """Mark the valid row with the highest score of each group, the first of equal ones; bool [B].
+
+    >>> best_of_group(torch.tensor([1.0, 2.0, 2.0, 9.0]), torch.tensor([0, 0, 0, 1]), torch.tensor([True, True, True, False]))
+    tensor([False,  True, False, False])
+    """
+    best = torch.zeros_like(valid)
+    for group in torch.unique(groups):
+        members = torch.nonzero((groups == group) & valid).flatten()
+        if len(members):
+            best[members[scores[members].argmax()]] = True
+    return best
+
+
 def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Find the rows with the highest and the lowest score of every group.
 

@@ -15,14 +15,22 @@ from algorithm_kinds import KINDS
 from torch import Tensor
 
 import rlhf_lightning.algorithms
-from rlhf_lightning.algorithms.base import Algorithm
+from rlhf_lightning.algorithms.base import Algorithm, PolicyGradient
+from rlhf_lightning.algorithms.cispo import CISPO
+from rlhf_lightning.algorithms.dapo import DAPO
 from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.gdpo import GDPO
 from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.gspo import GSPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.kto import KTO
 from rlhf_lightning.algorithms.orpo import ORPO
 from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.algorithms.raft import RAFT
 from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.algorithms.reinforce_plus_plus import REINFORCEPlusPlus, REINFORCEPlusPlusBaseline
+from rlhf_lightning.algorithms.remax import ReMax
+from rlhf_lightning.algorithms.rloo import RLOO
 from rlhf_lightning.algorithms.simpo import SimPO
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.types import Batch, PolicyOutput, Rollout
@@ -46,6 +54,7 @@ def rollout(rows: int = 8, width: int = 5, group: int = 4, seed: int = 0) -> Rol
         rewards=torch.randn(rows, generator=generator),
         values=torch.randn(rows, width, generator=generator) * mask,
         mismatched=torch.arange(rows) % 4 == 3,
+        baselines=torch.randn(rows // group, generator=generator).repeat_interleave(group),
     )
 
 
@@ -93,6 +102,27 @@ OPTIONS: list[tuple[Any, dict[str, Any]]] = [
     (GRPO, {"aggregation": "dr_grpo", "max_response_length": 16}),
     (GRPO, {"kl": KLPenalty(coef=0.5, placement="loss", estimator="k3")}),
     (GRPO, {"kl": KLPenalty(coef=0.04, placement="loss", estimator="k3", ratio_weighted=False)}),
+    (DAPO, {"clip_range": 0.05}),
+    (DAPO, {"clip_range_high": 0.6}),
+    (DAPO, {"max_response_length": 5, "overlong_buffer": 4}),
+    (DAPO, {"kl": KLPenalty(coef=0.5)}),
+    (GSPO, {"clip_range": 0.05}),
+    (GSPO, {"clip_range_high": 0.3}),
+    (GSPO, {"kl": KLPenalty(coef=0.5)}),
+    (CISPO, {"ratio_cap": 0.9}),
+    (CISPO, {"scale": "group"}),
+    (CISPO, {"kl": KLPenalty(coef=0.5)}),
+    (RLOO, {"clip_range": 0.05}),
+    (RLOO, {"clip_range_high": 0.6}),
+    (RLOO, {"kl": KLPenalty(coef=0.5)}),
+    *((kind, {"clip_range": 0.05}) for kind in (REINFORCEPlusPlus, REINFORCEPlusPlusBaseline)),
+    *((kind, {"clip_range_high": 0.6}) for kind in (REINFORCEPlusPlus, REINFORCEPlusPlusBaseline)),
+    *((kind, {"kl": KLPenalty(coef=0.5)}) for kind in (REINFORCEPlusPlus, REINFORCEPlusPlusBaseline)),
+    (ReMax, {"kl": KLPenalty(coef=0.5)}),
+    (GDPO, {"clip_range": 0.05}),
+    (GDPO, {"clip_range_high": 0.6}),
+    (GDPO, {"kl": KLPenalty(coef=0.5)}),
+    (RAFT, {"kl": KLPenalty(coef=5.0)}),
     (DPO, {"beta": 0.5}),
     (DPO, {"loss_type": "ipo"}),
     (DPO, {"loss_type": "ipo_length_normalized"}),
@@ -113,17 +143,22 @@ OPTIONS: list[tuple[Any, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("kind", "option"), OPTIONS)
 def test_every_option_is_felt(kind: Any, option: dict[str, Any]) -> None:
-    assert loss_of(kind(**deepcopy(option))) != pytest.approx(loss_of(kind()), rel=1e-6)
+    changed, default = (loss_of(algorithm, rollout(24)) for algorithm in (kind(**deepcopy(option)), kind()))
+    assert changed != pytest.approx(default, rel=1e-6)
 
 
 def test_no_option_is_forgotten() -> None:
     loop = {"responses_per_prompt", "epochs", "minibatches", "update_kl_limit", "moving_decay", "max_response_length"}
+    loop |= {"max_refills", "overlong_penalty"}
     for kind in ALGORITHMS:
         felt = {name for other, option in OPTIONS if other is kind for name in option}
         assert {item.name for item in fields(kind)} - loop <= felt
 
 
-def test_the_two_options_with_tests_of_their_own() -> None:
+def test_options_that_need_others_have_tests_of_their_own() -> None:
+    long: Any = {"max_response_length": 5, "overlong_buffer": 4}
+    assert loss_of(DAPO(**long)) != loss_of(DAPO(**long, overlong_penalty=0.5))
+    assert loss_of(DAPO(**long, overlong_penalty=0.0)) == loss_of(DAPO())
     moving = [loss_of(REINFORCE(baseline="moving", moving_decay=decay)) for decay in (0.9, 0.1)]
     assert moving[0] != moving[1]
     lengths = [loss_of(GRPO(aggregation="dr_grpo", max_response_length=length)) for length in (8, 16)]
@@ -147,6 +182,15 @@ def test_the_two_options_with_tests_of_their_own() -> None:
         (GRPO, {"clip_range_high": -0.2}, "GRPO.clip_range_high is -0.2"),
         (GRPO, {"responses_per_prompt": 1}, "GRPO.responses_per_prompt is 1; .* set it to 2 or more"),
         (GRPO, {"aggregation": "dr_grpo"}, "set GRPO.max_response_length"),
+        *(
+            (kind, {"responses_per_prompt": 1}, f"{kind.__name__}.responses_per_prompt is 1; .* set it to 2 or more")
+            for kind in (DAPO, GSPO, CISPO, GDPO, RLOO, REINFORCEPlusPlusBaseline, RAFT)
+        ),
+        (DAPO, {"max_refills": -1}, "DAPO.max_refills is -1; set it to 0 or more"),
+        (DAPO, {"overlong_buffer": 0}, "DAPO.overlong_buffer is 0; set it to a positive number"),
+        (DAPO, {"overlong_penalty": -1.0}, "DAPO.overlong_penalty is -1.0; set it to 0 or a positive number"),
+        (DAPO, {"max_response_length": 24}, "DAPO.overlong_buffer is 4096; .* set DAPO.overlong_buffer to 24 or less"),
+        (CISPO, {"ratio_cap": 0.0}, "CISPO.ratio_cap is 0.0; set it to a positive number"),
         (DPO, {"beta": 0.0}, "DPO.beta is 0.0"),
         (DPO, {"label_smoothing": 0.5}, "below 0.5"),
         (DPO, {"robust": True}, "DPO.robust is true, .* set DPO.label_smoothing above 0"),
@@ -303,7 +347,7 @@ def test_loss_and_weight_add_up_over_any_cut(kind: Any) -> None:
     assert weight == float(algorithm.weight(batch))
 
 
-@pytest.mark.parametrize("kind", [PPO, REINFORCE, GRPO])
+@pytest.mark.parametrize("kind", [kind for kind in ALGORITHMS if issubclass(kind, PolicyGradient)])
 @pytest.mark.parametrize("placement", ["reward", "loss"])
 def test_a_penalty_of_zero_reads_no_reference(kind: Any, placement: Any) -> None:
     algorithm = kind(kl=KLPenalty(coef=0.0, placement=placement, estimator="k2"))

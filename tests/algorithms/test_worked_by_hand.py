@@ -10,13 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf_lightning.algorithms.cispo import CISPO
+from rlhf_lightning.algorithms.dapo import DAPO
 from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.gdpo import GDPO
 from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.gspo import GSPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.kto import KTO
 from rlhf_lightning.algorithms.orpo import ORPO
 from rlhf_lightning.algorithms.ppo import PPO
+from rlhf_lightning.algorithms.raft import RAFT
 from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.algorithms.reinforce_plus_plus import REINFORCEPlusPlus, REINFORCEPlusPlusBaseline
+from rlhf_lightning.algorithms.remax import ReMax
+from rlhf_lightning.algorithms.rloo import RLOO
 from rlhf_lightning.algorithms.simpo import SimPO
 from rlhf_lightning.types import Batch, PolicyOutput, Rollout
 
@@ -352,3 +360,155 @@ def test_the_accuracy_and_the_margin_of_dpo_are_of_the_chosen_response() -> None
     drift = [sum(a - b for a, b in zip(now, ref, strict=True)) for now, ref in zip(NOW, REFERENCE, strict=True)]
     assert float(found.means["preference/margin"][0]) == pytest.approx(0.3 * (drift[0] - drift[1]))
     assert float(found.means["preference/accuracy"][0]) == float(drift[0] > drift[1])
+
+
+# -- corrections of GRPO, and relatives of REINFORCE -------------------------------------------------------------------
+
+
+def ratio_of_row(row: int, mean: bool) -> float:
+    """exp of the sum or the mean of log π - log π_old over the tokens of a response."""
+    total = sum(now - old for now, old in zip(NOW[row], OLD[row], strict=True))
+    return math.exp(total / len(OLD[row]) if mean else total)
+
+
+def clipped_row(ratio: float, advantage: float, low: float, high: float) -> float:
+    return max(-advantage * ratio, -advantage * min(max(ratio, 1 - low), 1 + high))
+
+
+def test_dapo_is_a_mean_over_tokens_with_a_higher_upper_clip() -> None:
+    for advantages in ([2.0, -1.0], [-2.0, 1.0]):
+        expected = sum(clipped(row, t, advantages[row], 0.2, 0.28) for row, t in TOKENS) / 5
+        assert value_of(DAPO(), credited(advantages)) == pytest.approx(expected)
+    assert 1.28 < math.exp(NOW[0][1] - OLD[0][1])  # the upper clip holds a token
+
+
+def test_a_long_response_pays_dapo_a_part_of_the_penalty() -> None:
+    """Lengths 3 and 2 of 4 tokens, a buffer of 2: half of the penalty, and none."""
+    batch = DAPO(max_response_length=4, overlong_buffer=2, overlong_penalty=0.6).prepare(rollout())
+    returns = [1.0 - 0.3, -0.5]
+    half = (returns[0] - returns[1]) / 2
+    expected = half / (math.sqrt(2 * half**2) + 1e-4)
+    assert on_tokens(batch.advantages) == pytest.approx([expected] * 3 + [-expected] * 2)
+
+
+def test_dapo_learns_from_prompts_whose_rewards_differ() -> None:
+    groups, valid = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([True] * 5 + [False])
+    rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    found = DAPO().teaches(rewards, groups, valid)
+    assert found is not None
+    assert found.tolist() == [False, False, True, True, False, False]
+    assert DAPO(max_refills=0).teaches(rewards, groups, valid) is None
+
+
+def test_gspo_clips_the_mean_ratio_of_a_response() -> None:
+    for advantages in ([2.0, -1.0], [-2.0, 1.0]):
+        expected = sum(clipped_row(ratio_of_row(row, True), advantages[row], 0.1, 0.2) for row in (0, 1)) / 2
+        assert value_of(GSPO(clip_range=0.1, clip_range_high=0.2), credited(advantages)) == pytest.approx(expected)
+
+
+def test_the_metrics_of_gspo_are_of_the_ratio_of_a_response() -> None:
+    batch = credited([2.0, -1.0])
+    found = GSPO(clip_range=0.1, clip_range_high=0.2).loss(output(), batch)
+    ratios = [ratio_of_row(row, True) for row in (0, 1)]
+    assert ratios[0] > 1.2
+    assert ratios[1] < 0.9
+    assert [float(x) for x in found.means["policy/clip_fraction"]] == [5.0, 5.0]
+    assert float(found.maxima["policy/ratio_max"]) == pytest.approx(max(ratios))
+    update = sum(OLD[row][t] - NOW[row][t] for row, t in TOKENS)
+    assert float(found.means["kl/update"][0]) == pytest.approx(update, abs=1e-6)
+
+
+def test_the_weight_of_cispo_is_capped_and_has_no_gradient() -> None:
+    batch, said = credited([2.0, -1.0]), output(gradient=True)
+    found = CISPO(ratio_cap=1.05).loss(said, batch)
+    weights = {(row, t): min(math.exp(NOW[row][t] - OLD[row][t]), 1.05) for row, t in TOKENS}
+    expected = {(row, t): -weight * [2.0, -1.0][row] for (row, t), weight in weights.items()}
+    loss = sum(slope * NOW[row][t] for (row, t), slope in expected.items())
+    assert float(found.loss) == pytest.approx(loss)
+    (gradient,) = torch.autograd.grad(found.loss, said.logprobs)
+    assert on_tokens(gradient) == pytest.approx([expected[place] for place in TOKENS])
+    assert sorted(weights.values())[-2:] == [1.05, 1.05]
+    assert [float(x) for x in found.means["policy/clip_fraction"]] == [3.0, 5.0]
+
+
+@pytest.mark.parametrize(("scale", "deviation"), [("batch", math.sqrt(2.5 / 3)), ("group", None)])
+def test_the_advantages_of_cispo_are_divided_by_a_deviation(scale: Any, deviation: float | None) -> None:
+    """Two groups of rewards 1, 0 and 3, 1: differences from the mean ±½ and ±1."""
+    rows = {"groups": torch.tensor([0, 0, 1, 1]), "rewards": torch.tensor([1.0, 0.0, 3.0, 1.0])}
+    data = rollout().rows(torch.tensor([0, 1, 0, 1]))
+    found = CISPO(scale=scale).prepare(replace(data, **rows)).advantages
+    assert found is not None
+    differences = [0.5, -0.5, 1.0, -1.0]
+    scales = [deviation] * 4 if deviation else [math.sqrt(0.5)] * 2 + [math.sqrt(2.0)] * 2
+    expected = [each / (scale + 1e-4) for each, scale in zip(differences, scales, strict=True)]
+    assert found[:, 0].tolist() == pytest.approx(expected)
+
+
+def test_rloo_clips_the_ratio_of_a_whole_response() -> None:
+    batch = RLOO(kl=KLPenalty(coef=0.5)).prepare(rollout())
+    paid = [0.5 * sum(a - b for a, b in zip(old, ref, strict=True)) for old, ref in zip(OLD, REFERENCE, strict=True)]
+    difference = (SCORES[0] - paid[0]) - (SCORES[1] - paid[1])
+    assert on_tokens(batch.advantages) == pytest.approx([difference] * 3 + [-difference] * 2)
+    expected = sum(clipped_row(ratio_of_row(row, False), a, 0.2, 0.3) for row, a in ((0, difference), (1, -difference)))
+    assert value_of(RLOO(clip_range_high=0.3, kl=NO_KL), batch) == pytest.approx(expected / 2)
+
+
+def test_reinforce_plus_plus_whitens_the_rewards_to_go_over_all_tokens() -> None:
+    batch = REINFORCEPlusPlus(kl=KLPenalty(coef=0.5)).prepare(rollout())
+    paid = [[0.5 * (a - b) for a, b in zip(old, ref, strict=True)] for old, ref in zip(OLD, REFERENCE, strict=True)]
+    following = [SCORES[row] - sum(paid[row][t:]) for row, t in TOKENS]
+    mean = sum(following) / 5
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in following) / 4)
+    assert on_tokens(batch.advantages) == pytest.approx([(x - mean) / deviation for x in following], rel=1e-5)
+    expected = sum(clipped(row, t, [2.0, -1.0][row], 0.2, 0.2) for row, t in TOKENS) / 5
+    assert value_of(REINFORCEPlusPlus(), credited([2.0, -1.0])) == pytest.approx(expected)
+
+
+def test_the_baseline_form_whitens_what_is_left_of_the_mean_of_the_group() -> None:
+    """Differences ±0.75 on 3 and 2 tokens; k2 in the loss, which is not in the rewards."""
+    algorithm = REINFORCEPlusPlusBaseline(kl=KLPenalty(coef=0.5, placement="loss", estimator="k2"))
+    batch = algorithm.prepare(rollout())
+    centered = [0.75] * 3 + [-0.75] * 2
+    mean = sum(centered) / 5
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in centered) / 4)
+    assert on_tokens(batch.advantages) == pytest.approx([(x - mean) / deviation for x in centered], rel=1e-5)
+    expected = sum(
+        clipped(row, t, [2.0, -1.0][row], 0.2, 0.2) + 0.5 * (NOW[row][t] - REFERENCE[row][t]) ** 2 / 2
+        for row, t in TOKENS
+    )
+    assert value_of(algorithm, credited([2.0, -1.0])) == pytest.approx(expected / 5)
+
+
+def test_remax_subtracts_the_score_of_the_greedy_response() -> None:
+    batch = ReMax(kl=NO_KL).prepare(rollout(baselines=torch.tensor([0.25, 0.5])))
+    assert on_tokens(batch.advantages) == pytest.approx([0.75] * 3 + [-1.0] * 2)
+    assert value_of(ReMax(kl=NO_KL), batch) == pytest.approx(-(0.75 * sum(NOW[0]) - 1.0 * sum(NOW[1])) / 2)
+
+
+def test_raft_learns_the_tokens_of_the_best_response() -> None:
+    algorithm = RAFT()
+    batch = algorithm.prepare(rollout(rewards=torch.tensor([-0.5, 1.0])))
+    assert batch.mask.any(-1).tolist() == [False, True]
+    assert value_of(algorithm, batch) == pytest.approx(-sum(NOW[1]) / 2)
+    expensive = RAFT(kl=KLPenalty(coef=10.0))  # the KL of the responses is -0.2 and 0, so the first gains 2
+    assert expensive.prepare(rollout(rewards=torch.tensor([-0.5, 1.0]))).mask.any(-1).tolist() == [True, False]
+
+
+def test_gdpo_normalises_each_reward_before_it_is_weighed() -> None:
+    """Four responses; the second reward has a hundredth of the spread of the first, and half of its weight."""
+    data = rollout().rows(torch.tensor([0, 1, 0, 1]))
+    scores = torch.tensor([[1.0, 0.01], [0.0, 0.02], [3.0, math.nan], [1.0, 0.04]])
+    options = {"groups": torch.tensor([0, 0, 1, 1]), "components": scores}
+    data = replace(data, **options, component_weights=torch.tensor([[1.0, 0.5]] * 4))
+    found = GDPO(kl=NO_KL).prepare(data).advantages
+    assert found is not None
+    first, second = 0.5 / (math.sqrt(0.5) + 1e-4), 0.005 / (math.sqrt(2) * 0.005 + 1e-4)
+    third = 1.0 / (math.sqrt(2.0) + 1e-4)
+    sums = [first - 0.5 * second, -first + 0.5 * second, third, -third]
+    deviation = math.sqrt(sum(x * x for x in sums) / 3) + 1e-4
+    assert found[:, 0].tolist() == pytest.approx([x / deviation for x in sums])
+    alone = replace(data, components=None, component_weights=None, rewards=torch.tensor([1.0, 0.0, 3.0, 1.0]))
+    single = GDPO(kl=NO_KL).prepare(alone).advantages
+    assert single is not None
+    plain = math.sqrt((2 * first**2 + 2 * third**2) / 3) + 1e-4
+    assert single[:, 0].tolist() == pytest.approx([first / plain, -first / plain, third / plain, -third / plain])

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from algorithm_kinds import OFFLINE_RUNS
+from algorithm_kinds import OFFLINE_RUNS, ONLINE_RUNS
 from combinations import SEEDS, drawn
 from leavings import ROLLOUTS, SMALL, differing, equal, lines, metrics, weights
 
@@ -43,9 +43,20 @@ RUNS = {
     ),
     "reward": (["--config", "reward.yaml", "--trainer.max_epochs", "2", "--trainer.val_check_interval", "0.5"], 4),
     **{name: (words, 4) for name, words in OFFLINE_RUNS.items()},
+    **{name: ([*words, "--trainer.val_check_interval", "0.5"], 4) for name, words in ONLINE_RUNS.items()},
 }
 """A command line, and the step at which a rollout or an epoch of it is used up."""
-SLOW = (*OFFLINE_RUNS, "eight_bits", "lora", "ppo_adaptive", "ppo_in_pieces", "ppo_two_epochs", "reward", "sft_seldom")
+SLOW = (
+    *OFFLINE_RUNS,
+    *ONLINE_RUNS,
+    "eight_bits",
+    "lora",
+    "ppo_adaptive",
+    "ppo_in_pieces",
+    "ppo_two_epochs",
+    "reward",
+    "sft_seldom",
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in sorted(RUNS)])

@@ -122,8 +122,9 @@ def rollout_of(stage: PolicyStage, rows: list[Any]) -> Rollout:
             judged = stage.roles.source == "labels"
             given = with_mismatched(rows) if judged else rows
             return stage.collector.recorded(given, None, stage.device, labelled=judged)
-        options = (stage.algorithm.responses_per_prompt, stage.algorithm.needs_values)
-        return stage.collector.online(rows, *options, Randomness(0, 0, tuple(range(len(rows)))))
+        algorithm, randomness = stage.algorithm, Randomness(0, 0, tuple(range(len(rows))))
+        options = (algorithm.responses_per_prompt, algorithm.needs_values, randomness)
+        return stage.collector.online(rows, *options, greedy_baseline=algorithm.greedy_baseline)
 
 
 def parts_of(stage: PolicyStage, rollout: Rollout, parts: int, seed: int) -> Iterator[Batch]:

@@ -39,6 +39,10 @@ RESPONSES = [[[4, 8, 15, 16, 2], [23, 3, 2], [30, 11, 12, 9, 6]], [[6, 2], [10, 
 LABELS = [True, False, False, True]
 """Of the first two responses to each prompt, for KTO."""
 SCORES = [[1.0, -0.5, 0.25], [2.0, 0.5, -1.5]]
+SECOND_SCORES = [0.1, 0.9, 0.4, -2.0, 3.0, 3.5]
+"""Of the same responses, by a second reward."""
+OVERLONG = [[3] * length for length in (1, 3, 4, 6, 8)]
+"""Responses of several lengths, for a penalty on them."""
 
 
 def weights_of(shape: torch.Size, place: int, shift: float) -> Tensor:

@@ -11,17 +11,23 @@ from parity import recipe
 from parity.ours import PAD, STOP, logprobs_under, recorded, rollout_of, rows_of, same, same_gradient
 from parity.recipe import PROMPTS, RESPONSES, language_model, scorer
 
+from rlhf_lightning.algorithms.base import PolicyGradient
+from rlhf_lightning.algorithms.cispo import CISPO
+from rlhf_lightning.algorithms.dapo import DAPO
 from rlhf_lightning.algorithms.dpo import DPO
+from rlhf_lightning.algorithms.gdpo import GDPO
 from rlhf_lightning.algorithms.grpo import GRPO
+from rlhf_lightning.algorithms.gspo import GSPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.algorithms.kto import KTO
 from rlhf_lightning.algorithms.orpo import ORPO
 from rlhf_lightning.algorithms.pairwise import Pairwise
 from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
+from rlhf_lightning.algorithms.rloo import RLOO
 from rlhf_lightning.algorithms.simpo import SimPO
+from rlhf_lightning.functional.advantages import overlong_penalty
 from rlhf_lightning.functional.masked import row_mean, row_sum
-from rlhf_lightning.functional.policy_losses import clipped_policy_loss
 from rlhf_lightning.models.encoding import recorded_rows
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.models.policy import Policy
@@ -44,6 +50,7 @@ def names(kind: str, *but: str) -> list[str]:
 def test_the_numbers_are_there_and_of_the_models_and_rows_that_the_tests_use() -> None:
     assert FILE["made_with"]["trl"] == "1.16.0"
     counts = {"dpo": 9, "reference_free": 2, "kto": 2, "reward": 3, "sft": 2, "grpo": 13, "rloo": 3}
+    counts |= {"gspo": 2, "cispo": 2, "gdpo": 1, "dapo": 1}
     assert {kind: len(names(kind)) for kind in counts} == counts
     for name, value in FILE["recipe"].items():
         held = getattr(recipe, name)
@@ -273,41 +280,101 @@ def test_the_dual_clip_is_trls_delta() -> None:
     assert without.item() > case["loss"] + 1e-3
 
 
-def rloo_batch(case: dict[str, Any]) -> tuple[REINFORCE, Batch]:
-    algorithm = REINFORCE(kl=KLPenalty(coef=case["options"]["beta"]))
-    return algorithm, algorithm.prepare(online_rollout(case))
+def rloo_of(case: dict[str, Any]) -> RLOO:
+    return RLOO(kl=KLPenalty(coef=case["options"]["beta"]))
+
+
+def test_the_loss_of_rloo_clips_one_response() -> None:
+    """The fifth, where it has a score: its ratio is 1.64 and its advantage positive."""
+    case = CASES["rloo/plain"]
+    algorithm = rloo_of(case)
+    batch = algorithm.prepare(online_rollout(case))
+    output = Policy(language_model("policy"), temperature=case["options"]["temperature"])(batch)
+    ratio = torch.exp(row_sum(output.logprobs - batch.logprobs, batch.mask)).tolist()
+    held = [i for i, (r, a) in enumerate(zip(ratio, credit(batch).tolist(), strict=True)) if a > 1e-6 and r > 1.2]
+    assert held == [4]
 
 
 @pytest.mark.parametrize("name", names("rloo"))
-def test_rloo_where_the_policy_is_the_one_that_wrote(name: str) -> None:
-    """The gradient is TRL's; its loss is minus the mean advantage, as its ratio is 1. It counts unscored rows in the mean."""
+@pytest.mark.parametrize("role", ["old", "policy"])
+def test_rloo(name: str, role: str) -> None:
+    """In the first step, where the ratio is 1, and later. TRL counts unscored responses in the mean."""
+    case, model = CASES[name], language_model(role)
+    algorithm = rloo_of(case)
+    batch = algorithm.prepare(online_rollout(case))
+    same(credit(batch), case["advantages"])
+    assert int(algorithm.weight(batch)) == len([score for score in case["scores"] if score is not None])
+    wanted = case["on_policy"] if role == "old" else case
+    loss = algorithm.loss(Policy(model, temperature=case["options"]["temperature"])(batch), batch).loss / len(batch)
+    same(loss, wanted["loss"])
+    loss.backward()
+    same_gradient(model, wanted["gradient"])
+
+
+@pytest.mark.parametrize("name", names("rloo"))
+def test_the_first_step_of_reinforce_leave_one_out_is_that_of_rloo(name: str) -> None:
+    """The same gradient; without a ratio the loss is another number."""
     case, model = CASES[name], language_model("old")
-    algorithm, batch = rloo_batch(case)
+    algorithm = REINFORCE(kl=KLPenalty(coef=case["options"]["beta"]))
+    batch = algorithm.prepare(online_rollout(case))
     same(credit(batch), case["advantages"])
     output = Policy(model, temperature=case["options"]["temperature"])(batch)
     (algorithm.loss(output, batch).loss / len(batch)).backward()
     same_gradient(model, case["on_policy"]["gradient"])
-    same(-credit(batch).mean(), case["on_policy"]["loss"])
-    assert int(algorithm.weight(batch)) == len([score for score in case["scores"] if score is not None])
 
 
-@pytest.mark.parametrize(("name", "held"), [("rloo/plain", 1), ("rloo/kl", 1), ("rloo/unscored", 0)])
-def test_rloo_with_the_sequence_ratio_of_trl_on_our_advantages(name: str, held: int) -> None:
-    """TRL weighs a response by exp(Σ log π - Σ log π_old), clipped as PPO's; REINFORCE has no such factor, so it is put in.
+def of_options(name: str) -> PolicyGradient:
+    options, kind = CASES[name]["options"], name.split("/")[0]
+    if kind == "gspo":
+        return GSPO(clip_range=options["epsilon"], clip_range_high=options["epsilon_high"])
+    if kind == "cispo":
+        return CISPO(ratio_cap=options["epsilon_high"], scale="group")
+    return GDPO(kl=KLPenalty(coef=0.0))
 
-    The clip holds the fifth response alone, where it has a score: its ratio is 1.64 and its advantage positive.
-    """
-    case, model = CASES[name], language_model("policy")
-    algorithm, batch = rloo_batch(case)
-    output = Policy(model, temperature=case["options"]["temperature"])(batch)
-    ratio = torch.exp(row_sum(output.logprobs - batch.logprobs, batch.mask)).detach().requires_grad_()
-    clipped = clipped_policy_loss(ratio, credit(batch), 0.2)
-    same(clipped.mean(), case["loss"])
-    (slope,) = torch.autograd.grad(clipped.sum(), ratio)  # -A, or 0 where the clip holds
-    assert int(((slope == 0) & (credit(batch).abs() > 1e-6)).sum()) == held
-    weighed = replace(batch, advantages=(-slope * ratio.detach())[:, None] * batch.mask)
-    (algorithm.loss(output, weighed).loss / len(batch)).backward()
+
+@pytest.mark.parametrize("name", [*names("gspo"), *names("cispo"), *names("gdpo")])
+def test_corrections_of_grpo(name: str) -> None:
+    case, model, algorithm = CASES[name], language_model("policy"), of_options(name)
+    several = case["scores"] if isinstance(case["scores"][0], list) else [case["scores"]]
+    rollout = online_rollout({**case, "scores": several[0]})
+    if len(several) > 1:
+        weights = torch.tensor(case["options"]["reward_weights"]).expand(len(rollout), -1)
+        rollout = replace(rollout, components=torch.tensor(several).T, component_weights=weights)
+    batch = algorithm.prepare(rollout)
+    same(credit(batch), case["advantages"])
+    policy, loss = Policy(model, temperature=case["options"]["temperature"]), torch.zeros(())
+    for rows in torch.arange(len(batch)).chunk(case["parts"]):
+        part = batch.rows(rows)
+        loss = loss + algorithm.loss(policy(part), part).loss / algorithm.weight(batch)
+    same(loss, case["loss"])
+    loss.backward()
     same_gradient(model, case["gradient"])
+
+
+@pytest.mark.parametrize("name", ["gspo/plain", "cispo/plain"])
+def test_some_ratio_is_clipped_in_the_cases_that_clip(name: str) -> None:
+    case, algorithm = CASES[name], of_options(name)
+    batch = algorithm.prepare(online_rollout(case))
+    output = Policy(language_model("policy"), temperature=case["options"]["temperature"])(batch)
+    clipped, tokens = algorithm.loss(output, batch).means["policy/clip_fraction"]
+    assert 0 < float(clipped) < float(tokens)
+
+
+def test_dapo_is_trls_of_that_name() -> None:
+    case, model, algorithm = CASES["grpo/dapo"], language_model("policy"), DAPO()
+    batch = algorithm.prepare(online_rollout(case))
+    same(credit(batch), case["advantages"])
+    output = Policy(model, temperature=case["options"]["temperature"])(batch)
+    loss = algorithm.loss(output, batch).loss / algorithm.weight(batch)
+    same(loss, case["loss"])
+    loss.backward()
+    same_gradient(model, case["gradient"])
+
+
+def test_the_overlong_penalty() -> None:
+    case = CASES["dapo/overlong"]
+    lengths = torch.tensor([len(response) for response in recipe.OVERLONG])
+    same(-overlong_penalty(lengths, *case["options"]), case["penalty"])
 
 
 def test_the_reference_is_trls_too() -> None:

@@ -25,9 +25,21 @@ import torch
 import transformers
 import trl
 from datasets import Dataset, disable_progress_bars
-from recipe import LABELS, PROMPTS, RESPONSES, SCORES, gradient_of, language_model, scorer, set_weights
+from recipe import (
+    LABELS,
+    OVERLONG,
+    PROMPTS,
+    RESPONSES,
+    SCORES,
+    SECOND_SCORES,
+    gradient_of,
+    language_model,
+    scorer,
+    set_weights,
+)
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from trl.rewards import get_soft_overlong_punishment
 from trl.trainer.utils import split_tensor_dict
 
 SETTINGS: dict[str, Any] = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
@@ -236,7 +248,12 @@ def flat(nested: list[list[Any]]) -> list[Any]:
     return [item for group in nested for item in group]
 
 
-def online_trainer(folder: str, kind: str, scores: list[float | None], parts: int, options: dict[str, Any]) -> Any:
+def several(scores: list[Any]) -> list[Any]:
+    """The scores of each reward; they are those of one unless they are lists."""
+    return scores if isinstance(scores[0], list) else [scores]
+
+
+def online_trainer(folder: str, kind: str, scores: list[Any], parts: int, options: dict[str, Any]) -> Any:
     """A `GRPOTrainer` or `RLOOTrainer` whose generation returns the fixed responses and whose reward the fixed scores."""
     language_model("reference").save_pretrained(f"{folder}/reference")
     policy = language_model("old")
@@ -245,7 +262,7 @@ def online_trainer(folder: str, kind: str, scores: list[float | None], parts: in
     settings |= {"gradient_accumulation_steps": parts, "steps_per_generation": parts}
     trainer = getattr(trl, f"{kind}Trainer")(
         model=policy,
-        reward_funcs=lambda completions, **_: scores,
+        reward_funcs=[lambda completions, each=each, **_: each for each in several(scores)],
         args=getattr(trl, f"{kind}Config")(output_dir=folder, num_iterations=2, **settings, **options),
         train_dataset=Dataset.from_list([{"prompt": text(prompt)} for prompt in PROMPTS]),
         processing_class=tokenizer(),
@@ -259,7 +276,7 @@ def online_trainer(folder: str, kind: str, scores: list[float | None], parts: in
     return trainer
 
 
-def online(folder: str, kind: str, scores: list[float | None], parts: int = 1, **options: Any) -> dict[str, Any]:
+def online(folder: str, kind: str, scores: list[Any], parts: int = 1, **options: Any) -> dict[str, Any]:
     """What the old policy's rollout gives, and the loss of the policy that has moved on since, in `parts` of a step."""
     trainer = online_trainer(folder, kind, scores, parts, options)
     rollout = trainer._generate_and_score_completions(
@@ -281,10 +298,14 @@ def online_cases(folder: str) -> dict[str, Any]:
     unscored = [*scores[:4], None, scores[5]]
     tied = [0.5, 0.5, 0.5, *scores[3:]]
 
-    def grpo(scores: list[float | None] = scores, **options: Any) -> dict[str, Any]:
+    def grpo(scores: list[Any] = scores, **options: Any) -> dict[str, Any]:
         return online(
             folder, "GRPO", scores, **{"beta": 0.0, "temperature": 0.9, "max_completion_length": 8, **options}
         )
+
+    sequence = {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.05, "epsilon_high": 0.1}
+    capped = {"loss_type": "cispo", "epsilon_high": 1.1}
+    gdpo = {"loss_type": "grpo", "multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1.0, 0.5]}
 
     def rloo(scores: list[float | None] = scores, **options: Any) -> dict[str, Any]:
         return online(folder, "RLOO", scores, **{"temperature": 0.9, "max_completion_length": 8, **options})
@@ -303,6 +324,12 @@ def online_cases(folder: str) -> dict[str, Any]:
         "grpo/delta": grpo(loss_type="bnpo", epsilon=0.05, delta=1.1),
         "grpo/unscored": grpo(unscored, loss_type="grpo"),
         "grpo/tied": grpo(tied, loss_type="grpo"),
+        "gspo/plain": grpo(**sequence),
+        "gspo/in parts": grpo(**sequence, parts=2),
+        "cispo/plain": grpo(**capped),
+        "cispo/in parts": grpo(**capped, parts=2),
+        "gdpo/plain": grpo([scores, SECOND_SCORES], **gdpo),
+        "dapo/overlong": {"options": [8, 5], "penalty": get_soft_overlong_punishment(8, 5)(OVERLONG)},
         "rloo/plain": rloo(beta=0.0),
         "rloo/kl": rloo(beta=0.3),
         "rloo/unscored": rloo(unscored, beta=0.3),
