@@ -22,7 +22,7 @@ class GDPO(PolicyGradient):
     """Minimise max(-A r, -A clip(r, 1 - ε, 1 + ε)) + β KL as a mean over responses, A = Σ_k w_k (R_k - mean) / std, normalised.
 
     Each named reward R_k of a `WeightedSum` is normalised in the group of a prompt, then weighted and summed, and the sum is
-    normalised over all ranks. Rewards of a small spread thus count as their weight says. A reward without weighted names is one R_k.
+    normalised over all ranks: a reward of a small spread counts as its weight says. A reward without weighted names is one R_k.
     """
 
     min_responses: ClassVar[int] = 2

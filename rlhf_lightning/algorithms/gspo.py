@@ -19,7 +19,7 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 class GSPO(PolicyGradient):
     """Minimise max(-A s, -A clip(s, 1 - ε_low, 1 + ε_high)) as a mean over responses, s = exp(mean_t (log π - log π_old)).
 
-    A = (R - mean) / std of the group, the responses to a prompt. s is the ratio of a whole response: its tokens are clipped together.
+    A = (R - mean) / std of the group, the responses to a prompt. The tokens of a response are clipped together.
     """
 
     min_responses: ClassVar[int] = 2

@@ -131,7 +131,7 @@ def group_normalized(returns: Tensor, groups: Tensor, valid: Tensor, eps: float 
     """Compute (R - mean) / (std + eps) of each row's group (Shao et al. 2024, DeepSeekMath); [B], 0 for rows that are not valid.
 
     >>> group_normalized(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), torch.tensor([True, True, True]))
-    tensor([-0.7070,  0.7070,  0.0000])
+    tensor([-0.7071,  0.7071,  0.0000])
     """
     mean, deviation = group_moments(returns, groups, valid)
     return (returns - mean) / (deviation + eps) * valid
@@ -141,7 +141,7 @@ def batch_normalized(x: Tensor, valid: Tensor, eps: float = 1e-4) -> Tensor:
     """Compute (x - mean) / (std + eps) over the valid rows of all ranks; [B], 0 for rows that are not valid.
 
     >>> batch_normalized(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
-    tensor([-0.7070,  0.7070,  0.0000])
+    tensor([-0.7071,  0.7071,  0.0000])
     """
     mean, variance = masked_moments(x, valid)
     return torch.where(valid, (x - mean) / (variance.sqrt() + eps), x.new_zeros(()))
