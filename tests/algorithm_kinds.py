@@ -30,9 +30,7 @@ OFFLINE_RUNS = {
 }
 """`dpo_offline.yaml` with every other algorithm that learns from recorded pairs or labels."""
 
-HAVE_CLIPPED = [
-    kind for kind in OF_REWARDS if any(name.startswith("clip_range") or name == "ratio_cap" for name in vars(kind))
-]
+HAVE_CLIPPED = [kind for kind in OF_REWARDS if any(hasattr(kind, name) for name in ("clip_range", "ratio_cap"))]
 """Those that log `policy/clip_fraction`."""
 ONLINE_RUNS = {
     f"online {kind.__name__}": [

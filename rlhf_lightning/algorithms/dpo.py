@@ -19,7 +19,10 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput
 
 @dataclass
 class DPO(Pairwise):
-    """Prefer the best response to a prompt over the worst, or the chosen response of a recorded pair over the rejected one."""
+    """Minimise -log σ(β(D_c - D_j)) per pair, D = Σ_t (log π - log ref) of the chosen and the rejected response.
+
+    The pair is the best and the worst of several responses by reward, or a recorded one.
+    """
 
     responses_per_prompt: int = 2
     """Responses that the policy generates per prompt; not used with recorded pairs."""

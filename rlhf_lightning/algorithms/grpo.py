@@ -1,4 +1,4 @@
-"""Group relative policy optimisation (Shao et al. 2024, DeepSeekMath) and Dr. GRPO (Liu et al. 2025)."""
+"""Group relative policy optimisation (Shao et al. 2024, 2402.03300) and Dr. GRPO (Liu et al. 2025, 2503.20783)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 @dataclass
 class GRPO(PolicyGradient):
-    """Scale rewards by the mean and standard deviation of each prompt's responses; PPO's clipped loss, no critic."""
+    """Minimise max(-A r, -A clip(r, 1 - ε, 1 + ε)) + β KL as a mean over responses, A = (R - mean) / std of the group.
+
+    The group are the responses to a prompt, and r is π / π_old. `aggregation: dr_grpo` has A = R - mean and a fixed length.
+    """
 
     min_responses: ClassVar[int] = 2
 

@@ -16,7 +16,7 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 @dataclass
 class KTO(Algorithm):
-    """Minimise λ_D (1 - σ(β(D - z))) for good and λ_U (1 - σ(β(z - D))) for bad responses, D = Σ_t log π - log ref.
+    """Minimise λ_D (1 - σ(β(D - z))) for good and λ_U (1 - σ(β(z - D))) for bad responses, D = Σ_t (log π - log ref).
 
     z estimates the KL divergence: the mean D of each prompt with the response to the next prompt of the global batch, 0 at least,
     without gradient. It is measured once per rollout, over all ranks; TRL measures it in every micro-batch.

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation with a critic (Schulman et al. 2017; Ouyang et al. 2022; Huang et al. 2024)."""
+"""Proximal policy optimisation with a critic (Schulman et al. 2017, 1707.06347; Ouyang et al. 2022; Huang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 @dataclass
 class PPO(PolicyGradient):
-    """Clipped policy and value losses on advantages from GAE, with the KL to the reference in the reward or the loss."""
+    """Minimise max(-A r, -A clip(r, 1 - ε, 1 + ε)) + c_v (V - R)² / 2 as a mean over all tokens, A from GAE, whitened."""
 
     needs_values: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = ("kl.coef", "rollouts")

@@ -16,6 +16,7 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 class RAFT(PolicyGradient):
     """Minimise -log π as a mean over the tokens of the best response to each prompt, by R.
 
+    Responses of equal R are all kept if they are the best; a prompt whose responses all have the same R is skipped.
     It is supervised fine-tuning on the policy's own best responses, so it may pass over a rollout several times. With `kl` in the
     reward, R is the reward minus β times the KL of the response.
     """
@@ -32,7 +33,7 @@ class RAFT(PolicyGradient):
     """The penalty on the KL divergence from the reference; by default none."""
 
     def prepare(self, rollout: Rollout) -> Batch:
-        """Empty the masks of all responses but the best one to each prompt; of equal ones the first is the best."""
+        """Empty the masks of all responses but the best ones to each prompt."""
         best = best_of_group(self.returns(rollout), rollout.groups, rollout.mask.any(-1))
         self.kl.adapt(rollout)
         mask = rollout.mask & best[:, None]

@@ -1,4 +1,4 @@
-"""REINFORCE with a choice of baselines (Williams 1992; RLOO: Ahmadian et al. 2024; REINFORCE++: Hu 2025)."""
+"""REINFORCE (Williams 1992) with a choice of baselines, and reward-to-go."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
 @dataclass
 class REINFORCE(PolicyGradient):
-    """Minimise -Σ_t A_t log π per response, with A_t = R_t - baseline. R_t is the score minus β times the response's KL."""
+    """Minimise -A log π, summed over the tokens of a response, as a mean over responses, A = R - baseline.
+
+    R is the score minus β times the KL of the response.
+    """
 
     state_fields: ClassVar[tuple[str, ...]] = ("kl.coef", "average")
 

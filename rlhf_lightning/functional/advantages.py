@@ -188,17 +188,16 @@ def overlong_penalty(lengths: Tensor, max_length: int, buffer: int) -> Tensor:
 
 
 def best_of_group(scores: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """Mark the valid row with the highest score of each group, the first of equal ones; bool [B].
+    """Mark the valid rows with the highest score of their group, where the scores of a group differ; bool [B].
 
-    >>> best_of_group(torch.tensor([1.0, 2.0, 2.0, 9.0]), torch.tensor([0, 0, 0, 1]), torch.tensor([True, True, True, False]))
-    tensor([False,  True, False, False])
+    >>> best_of_group(torch.tensor([1.0, 2.0, 2.0, 3.0, 3.0]), torch.tensor([0, 0, 0, 1, 1]), torch.ones(5, dtype=torch.bool))
+    tensor([False,  True,  True, False, False])
     """
-    best = torch.zeros_like(valid)
-    for group in torch.unique(groups):
-        members = torch.nonzero((groups == group) & valid).flatten()
-        if len(members):
-            best[members[scores[members].argmax()]] = True
-    return best
+    member = torch.unique(groups, return_inverse=True)[1]
+    highest = torch.full_like(scores, -math.inf).scatter_reduce(
+        0, member, scores.masked_fill(~valid, -math.inf), "amax"
+    )
+    return (scores == highest[member]) & rewards_differ(scores, groups, valid)
 
 
 def best_and_worst(scores: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

