@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_lightning.errors import printable_lines
 from rlhf_lightning.evaluation import EvaluationReport, ValidationResults
 from rlhf_lightning.evaluation.base import Ask, Evaluation
 from rlhf_lightning.evaluation.rollout_rows import rollout_rows
@@ -64,7 +65,7 @@ class SampleTable(Evaluation):
         columns = list(rows[0])
         table = Table(*columns, title=title, title_justify="left", show_lines=True)
         for row in rows:  # a Text shows markup as it is
-            table.add_row(*(Text(_shown(row.get(column))) for column in columns))
+            table.add_row(*(Text(printable_lines(_shown(row.get(column)))) for column in columns))
         Console(highlight=False, force_jupyter=False).print(table)
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import os
 import sys
 
 from rlhf_lightning.distributed import rank
+from rlhf_lightning.errors import printable_lines
 
 
 def print_once(line: str) -> None:
-    """Print `line` on rank 0 only, also before the process group exists."""
+    """Print `line` on rank 0 only, also before the process group exists; control characters are escaped."""
     if rank() == 0 and os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0":
-        print(line, flush=True)
+        print(printable_lines(line), flush=True)
 
 
 @functools.cache

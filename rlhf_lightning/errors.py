@@ -62,6 +62,16 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def printable_lines(text: str) -> str:
+    """Escape as `printable` does, line by line.
+
+    >>> print(printable_lines("a\\nb\\x07"))
+    a
+    b\\x07
+    """
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
 def one_line(text: str, limit: int = LONGEST_LINE) -> str:
     """Put a message on one printable line of limited length; words of thousands of letters are shortened.
 

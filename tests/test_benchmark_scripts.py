@@ -25,6 +25,7 @@ from peers.work import EQUAL_WORK, Job
 
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.generation import local
+from tests.guarded import python_path
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.benchmark
@@ -103,7 +104,7 @@ def test_a_run_comes_to_every_moment_that_kills_are_aimed_at(monkeypatch: pytest
 @pytest.mark.slow
 def test_a_run_that_is_killed_is_resumed_and_compared(tmp_path: Path) -> None:
     words = ["benchmarks/kill.py", "--kills", "1", "--only", "reinforce", "--out", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(ROOT)}
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -45,6 +46,7 @@ def row_getter(value: Any) -> tuple[int, Callable[[int], dict[str, Any]]]:
         UserError: it is no data set.
     """
     check_object(value)
+    value = undecoded(value)
     if hasattr(value, "iloc"):
         columns = [str(name) for name in value.columns]
         return len(value), lambda i: dict(zip(columns, map(plain, _cells(value, i)), strict=True))
@@ -58,6 +60,7 @@ def first_rows(value: Any, limit: int | None) -> Iterator[dict[str, Any]]:
         UserError: it is no data set, or has no known end.
     """
     check_object(value)
+    value = undecoded(value)
     if hasattr(value, "itertuples"):
         columns = [str(name) for name in value.columns]
         cells = islice(value.itertuples(index=False, name=None), limit)
@@ -69,6 +72,41 @@ def first_rows(value: Any, limit: int | None) -> Iterator[dict[str, Any]]:
         return
     for number, found in enumerate(islice(value, limit), 1):
         yield _mapping(found, f"{label(value)}, row {number}")
+
+
+def undecoded(data: Any) -> Any:
+    """Return a data set of Hugging Face whose images, audio and video stay paths and bytes; other objects as they are.
+
+    Decoding opens paths, which may be addresses: a data set could make the run send requests.
+    """
+    features = getattr(data, "features", None)
+    kinds = (features or {}).items() if hasattr(data, "cast_column") else ()
+    for name, kind in kinds:
+        if (plain_kind := _without_decoding(kind)) is not kind:
+            data = data.cast_column(name, plain_kind)
+    return data
+
+
+def _without_decoding(kind: Any) -> Any:
+    """Return a feature of a data set that decodes nothing, also within lists and structures; the same if it never did."""
+    if getattr(kind, "decode", False) is True:
+        changed = copy.copy(kind)
+        changed.decode = False
+        return changed
+    if isinstance(kind, Mapping):
+        make: Any = type(kind)
+        inner = {name: _without_decoding(value) for name, value in kind.items()}
+        return make(inner) if any(inner[name] is not kind[name] for name in inner) else kind
+    if isinstance(kind, list) and kind:
+        element = _without_decoding(kind[0])
+        return kind if element is kind[0] else [element]
+    if (feature := getattr(kind, "feature", None)) is not None and (
+        element := _without_decoding(feature)
+    ) is not feature:
+        changed = copy.copy(kind)
+        changed.feature = element
+        return changed
+    return kind
 
 
 def check_object(value: Any) -> None:

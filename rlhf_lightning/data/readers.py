@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlhf_lightning.data.messages import BadRow
-from rlhf_lightning.data.objects import is_iterable_only, label, plain, row_getter
+from rlhf_lightning.data.objects import is_iterable_only, label, plain, row_getter, undecoded
 from rlhf_lightning.data.reading import expanded, hub_data, suffix_of
 from rlhf_lightning.data.tables import check_names, checked_row, parse_json_line, without_nulls
 from rlhf_lightning.errors import UserError
@@ -214,6 +214,7 @@ class StreamReader(ForwardReader):
 
     def __init__(self, name: str, data: Any) -> None:
         super().__init__(name)
+        data = undecoded(data)
         self.data = (
             data.with_format(None) if hasattr(data, "with_format") else data
         )  # whose state is that of its beginning

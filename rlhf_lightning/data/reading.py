@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.data.objects import first_rows, is_rows, label
+from rlhf_lightning.data.objects import first_rows, is_rows, label, undecoded
 from rlhf_lightning.data.tables import Source, csv_file, json_file, json_lines, numbered, parquet_file
 from rlhf_lightning.errors import UserError, nearest
 from rlhf_lightning.session import named_object
@@ -136,7 +136,8 @@ def hub_data(name: str, streaming: bool = False) -> Any:
     path, _, split = name.partition("@")
     repository, _, config = path.partition(":")
     try:
-        return datasets.load_dataset(repository, config or None, split=split or "train", streaming=streaming)
+        data = datasets.load_dataset(repository, config or None, split=split or "train", streaming=streaming)
+        return undecoded(data)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

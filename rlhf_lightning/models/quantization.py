@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.abc
+import importlib.util
 import logging
+import sys
 import warnings
 from typing import Any, Literal
 
@@ -15,6 +18,43 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.linear_layers import layers_unlike_linear, linear_layers
 
 Kind = Literal["nf4", "int8"]
+
+
+class _WithoutHubKernels(importlib.abc.MetaPathFinder):
+    """Hides the package `kernels` while bitsandbytes is imported.
+
+    On a CPU with AVX512-BF16 bitsandbytes 0.50 asks the hub for a kernel at import. Its layout has no gradient, and
+    `NF4Linear` does not use it.
+    """
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """Find bitsandbytes as Python does, and import it without `kernels`; nothing else."""
+        if name != "bitsandbytes":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def execute_alone(module: Any) -> None:
+            missing = object()
+            found: Any = sys.modules.get("kernels", missing)
+            sys.modules["kernels"] = None  # type: ignore[assignment]
+            try:
+                execute(module)
+            finally:
+                del sys.modules["kernels"]
+                if found is not missing:
+                    sys.modules["kernels"] = found
+
+        loader.exec_module = execute_alone
+        return spec
+
+
+if "bitsandbytes" not in sys.modules:
+    sys.meta_path.insert(0, _WithoutHubKernels())
 
 # set before peft imports bitsandbytes, which would warn of a missing optional CPU kernel
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

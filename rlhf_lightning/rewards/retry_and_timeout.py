@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 
 import torch
 
-from rlhf_lightning.errors import UserError, text_of
+from rlhf_lightning.errors import UserError, printable, text_of
 
 ResultT = TypeVar("ResultT")
 
@@ -102,7 +102,7 @@ class RetryPolicy:
                 pause = self._pause(attempt, error)
                 reason = _reason(error)
             self.report(
-                f"{self.name}: attempt {attempt} of {self.retries + 1} failed ({reason}); retrying in {pause:g} s"
+                f"{self.name}: attempt {attempt} of {self.retries + 1} failed ({printable(reason)}); retrying in {pause:g} s"
             )
             time.sleep(pause)
             attempt += 1

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rlhf_lightning.errors import printable_lines
 from rlhf_lightning.run.metrics_csv import MetricsFile
 from rlhf_lightning.training.lightning_compat import restore_callback_metrics
 
@@ -91,8 +92,8 @@ class Summary(Callback):
             table.add_row(name, *(_number(row.get(key)) for key in ("before", "after", "best")))
         console.print(table)
         for first, last in zip(self.first, responses, strict=False):
-            console.print(f"[bold]{escape(_shortened(first['prompt']))}[/bold]")
-            console.print(f"  before: {escape(first['response'])}\n  after:  {escape(last['response'])}")
+            console.print(f"[bold]{_text(_shortened(first['prompt']))}[/bold]")
+            console.print(f"  before: {_text(first['response'])}\n  after:  {_text(last['response'])}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the first and the last validation; a resumed run may have no validation left."""
@@ -115,6 +116,11 @@ def _known(value: float | None) -> float | None:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def _text(text: str) -> str:
+    """Show text of a model or a data set as it is: no markup, and no control characters."""
+    return escape(printable_lines(text))
 
 
 def _shortened(prompt: str) -> str:

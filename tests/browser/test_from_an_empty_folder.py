@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.guarded import python_path
+
 pytestmark = pytest.mark.browser
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = REPOSITORY / "docs" / "feedback.md"
@@ -40,7 +42,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+        self.environment = os.environ | {"PYTHONPATH": python_path(REPOSITORY), "HF_HUB_OFFLINE": "1"}
 
     def run(self, words: list[str]) -> str:
         target = words[words.index(">") + 1] if ">" in words else None

@@ -18,6 +18,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.cli.lightning import CLI
+from tests.guarded import python_path
 
 Fit = Callable[..., Path]
 
@@ -190,7 +191,7 @@ def test_help_is_quick_and_names_every_subcommand() -> None:
 
 
 def test_as_a_command_of_its_own() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(Path(__file__).parents[2])}
     words = [sys.executable, "-m", "rlhf_lightning", "fit", "--config", "own.yaml", "--trainer.accelerator", "cpu"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from rlhf_lightning.cli.key_check import check_keys
 from rlhf_lightning.cli.overrides import as_config
 from rlhf_lightning.cli.shipped import SCHEMA
 from rlhf_lightning.errors import UserError
+from tests.guarded import python_path
 
 ROOT = Path(__file__).parents[2]
 IN_FILES = {
@@ -112,7 +113,7 @@ assert not {"torch", "transformers", "lightning", "jsonargparse"} & set(sys.modu
 
 def _errors(folder: Path, commands: list[str]) -> list[str]:
     """Run commands that must fail before torch is imported; return their lines."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     ran = subprocess.run(
         [sys.executable, "-c", LIGHT, *commands],
         capture_output=True,

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.__main__ import main
+from tests.guarded import python_path
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(Path(__file__).parents[2])}
 
 
 @pytest.mark.parametrize(

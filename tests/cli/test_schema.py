@@ -20,6 +20,7 @@ from rlhf_lightning.cli.key_check import check_keys
 from rlhf_lightning.cli.known_schema import OWN_SCHEMA, load_schema
 from rlhf_lightning.cli.shipped import SCHEMA, shipped_folder
 from rlhf_lightning.errors import UserError
+from tests.guarded import python_path
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(shipped_folder("configs").glob("*.yaml"))
@@ -64,7 +65,7 @@ trainer:
 
 
 def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "rlhf_lightning", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=240)
 
@@ -187,7 +188,7 @@ def test_a_wrong_key_of_an_own_plugin_is_answered_before_torch_is_imported(own_f
         "assert main(['fit', '--config', 'own.yaml', *sys.argv[1:]]) == 2\n"
         "assert not {'torch', 'lightning', 'jsonargparse', 'own_rewards'} & set(sys.modules)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     for word, near in (("--model.reward.strenght=1", "'strength'"), ("--trainer.callbacks.evry=1", "'every'")):
         command = [sys.executable, "-c", code, word]
         ran = subprocess.run(command, capture_output=True, text=True, cwd=own_folder, env=environment, timeout=60)

@@ -7,7 +7,9 @@ from typing import Any
 
 import datasets
 import pandas
+import pyarrow.parquet
 import pytest
+from datasets.table import InMemoryTable
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rlhf_lightning.data import InstructionData, PromptData
@@ -132,3 +134,32 @@ def test_what_holds_no_rows_is_one_line(value: Any, line: str, tmp_path: Any, mo
         (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=line if value != ["a", "b", 3] else "a is a folder"):
         rows_of(value)
+
+
+WEB = "http://192.0.2.1/picture.png"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["Dataset", "IterableDataset", "parquet"])
+def test_images_and_audio_are_not_decoded_which_would_fetch_them(kind: str, nested: bool, tmp_path: Any) -> None:
+    image: Any = datasets.Image()
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "seen": datasets.List({"picture": image}) if nested else image,
+         "heard": datasets.Audio()}
+    )  # fmt: skip
+    picture = {"bytes": None, "path": WEB}
+    row = {"prompt": "hi", "seen": [{"picture": picture}] if nested else picture, "heard": picture}
+    table = pyarrow.Table.from_pylist([row] * 4, schema=features.arrow_schema)
+    data = datasets.Dataset(InMemoryTable(table), info=datasets.DatasetInfo(features=features))
+    given: Any = data
+    if kind == "IterableDataset":
+        given = data.to_iterable_dataset()
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, given := str(tmp_path / "rows.parquet"))
+        assert datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(given)) == features
+    for streaming in {False, kind != "Dataset"} - ({False} if kind == "IterableDataset" else set()):
+        options = {"streaming": True, "steps_per_epoch": 1} if streaming else {}
+        read = PromptData(train=given, validation_fraction=0, batch_size=4, **options)  # type: ignore[arg-type]
+        read.setup("fit")
+        rows = next(iter(read.train_dataloader()))
+        assert [found["prompt"] for found in rows] == ["hi"] * 4

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.guarded import python_path
+
 SECONDS = 240
 """A run that takes longer hangs: ranks wait for each other."""
 
@@ -36,7 +38,7 @@ class Pair:
             ranks = {"LOCAL_RANK": rank, "RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
             rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
             own = {name: str(value) for name, value in {**ranks, **rendezvous}.items()}
-            own["PYTHONPATH"] = str(Path(__file__).parents[2])  # this checkout, whatever is installed
+            own["PYTHONPATH"] = python_path(Path(__file__).parents[2])  # this checkout, whatever is installed
             self.ranks.append(
                 subprocess.Popen(
                     [sys.executable, str(Path(__file__).with_name("worker.py")), str(writing)],

@@ -18,6 +18,7 @@ from algorithm_kinds import OFFLINE_RUNS
 from leavings import metrics, weights
 
 from rlhf_lightning.__main__ import main
+from tests.guarded import python_path
 
 pytestmark = pytest.mark.distributed
 
@@ -116,7 +117,7 @@ def test_one_command_starts_both_and_sigterm_ends_both_with_a_checkpoint(tmp_pat
     words = [*PPO, *TWO_MINIBATCHES, "--model.iterations", "400", "--trainer.val_check_interval", "1.0"]
     command = [sys.executable, "-m", "rlhf_lightning", "fit", *words, "--trainer.devices", "2"]
     command += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", "out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(Path(__file__).parents[2])}
     process = subprocess.Popen(
         command,
         cwd=tmp_path,

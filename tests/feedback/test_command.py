@@ -16,6 +16,7 @@ from rlhf_lightning.__main__ import main
 from rlhf_lightning.feedback.agreement import overview
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.playground import task
+from tests.guarded import python_path
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["ask", "serve", "status", "export", "backup", "invite", "forget"]
@@ -278,7 +279,7 @@ def documented(heading: str) -> list[str]:
 
 def shell(commands: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": python_path(ROOT)}
     found = subprocess.run(["bash", "-ec", commands], env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
 

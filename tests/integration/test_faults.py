@@ -16,6 +16,7 @@ from kill import differences, left
 from leavings import column, differing, equal, metrics, weights
 
 from rlhf_lightning.__main__ import main
+from tests.guarded import python_path
 
 OWN = """
 import os, signal
@@ -216,7 +217,7 @@ def test_slurm_is_asked_to_queue_the_job_again(tmp_path: Path) -> None:
     slurm = {
         "SLURM_JOB_ID": "7",
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": python_path(Path(__file__).parents[2]),
     }
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **slurm}, capture_output=True, text=True, check=True

@@ -19,6 +19,7 @@ from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_
 from rlhf_lightning.models.logprobs import response_logprobs
 from rlhf_lightning.models.policy import Policy
 from tests.conftest import ARCHITECTURES
+from tests.guarded import python_path
 
 Folder = Callable[[str], str]
 
@@ -58,7 +59,9 @@ def test_plain_transformers_and_peft_generate_the_same_tokens(tiny_model_folder:
             ends = {"eos_token_id": [2, 40], "pad_token_id": 0}
             expected[str(folder)] = model.generate(**inputs, max_new_tokens=8, do_sample=False, **ends)[0].tolist()
     command = [sys.executable, "-c", PLAIN, *expected]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
+    ran = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": python_path()}
+    )
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout.splitlines()[-1]) == expected
 

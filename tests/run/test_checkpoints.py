@@ -19,6 +19,7 @@ from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints, remove_aban
 from rlhf_lightning.run.checkpoint_integrity import damage, seal_folder
 from rlhf_lightning.run.checkpoints import Checkpoints
 from rlhf_lightning.run.last_checkpoint import newest_complete, refuse_damaged
+from tests.guarded import python_path
 
 FULL = """
 import resource, signal, sys, torch
@@ -128,7 +129,7 @@ def test_without_a_checkpoint_last_begins_at_the_beginning(tmp_path: Path, capsy
 
 def test_a_full_disk_costs_no_checkpoint(tmp_path: Path) -> None:
     names = ["checkpoints/step-1.ckpt", "checkpoints/step-2.ckpt"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": python_path(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", FULL, *names], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )

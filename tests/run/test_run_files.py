@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from callbacks.sample_table import SampleTable
+from rlhf_lightning.console import print_once
 from rlhf_lightning.io import json_line
 from rlhf_lightning.run.curves import draw
 from rlhf_lightning.run.metrics_csv import MetricsFile
 from rlhf_lightning.run.samples import Samples
+from rlhf_lightning.run.summary import Summary
 
 
 def test_a_row_for_each_step_and_columns_that_grow(tmp_path: Path) -> None:
@@ -94,3 +97,16 @@ def test_one_point_is_a_dot_and_more_are_a_line(tmp_path: Path, monkeypatch: pyt
     draw([row, {**row, "step": 1}], tmp_path / "two.png")
     markers = [[line.get_marker() for line in figure.axes[0].lines] for figure in drawn]
     assert markers == [["o", "o"], ["None", "o"]]
+
+
+def test_text_of_models_and_data_sets_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a\x1b[2Jb\x07\x9b31m\nnext [bold]"
+    summary, sample = Summary(), {"prompt": text, "response": text}
+    summary.first = [sample]
+    summary._print({}, [sample])
+    SampleTable()._print("samples", [sample])
+    print_once(text)
+    said = capsys.readouterr().out
+    assert said.count("\\x1b[2Jb\\x07\\x9b31m") == 6
+    assert said.count("[bold]") == 6
+    assert not any(letter in said for letter in "\x1b\x07\x9b")
