@@ -1,0 +1,163 @@
+"""Several annotators become one probability."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_lightning.functional.annotators import (
+    FIRST,
+    SECOND,
+    TIE,
+    Votes,
+    bradley_terry,
+    dawid_skene,
+    majority,
+    reconciled_by_strengths,
+)
+
+pytestmark = pytest.mark.unit
+NUMBERS = json.loads((Path(__file__).parents[1] / "parity" / "crowd-kit-1.4.json").read_text())
+
+
+def simulated(
+    seed: int, pairs: int = 400, each: int = 4, accuracies: tuple[float, ...] = (0.9,) * 8 + (0.5,) * 4, ties: float = 0
+) -> tuple[Votes, torch.Tensor]:
+    """Votes of annotators who are right so often, and which response is better."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(2, (pairs,), generator=generator)
+    chosen = torch.stack([torch.randperm(len(accuracies), generator=generator)[:each] for _ in range(pairs)])
+    right = torch.rand(pairs, each, generator=generator) < torch.tensor(accuracies)[chosen]
+    choices = torch.where(right, truth[:, None], 1 - truth[:, None])
+    choices = torch.where(torch.rand(pairs, each, generator=generator) < ties, TIE, choices)
+    index = torch.arange(pairs)[:, None].expand(-1, each)
+    responses = torch.arange(2 * pairs).view(-1, 2)
+    return Votes(index.flatten(), chosen.flatten(), choices.flatten(), responses), truth
+
+
+def accuracy(probabilities: torch.Tensor, truth: torch.Tensor) -> float:
+    """A half counts half."""
+    first = (truth == FIRST).double()
+    return float(torch.where(probabilities == 0.5, 0.5, ((probabilities > 0.5).double() == first).double()).mean())
+
+
+def votes_of(*rows: tuple[int, int, int], pairs: int, swapped: list[bool] | None = None) -> Votes:
+    index, annotators, choices = torch.tensor(rows).T
+    responses = torch.arange(2 * pairs).view(-1, 2)
+    return Votes(index, annotators, choices, responses, None if swapped is None else torch.tensor(swapped))
+
+
+def test_a_majority_counts_ties_half() -> None:
+    found = majority(votes_of((0, 0, FIRST), (0, 1, FIRST), (0, 2, TIE), (0, 3, SECOND), (1, 0, SECOND), pairs=3))
+    assert found.probabilities.tolist() == [0.625, 0.0, 0.5]
+    assert found.deviations[0] < found.deviations[1] < found.deviations[2]
+    torch.testing.assert_close(found.deviations[2], torch.tensor(1 / 12, dtype=torch.float64).sqrt())
+
+
+def test_dawid_and_skene_give_the_numbers_of_crowd_kit() -> None:
+    given = NUMBERS["dawid_skene"]
+    found = dawid_skene(votes_of(*map(tuple, given["votes"]), pairs=given["pairs"]), smoothing=0, iterations=1000)
+    expected = torch.tensor(given["first"], dtype=torch.float64)
+    torch.testing.assert_close(found.probabilities, expected, atol=1e-4, rtol=0)
+
+
+def test_strengths_are_those_of_crowd_kit() -> None:
+    given = NUMBERS["bradley_terry"]
+    rows = torch.tensor(given["comparisons"])  # winner, loser
+    votes = Votes(torch.arange(len(rows)), torch.zeros(len(rows), dtype=torch.long), torch.full((len(rows),), FIRST), rows)
+    found = bradley_terry(votes, scale=float("inf"), reliability=False).means.softmax(-1)
+    torch.testing.assert_close(found, torch.tensor(given["scores"], dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("reconcile", [dawid_skene, reconciled_by_strengths])
+def test_annotators_who_guess_are_found_and_count_less(reconcile: object, seed: int) -> None:
+    votes, truth = simulated(seed)
+    found = reconcile(votes)  # type: ignore[operator]
+    assert found.reliabilities[:8].min() > found.reliabilities[8:].max()
+    assert accuracy(found.probabilities, truth) > accuracy(majority(votes).probabilities, truth)
+    wrong = (found.probabilities > 0.5) != (truth == FIRST)
+    sure = (found.probabilities - 0.5).abs()
+    assert sure[wrong].mean() < 0.7 * sure[~wrong].mean()
+    if reconcile is dawid_skene:
+        assert found.deviations[wrong].mean() > found.deviations[~wrong].mean()
+
+
+def test_an_annotator_who_chooses_the_opposite_is_read_so() -> None:
+    votes, truth = simulated(0, accuracies=(0.95,) * 5 + (0.05,))
+    for found in (dawid_skene(votes), reconciled_by_strengths(votes)):
+        assert found.reliabilities is not None
+        assert accuracy(found.probabilities, truth) > 0.97
+    assert dawid_skene(votes).reliabilities[5] < 0.15  # type: ignore[index]
+    assert reconciled_by_strengths(votes).reliabilities[5] < -0.3  # type: ignore[index]
+
+
+def test_a_leaning_to_the_left_is_the_annotators_and_not_the_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    votes, truth = simulated(0, pairs=2000, each=3, accuracies=(0.9,) * 6)
+    swapped = torch.rand(len(votes.pairs), generator=generator) < 0.5
+    leans = (votes.annotators >= 2) & (torch.rand(len(votes.pairs), generator=generator) < 0.7)
+    choices = torch.where(leans, swapped.long(), votes.choices)  # four annotators often choose what is on the left
+    shown = Votes(votes.pairs, votes.annotators, choices, votes.responses, swapped)
+    found, blind = dawid_skene(shown), dawid_skene(Votes(votes.pairs, votes.annotators, choices, votes.responses))
+    assert accuracy(found.probabilities, truth) > accuracy(blind.probabilities, truth)
+    assert accuracy(blind.probabilities, truth) > accuracy(majority(shown).probabilities, truth)
+
+
+def test_the_responses_of_a_pair_are_alike() -> None:
+    votes, _ = simulated(1, pairs=60, ties=0.2)
+    other = Votes(
+        votes.pairs,
+        votes.annotators,
+        torch.where(votes.choices == TIE, TIE, 1 - votes.choices),
+        votes.responses.flip(-1),
+    )
+    for reconcile in (majority, dawid_skene, reconciled_by_strengths):
+        one, two = reconcile(votes), reconcile(other)
+        torch.testing.assert_close(one.probabilities, 1 - two.probabilities, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.deviations, two.deviations, atol=1e-5, rtol=0)
+
+
+def test_ties_and_the_number_of_votes_move_a_probability_to_the_middle() -> None:
+    rows = [(0, 0, FIRST), *((1, a, FIRST) for a in range(4)), *((2, a, TIE) for a in range(4)), (3, 1, SECOND)]
+    found = reconciled_by_strengths(votes_of(*rows, pairs=4))
+    p = found.probabilities
+    assert 0.5 < p[0] < p[1] < 1
+    torch.testing.assert_close(p[2], torch.tensor(0.5, dtype=torch.float64))
+    assert p[3] < 0.5
+    assert found.deviations[1] < found.deviations[0]
+
+
+def test_strengths_of_models_and_their_deviations() -> None:
+    """Four models, as in a comparison of exports: more comparisons, smaller intervals; the order is that of the wins."""
+    generator = torch.Generator().manual_seed(0)
+    strengths = torch.tensor([0.0, 0.5, 1.0, 1.5])
+
+    def ranked(comparisons: int) -> object:
+        pairs = torch.stack([torch.randperm(4, generator=generator)[:2] for _ in range(comparisons)])
+        difference = strengths[pairs[:, 0]] - strengths[pairs[:, 1]]
+        choices = (torch.rand(comparisons, generator=generator) > difference.sigmoid()).long()
+        return bradley_terry(
+            Votes(torch.arange(comparisons), torch.zeros(comparisons, dtype=torch.long), choices, pairs), reliability=False
+        )
+
+    few, many = ranked(100), ranked(4000)
+    assert many.means.argsort().tolist() == [0, 1, 2, 3]  # type: ignore[attr-defined]
+    gaps = many.means - many.means.mean()  # type: ignore[attr-defined]
+    torch.testing.assert_close(gaps, strengths.double() - 0.75, atol=0.15, rtol=0)
+    pair = torch.tensor([[3, 0]])
+    ratio = few.difference_variances(pair) / many.difference_variances(pair)  # type: ignore[attr-defined]
+    assert 20 < float(ratio) < 80  # 40 times the comparisons
+    assert (few.deviations() > many.deviations()).all()  # type: ignore[attr-defined]
+
+
+def test_pairs_without_votes_are_undecided() -> None:
+    votes = votes_of((1, 0, FIRST), (1, 1, FIRST), pairs=3)
+    for reconcile in (majority, dawid_skene, reconciled_by_strengths):
+        found = reconcile(votes)
+        assert found.probabilities[1] > 0.6
+        if reconcile is not dawid_skene:  # whose prior is the share of the others
+            assert found.probabilities[[0, 2]].tolist() == pytest.approx([0.5, 0.5])
