@@ -8,7 +8,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rlhf_lightning.errors import UserError
@@ -66,6 +66,8 @@ class AnnotatorRow:
     """How often the longer one was, among pairs of different lengths."""
     first_model: Share | None = None
     """How often that of the store's first model was, among its pairs with another model."""
+    reliability: float | None = None
+    """On pairs, of the method that was asked for; see `annotators.Reconciliation`."""
 
     @property
     def left_share(self) -> float | None:
@@ -115,14 +117,15 @@ class Overview:
         return self.agreement[0].percent if self.agreement else None
 
 
-def overview(store: Store) -> Overview:
-    """Measure the store as it is now."""
+def overview(store: Store, reconcile: str | None = None) -> Overview:
+    """Measure the store as it is now; `reconcile`, a name of `annotators.METHODS`, adds how reliable each annotator is."""
     people = store.people()
     with store.database.snapshot() as connection:
         records = read_records(connection, ("item", "gold", "training"))
         skips = Counter(
             row["annotator"] for row in connection.execute("SELECT annotator FROM latest WHERE skipped = 1")
         )
+    reliabilities = _reliabilities(records, reconcile)
     items = [record for record in records if record.purpose == "item"]
     states = Counter(record.state for record in items)
     first = next((model for record in items for model in record.models if model is not None), None)
@@ -137,10 +140,21 @@ def overview(store: Store) -> Overview:
         recorded=share([found for record in items for found in _as_recorded(record)]),
         agreement=agreements(items),
         annotators=[
-            _row(records, person.id, first, AnnotatorRow(person.pseudonym, person.name, skips=skips[person.id]))
+            replace(
+                _row(records, person.id, first, AnnotatorRow(person.pseudonym, person.name, skips=skips[person.id])),
+                reliability=reliabilities.get(person.pseudonym),
+            )
             for person in people
         ],
     )
+
+
+def _reliabilities(records: Sequence[Record], method: str | None) -> dict[str, float]:
+    if method is None:
+        return {}
+    from rlhf_lightning.feedback.annotators import reconcile
+
+    return reconcile(records, method).reliabilities
 
 
 def agreements(records: Sequence[Record]) -> list[Agreement]:

@@ -8,15 +8,17 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.answers import KINDS
+from rlhf_lightning.feedback.argument_types import address, count, port
 from rlhf_lightning.feedback.people import INVITATION, ROLES
 from rlhf_lightning.feedback.settings import Settings
 from rlhf_lightning.feedback.status import status_lines
 from rlhf_lightning.feedback.store import Store
 
+RECONCILE = ("majority", "dawid-skene", "bradley-terry")
+"""Names of `annotators.METHODS`, which imports torch."""
 HELP = "collect human judgements: ask, serve, status, export, backup, invite, forget"
 GENERATION = (
     "per_prompt",
@@ -48,6 +50,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     _serve_arguments(_command(commands, "serve", serve, "serve the page that people judge on"))
     status_parser = _command(commands, "status", status, "print progress, agreement and annotators")
     status_parser.add_argument("--json", action="store_true", help="print one JSON object")
+    status_parser.add_argument(
+        "--reconcile", choices=RECONCILE[1:], help="show how reliable each annotator is, by this"
+    )
     _export_arguments(_command(commands, "export", export, "write judgements as rows to train on"))
     backup_parser = _command(commands, "backup", backup, "copy the store, also while it is served")
     backup_parser.add_argument("target", metavar="COPY", type=Path)
@@ -61,7 +66,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     invite_parser.add_argument(
         "--url",
-        type=_address,
+        type=address,
         default="http://127.0.0.1:8080",
         help="address under which the page is reached (%(default)s)",
     )
@@ -89,7 +94,7 @@ def _ask_arguments(parser: argparse.ArgumentParser) -> None:
     items.add_argument("--kind", choices=KINDS, default="pair", help="what is asked (%(default)s)")
     items.add_argument(
         "--judgements",
-        type=_count,
+        type=count,
         metavar="K",
         help="judgements of different annotators for an item (1); kept in the store",
     )
@@ -97,7 +102,7 @@ def _ask_arguments(parser: argparse.ArgumentParser) -> None:
         "--criteria", nargs="+", metavar="NAME", help="of ratings (helpful harmless honest); kept in the store"
     )
     items.add_argument(
-        "--per-prompt", type=_count, metavar="N", help="generated items of a prompt (1; all for rating and edit)"
+        "--per-prompt", type=count, metavar="N", help="generated items of a prompt (1; all for rating and edit)"
     )
     items.add_argument("--image-column", default="images", metavar="NAME", help="list of image files (%(default)s)")
     models = parser.add_argument_group("generation")
@@ -105,11 +110,11 @@ def _ask_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", action="append", default=[], metavar="NAME", help="a folder or hub name; may be repeated"
     )
     models.add_argument(
-        "--responses", type=_count, default=2, metavar="N", help="responses of a model to a prompt (%(default)s)"
+        "--responses", type=count, default=2, metavar="N", help="responses of a model to a prompt (%(default)s)"
     )
-    models.add_argument("--max-new-tokens", type=_count, default=256, metavar="N", help="(%(default)s)")
+    models.add_argument("--max-new-tokens", type=count, default=256, metavar="N", help="(%(default)s)")
     models.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
-    models.add_argument("--batch-size", type=_count, default=32, metavar="N", help="prompts at a time (%(default)s)")
+    models.add_argument("--batch-size", type=count, default=32, metavar="N", help="prompts at a time (%(default)s)")
     models.add_argument("--seed", type=int, default=0, help="of sampling and of choosing pairs (%(default)s)")
     models.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16", "auto"), default="float32", help="(%(default)s)"
@@ -123,7 +128,7 @@ def _ask_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=_port, default=8080, help="(%(default)s)")
+    parser.add_argument("--port", type=port, default=8080, help="(%(default)s)")
     parser.add_argument("--root-path", default="", help="path under which a reverse proxy serves the page")
     parser.add_argument(
         "--guidelines", type=Path, metavar="FILE", help="Markdown for annotators; a new text is a new version"
@@ -147,32 +152,17 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ties", action="store_true", help="write pairs of probability 0.5 too")
     parser.add_argument("--decided", action="store_true", help="only items that are settled or adjudicated")
     parser.add_argument("--criterion", metavar="NAME", help="of ratings (the mean of all)")
-    parser.set_defaults(defaults=_defaults(parser, ("ties", "decided", "criterion")))
+    parser.add_argument(
+        "--reconcile",
+        choices=RECONCILE,
+        default="majority",
+        help="annotators of a pair, to one probability (%(default)s)",
+    )
+    parser.set_defaults(defaults=_defaults(parser, ("ties", "decided", "criterion", "reconcile")))
 
 
 def _defaults(parser: argparse.ArgumentParser, names: Iterable[str]) -> dict[str, Any]:
     return {name: parser.get_default(name) for name in names}
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**16:
-        raise argparse.ArgumentTypeError(f"{value} is outside 0 to 65535")
-    return value
-
-
-def _address(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        raise argparse.ArgumentTypeError(f"{text!r} is no address of a page; give one such as https://labels.example")
-    return text
 
 
 def ask(options: argparse.Namespace) -> None:
@@ -285,7 +275,7 @@ def status(options: argparse.Namespace) -> None:
     from rlhf_lightning.feedback.agreement import overview
 
     with Store(options.store) as store:
-        found = overview(store)
+        found = overview(store, options.reconcile)
     print(json.dumps(dataclasses.asdict(found)) if options.json else "\n".join(status_lines(found)))
 
 
@@ -298,9 +288,11 @@ def export(options: argparse.Namespace) -> None:
     if options.format == "argilla" and options.kind != "pairs":
         raise UserError(f"Argilla's records are pairs and --kind is {options.kind}; remove --kind or --format")
     if options.format == "argilla":
-        _refuse(options, ("ties", "decided"), "of rows, and Argilla's records hold every judgement; remove it")
+        _refuse(
+            options, ("ties", "decided", "reconcile"), "of rows, and Argilla's records hold every judgement; remove it"
+        )
     if options.kind != "pairs":
-        _refuse(options, ("ties",), f"of pairs and --kind is {options.kind}; remove it")
+        _refuse(options, ("ties", "reconcile"), f"of pairs and --kind is {options.kind}; remove it")
     if options.kind != "ratings":
         _refuse(options, ("criterion",), f"of ratings and --kind is {options.kind}; remove it")
     with Store(options.store) as store:
@@ -308,7 +300,7 @@ def export(options: argparse.Namespace) -> None:
             with store.database.snapshot() as connection:
                 found = Exported(argilla_records(read_records(connection)))
         else:
-            found = export(store, options.kind, options.ties, options.decided, options.criterion)
+            found = export(store, options.kind, options.ties, options.decided, options.criterion, options.reconcile)
     skipped = "".join(f"; {count} skipped: {reason}" for reason, count in sorted(found.skipped.items()))
     if not found.rows:
         raise UserError(f"store {options.store} has no {options.kind} to export{skipped}; judge some items first")
@@ -318,6 +310,8 @@ def export(options: argparse.Namespace) -> None:
         write_text(options.target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
     kind = options.kind if len(found.rows) > 1 else options.kind.removesuffix("s")
     print(f"{options.target}: {len(found.rows)} {kind}{skipped}")
+    if options.reconcile != "majority" and (line := found.noise_line()) is not None:
+        print(line)
 
 
 def backup(options: argparse.Namespace) -> None:

@@ -28,13 +28,28 @@ class Exported:
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
 
+    def noise_line(self) -> str | None:
+        """Say which share of the pairs is expected to be the wrong way round, and what robust DPO takes for it."""
+        wrong = statistics.fmean(1 - row.get("probability", 1.0) for row in self.rows)
+        if not 0.005 <= wrong < 0.495:
+            return None
+        return (
+            f"about {wrong:.0%} of the pairs are expected to be the wrong way round; robust DPO corrects for it: "
+            f"--model.algorithm.robust true --model.algorithm.label_smoothing {wrong:.2f}"
+        )
+
     def skip(self, reason: str) -> None:
         """Count an item that gives no row."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
 
 
 def export(
-    store: Store, kind: str, ties: bool = False, decided: bool = False, criterion: str | None = None
+    store: Store,
+    kind: str,
+    ties: bool = False,
+    decided: bool = False,
+    criterion: str | None = None,
+    reconcile: str = "majority",
 ) -> Exported:
     """Make the rows of one kind.
 
@@ -44,17 +59,19 @@ def export(
         ties: give pairs of probability 0.5 too.
         decided: only items that are settled or adjudicated.
         criterion: of ratings; by default the mean of all.
+        reconcile: of pairs, how several annotators become one probability, a name of `annotators.METHODS`.
 
     Raises:
-        UserError: no rating has this criterion.
+        UserError: no rating has this criterion, or there is no such way to reconcile.
     """
     with store.database.snapshot() as connection:
-        records = read_records(connection)
+        every = read_records(connection, ("item", "gold", "training"))
+    records = [record for record in every if record.purpose == "item"]
     if decided:
         records = [record for record in records if record.state in ("settled", "adjudicated")]
     found = Exported()
     if kind == "pairs":
-        _pairs(records, ties, found)
+        _pairs(records, ties, _probabilities(every, reconcile), found)
     elif kind == "rankings":
         _rankings(records, found)
     elif kind == "ratings":
@@ -64,9 +81,20 @@ def export(
     return found
 
 
-def _pairs(records: Sequence[Record], ties: bool, found: Exported) -> None:
+def _probabilities(records: Sequence[Record], method: str) -> dict[int, tuple[float, float]]:
+    """Reconcile the annotators; by majority nothing is computed that needs torch."""
+    if method == "majority":
+        return {}
+    from rlhf_lightning.feedback.annotators import reconcile
+
+    return reconcile(records, method).pairs
+
+
+def _pairs(
+    records: Sequence[Record], ties: bool, probabilities: dict[int, tuple[float, float]], found: Exported
+) -> None:
     for record in _judged(records, "pair"):
-        row = pair_row(record)
+        row = pair_row(record, probabilities.get(record.id))
         if row["chosen"] is None or row["rejected"] is None:
             found.skip("a response without text")
         elif row["probability"] == 0.5 and not ties:
@@ -80,14 +108,18 @@ def _judged(records: Sequence[Record], kind: str) -> Iterator[Record]:
     return (record for record in records if record.kind == kind and record.judgements)
 
 
-def pair_row(record: Record) -> Row:
+def pair_row(record: Record, reconciled: tuple[float, float] | None = None) -> Row:
     """Make the row of a judged pair; the better response is `chosen`.
 
-    `probability` is the share of the annotators who chose it, a tie or both bad counting half; an adjudicator's judgement alone
-    counts where there is one. `agreement` is the share of judgements two by two that are the same, null for a single one.
-    `recorded`, of a pair that a file brought, says which of the two that file preferred.
+    `probability` is the share of the annotators who chose it, a tie or both bad counting half, or what `reconciled` says of the
+    first response, with its standard deviation as `deviation`; an adjudicator's judgement alone counts where there is one.
+    `agreement` is the share of judgements two by two that are the same, null for a single one. `recorded`, of a pair that a file
+    brought, says which of the two that file preferred.
     """
-    first = statistics.fmean(_first_better(judged) for judged in record.deciding)
+    first = statistics.fmean(judged.first_better for judged in record.deciding)
+    deviation = None
+    if reconciled is not None:
+        first, deviation = reconciled
     better = 0 if first >= 0.5 else 1
     choices = [judged.answer["choice"] for judged in record.votes]
     return {
@@ -95,16 +127,12 @@ def pair_row(record: Record) -> Row:
         "chosen": record.responses[better],
         "rejected": record.responses[1 - better],
         "probability": max(first, 1 - first),
+        **({} if deviation is None else {"deviation": deviation}),
         **_common(record, lambda judged: _relative(judged, better)),
         "agreement": _same(choices),
         "chosen_model": record.models[better],
         "rejected_model": record.models[1 - better],
     } | ({} if record.answer is None else {"recorded": _relative_choice(record.answer["choice"], better)})
-
-
-def _first_better(judged: Judged) -> float:
-    choice = judged.answer["choice"]
-    return 0.5 if choice in ("tie", "bad") else float(choice == 0)
 
 
 def _relative(judged: Judged, better: int) -> Row:

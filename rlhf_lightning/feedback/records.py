@@ -25,6 +25,12 @@ class Judged:
     time: float
     adjudication: bool
 
+    @property
+    def first_better(self) -> float:
+        """Of a pair: 1 where the first response was chosen, 0 where the second was, 0.5 for a tie or both bad."""
+        choice = self.answer["choice"]
+        return 0.5 if choice in ("tie", "bad") else float(choice == 0)
+
 
 @dataclass(frozen=True)
 class Record:

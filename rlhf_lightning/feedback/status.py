@@ -21,7 +21,7 @@ def status_lines(overview: Overview) -> list[str]:
             f"recorded    {_share(overview.recorded)} of {overview.recorded.cases} choices are those of the file"
         )
     if overview.annotators:
-        lines += ["", *_table([COLUMNS, *(_cells(row) for row in overview.annotators)])]
+        lines += ["", *_table(_rows(overview.annotators))]
         lines += [
             "",
             "left, longer, first model: share of choices for the response that was it, with its 95 % interval",
@@ -29,6 +29,16 @@ def status_lines(overview: Overview) -> list[str]:
     if overview.first_model is not None:
         lines.append(f"first model: {overview.first_model}")
     return lines
+
+
+def _rows(annotators: list[AnnotatorRow]) -> list[tuple[str, ...]]:
+    """Return the heading and a row for each annotator, with reliabilities where they were asked for."""
+    rows = [COLUMNS, *(_cells(row) for row in annotators)]
+    values = [row.reliability for row in annotators]
+    if all(value is None for value in values):
+        return rows
+    column = ["reliability", *("-" if value is None else f"{value:.2f}" for value in values)]
+    return [(*row, cell) for row, cell in zip(rows, column, strict=True)]
 
 
 def _agreement(found: Agreement) -> str:
@@ -64,5 +74,5 @@ def _share(found: Share | None) -> str:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

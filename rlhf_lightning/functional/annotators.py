@@ -29,6 +29,8 @@ class Votes:
     """int64 [I, 2]; numbers of the first and the second response of each pair. Pairs may share responses."""
     swapped: Tensor | None = None
     """bool [N]; True where the second response was shown on the left. None: the first one always was."""
+    known: Tensor | None = None
+    """int64 [I]; what is known to be true of a pair, -1 of other pairs. `dawid_skene` learns from it how annotators err."""
 
     @property
     def annotator_count(self) -> int:
@@ -86,12 +88,12 @@ def dawid_skene(votes: Votes, smoothing: float = 1.0, iterations: int = 200, tol
         Reliabilities are the probability that the annotator chooses what is true.
     """
     says = _confusion_index(votes)
-    truths = _normalised(votes.table())
+    truths = _with_known(votes, _normalised(votes.table()))
     for _ in range(iterations):
         prior, confusion = truths.mean(0), _confusions(votes, truths, smoothing)
         evidence = confusion.clamp(min=1e-300).log().flatten()[says]  # [N, 3], a column for each truth
         logits = prior.clamp(min=1e-300).log().expand(len(truths), 3).index_add(0, votes.pairs, evidence)
-        before, truths = truths, logits.softmax(-1)
+        before, truths = truths, _with_known(votes, logits.softmax(-1))
         if float((truths - before).abs().max()) < tolerance:
             break
     right = confusion.diagonal(dim1=1, dim2=2)
@@ -101,6 +103,13 @@ def dawid_skene(votes: Votes, smoothing: float = 1.0, iterations: int = 200, tol
     means = truths @ values
     variances = (truths * (values - means[:, None]) ** 2).sum(-1)
     return Reconciled(means, variances.sqrt(), right @ both)
+
+
+def _with_known(votes: Votes, truths: Tensor) -> Tensor:
+    if votes.known is None:
+        return truths
+    certain = torch.nn.functional.one_hot(votes.known.clamp(min=0), 3).double()
+    return torch.where(votes.known[:, None] >= 0, certain, truths)
 
 
 def _confusion_index(votes: Votes) -> Tensor:
@@ -171,8 +180,8 @@ class Strengths:
 def bradley_terry(votes: Votes, scale: float = 2.0, reliability: bool = True) -> Strengths:
     """Estimate strengths by maximum a posteriori (Bradley and Terry 1952, ties of Davidson 1970, annotators of Chen et al. 2013).
 
-    With d the difference of the strengths times the annotator's reliability, the first response is chosen with weight e^(d/2), the
-    second with e^(-d/2), and a tie with ν.
+    With d the difference of the strengths times the annotator's reliability, the first response is chosen with weight e^(d/2),
+    the second with e^(-d/2), and a tie with ν.
 
     Args:
         votes: the choices.

@@ -67,7 +67,9 @@ def test_dawid_and_skene_give_the_numbers_of_crowd_kit() -> None:
 def test_strengths_are_those_of_crowd_kit() -> None:
     given = NUMBERS["bradley_terry"]
     rows = torch.tensor(given["comparisons"])  # winner, loser
-    votes = Votes(torch.arange(len(rows)), torch.zeros(len(rows), dtype=torch.long), torch.full((len(rows),), FIRST), rows)
+    votes = Votes(
+        torch.arange(len(rows)), torch.zeros(len(rows), dtype=torch.long), torch.full((len(rows),), FIRST), rows
+    )
     found = bradley_terry(votes, scale=float("inf"), reliability=False).means.softmax(-1)
     torch.testing.assert_close(found, torch.tensor(given["scores"], dtype=torch.float64), atol=1e-5, rtol=0)
 
@@ -141,7 +143,8 @@ def test_strengths_of_models_and_their_deviations() -> None:
         difference = strengths[pairs[:, 0]] - strengths[pairs[:, 1]]
         choices = (torch.rand(comparisons, generator=generator) > difference.sigmoid()).long()
         return bradley_terry(
-            Votes(torch.arange(comparisons), torch.zeros(comparisons, dtype=torch.long), choices, pairs), reliability=False
+            Votes(torch.arange(comparisons), torch.zeros(comparisons, dtype=torch.long), choices, pairs),
+            reliability=False,
         )
 
     few, many = ranked(100), ranked(4000)
