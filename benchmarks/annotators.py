@@ -2,9 +2,10 @@
 
 usage: python benchmarks/annotators.py [--seeds 5]
 
-Twelve annotators judge 400 pairs, four of them each pair. Eight are right with a probability between 0.7 and 0.95; four guess. The exit
-status is 1 if recovered reliabilities correlate by less than 0.9 with the true ones, or a method is not more accurate than the
-majority.
+Twelve annotators judge 400 pairs, four of them each pair. Eight are right with a probability between 0.7 and 0.95; four guess.
+
+The exit status is 1 if recovered reliabilities correlate by less than 0.9 with the true ones, or a method is not more accurate
+than the majority.
 """
 
 from __future__ import annotations
