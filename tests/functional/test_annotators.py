@@ -133,6 +133,14 @@ def test_ties_and_the_number_of_votes_move_a_probability_to_the_middle() -> None
     assert found.deviations[1] < found.deviations[0]
 
 
+def test_uncertain_strengths_are_no_certain_preference() -> None:
+    votes = votes_of(*((0, a, FIRST) for a in range(3)), pairs=1)
+    strengths = bradley_terry(votes).means
+    certain = (strengths[0] - strengths[1]).sigmoid()
+    found = float(reconciled_by_strengths(votes).probabilities[0])
+    assert 0.6 < found < float(certain) - 0.02
+
+
 def test_strengths_of_models_and_their_deviations() -> None:
     """Four models, as in a comparison of exports: more comparisons, smaller intervals; the order is that of the wins."""
     generator = torch.Generator().manual_seed(0)
