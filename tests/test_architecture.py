@@ -41,6 +41,7 @@ ROOMS = [
     {"stages"},
     {"feedback", "planning"},
     {"run"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]

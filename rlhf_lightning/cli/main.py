@@ -21,6 +21,7 @@ COMMANDS = {
     "show": "rlhf_lightning.cli.show",
     "init": "rlhf_lightning.cli.init",
     "schema": "rlhf_lightning.cli.schema",
+    "report": "rlhf_lightning.report.command",
     "feedback": "rlhf_lightning.feedback.command",
 }
 """Subcommand: its module, which has `HELP`, `arguments(parser)` and `run(options) -> int` and imports nothing heavy.

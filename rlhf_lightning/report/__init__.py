@@ -1,0 +1,1 @@
+"""One page about one or more runs, made of the files in their folders; it needs no network and no torch."""
