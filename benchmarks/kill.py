@@ -45,7 +45,7 @@ PHASES = ("elsewhere", "writing", "scoring", "updating", "saving", "ending")
 MOMENTS = (
     (responses.ResponseGenerator, "generate", "writing"),
     (pipeline, "scores_of", "scoring"),
-    (validation, "score", "scoring"),
+    (validation, "reward_scores", "scoring"),
     (LightningModule, "optimizer_step", "updating"),
     (torch, "save", "saving"),
     (Ending, "on_train_end", "ending"),
@@ -54,7 +54,7 @@ MOMENTS = (
     (Curves, "on_fit_end", "ending"),
     (Export, "on_fit_end", "ending"),
 )
-"""Whose function is which phase: scored is of rollouts, score of validations."""
+"""Whose function is which phase: `scores_of` is of rollouts, `reward_scores` of validations."""
 SMALL = ["--data.size", "16", "--data.validation_size", "6", "--data.batch_size", "4"]
 ROLLOUTS = [*SMALL, "--model.iterations", "3", "--trainer.val_check_interval", "0.5"]
 SFT = ["--config", "sft.yaml", "--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "1"]

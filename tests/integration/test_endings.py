@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kill import differences, left
+from kill import MOMENTS, differences, left
 from leavings import ROLLOUTS, SMALL, lines, metrics
 
 from rlhf_lightning.__main__ import main
@@ -156,3 +156,7 @@ def test_what_the_end_measured_is_no_part_of_a_run_that_is_extended(run: Callabl
     assert {row["step"] for row in lines(Path("out/samples.jsonl"))} == {0, 6}
     found = differences(whole, left(run("out", *words)))
     assert [line for line in found if not line.startswith("/checkpoints")] == []
+
+
+def test_the_functions_in_which_runs_are_killed_are_there() -> None:
+    assert [name for owner, name, _ in MOMENTS if not callable(getattr(owner, name, None))] == []
