@@ -21,8 +21,9 @@ class Samples(Callback):
 
     def __init__(self) -> None:
         self.step: int | None = None
-        self.place = 0
-        """Offset of the samples of `step` in the file, in bytes."""
+        """Step of the last samples, also of those before a checkpoint that was loaded."""
+        self.place: int | None = None
+        """Offset of the samples of `step` in the file, in bytes; None until this process has written samples."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Append the samples of this validation."""
@@ -43,13 +44,13 @@ class Samples(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Drop the samples that came after the checkpoint, such as those of the end of a run that is extended."""
-        last = checkpoint["callbacks"].get(self.state_key, {}).get("step")
+        self.step = last = checkpoint["callbacks"].get(self.state_key, {}).get("step")
         if trainer.state.fn == "fit" and trainer.is_global_zero and last is not None:
             _keep(Path(trainer.default_root_dir) / "samples.jsonl", lambda step: step <= last)
 
     def _drop_from(self, path: Path, step: int) -> None:
         """Drop the samples that this validation repeats: of this step, or of a killed run after its checkpoint."""
-        if self.step is None:
+        if self.place is None:
             _keep(path, lambda earlier: earlier < step)
         elif self.step == step and path.exists():
             os.truncate(path, self.place)

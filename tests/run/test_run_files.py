@@ -78,6 +78,15 @@ def test_samples_are_in_letters_that_people_read_and_a_line_that_was_cut_off_goe
     assert found == [{"step": step, **stage.validation_samples[0]} for step in (0, 2)]
 
 
+def test_a_checkpoint_before_the_next_samples_knows_the_last_ones(tmp_path: Path) -> None:
+    """A run that was resumed and killed before its next validation is the run that was not."""
+    trainer: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), is_global_zero=True, default_root_dir=tmp_path)
+    samples = Samples()
+    checkpoint = {"callbacks": {samples.state_key: {"step": 6}}}
+    samples.on_load_checkpoint(trainer, SimpleNamespace(), checkpoint)  # type: ignore[arg-type]
+    assert samples.state_dict() == {"step": 6}
+
+
 def test_curves_need_something_to_draw(tmp_path: Path) -> None:
     draw([{"step": 0, "other": 1.0}, {"step": 1, "reward/mean": float("nan")}], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
