@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.cli.class_help import with_stage
 from rlhf_lightning.cli.config_files import find_config, last_value, load_config, merged
 from rlhf_lightning.cli.key_check import check_keys
 from rlhf_lightning.cli.overrides import as_config, expand_home, values, without_nulls
@@ -79,7 +80,7 @@ class Arguments:
         resolved = [resolved[0], *replace_schedule_words(resolved[1:], given, load_config)]
         plain = [resolved[0], *without_nulls(resolved[1:], whole)]
         if any(map(_asks_for_help, words)):
-            return cls(plain, configs=configs, asks_for_help=True, allowed=allowed)
+            return cls(with_stage(plain, whole), configs=configs, asks_for_help=True, allowed=allowed)
         _check_first_words(words)
         contents = [with_schedule_classes(load_config(path)) for path in configs]
         check_keys(functools.reduce(merged, contents, {}), contents)

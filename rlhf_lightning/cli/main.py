@@ -15,7 +15,7 @@ from rlhf_lightning.cli.openmp import sleep_when_idle
 from rlhf_lightning.cli.parser import CommandParser
 from rlhf_lightning.cli.plain_values import check_words
 from rlhf_lightning.errors import UserError, nearest, text_of
-from rlhf_lightning.run.signals import StoppedBySignal
+from rlhf_lightning.run.signals import NOTED, StoppedBySignal
 
 COMMANDS = {
     "show": "rlhf_lightning.cli.show",
@@ -60,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _close_output()
     except StoppedBySignal as stop:
         return _report(str(stop), stop.status) if os.environ.get("LOCAL_RANK", "0") == "0" else stop.status
-    except KeyboardInterrupt:
-        return _report("interrupted", 130)
-    except SystemExit as end:
-        return _status_of(end)
     except BaseException as error:  # a plug-in may raise what is no Exception
-        return _report_error(error)
+        if NOTED.number is not None:
+            return _report(NOTED.said, NOTED.status)
+        if isinstance(error, KeyboardInterrupt):
+            return _report("interrupted", 130)
+        return _status_of(error) if isinstance(error, SystemExit) else _report_error(error)
 
 
 def help_text() -> str:

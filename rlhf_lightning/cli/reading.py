@@ -12,6 +12,7 @@ from rlhf_lightning.cli.arguments import Arguments
 from rlhf_lightning.cli.failures import no_exit
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.folder import FOLDER_OF_RUN, is_first_process
+from rlhf_lightning.run.signals import NOTED
 
 if TYPE_CHECKING:
     from rlhf_lightning.cli.lightning import ParsedCLI
@@ -90,8 +91,10 @@ def run(words: Sequence[str]) -> None:
 def _parse(arguments: Arguments) -> Config:
     from rlhf_lightning.cli.lightning import parse
 
+    NOTED.check()  # imports take seconds, and may swallow an interruption
     with no_exit():  # in a module that a config names
         parsed = parse(arguments.words)
+    NOTED.check()
     subcommand = arguments.words[0]
     return Config(subcommand, parsed.config[subcommand].as_dict(), parsed)
 

@@ -26,6 +26,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(P
             ["clip_range CLIP_RANGE", "the ratio is clipped to"],
         ),
         (["--config", "ppo.yaml", "--model.algorithm.help=PPO"], ["clip_range CLIP_RANGE"]),
+        (["--model.algorithm.help", "PPO"], ["clip_range CLIP_RANGE", "the ratio is clipped to"]),
+        (["--model.algorithm.help=DPO"], ["beta BETA"]),
+        (["--model.reward.help", "LengthReward"], ["penalty PENALTY"]),
+        (["--model.lr_scheduler.help", "WarmupCosine"], ["warmup_ratio WARMUP_RATIO"]),
     ],
 )
 def test_help_of_a_class_has_its_fields(
