@@ -43,6 +43,8 @@ class Algorithm(ABC):
     """True: rollouts hold the score of the greedy response to each prompt, which is generated and scored besides."""
     needs_components: ClassVar[bool] = False
     """True: the reward must be a weighted sum; `Rollout.components` and `Rollout.component_weights` are not None."""
+    needs_teacher: ClassVar[bool] = False
+    """True: the reference must be another model than the policy."""
     mismatched_rows: ClassVar[bool] = False
     """True: rollouts of labels also hold each prompt with the response to another prompt of the global batch, marked by
     `Rollout.mismatched`. `prepare` empties the mask of these rows."""

@@ -53,6 +53,20 @@ def reward_to_go(rewards: Tensor) -> Tensor:
     return rewards.flip(-1).cumsum(-1).flip(-1)
 
 
+def discounted_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Sum γ^k times the reward of the k-th next token that the policy chose, from each token to the end; float32 [B, T].
+
+    Args:
+        rewards: float32 [B, T].
+        mask: bool [B, T]; tokens off the mask have no reward, take no step of the discount, and get 0.
+        gamma: γ; 0 for the rewards themselves, 1 for their sums.
+
+    >>> discounted_to_go(torch.tensor([[1.0, 9.0, 2.0]]), torch.tensor([[True, False, True]]), 0.5)
+    tensor([[2., 0., 2.]])
+    """
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)[0]
+
+
 def gae(
     rewards: Tensor,
     values: Tensor,

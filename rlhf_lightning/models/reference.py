@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,9 +15,58 @@ from rlhf_lightning.models.backbone import language_model
 from rlhf_lightning.models.config import ModelConfig
 from rlhf_lightning.models.loading import load_causal_lm
 from rlhf_lightning.models.logprobs import response_logprobs
+from rlhf_lightning.models.tokenizer import load_vocabulary
 
 BuiltReference = Literal["auto", "nf4", "int8", "full", "adapter"]
 ReferenceKind = Literal["auto", "nf4", "int8", "full", "adapter", "none"]
+
+
+@dataclass
+class ReferenceModel:
+    """Use another model than the policy as the reference, such as a teacher; its vocabulary must be the policy's."""
+
+    name_or_path: str
+    """A hub name, a local folder (a run's `export`, an adapter's too), or the package's playground/sft."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    """Dtype of the weights; auto is that in which they are saved."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Quantise the weights."""
+    attention: str | None = None
+    """transformers' attn_implementation; by default sdpa where the architecture supports it, else eager."""
+    trust_remote_code: bool = False
+    """Run Python code from the model's repository."""
+
+    def check_vocabulary(self, tokenizer: Any) -> None:
+        """Check that the model has the policy's vocabulary, without loading weights.
+
+        Args:
+            tokenizer: of the policy.
+
+        Raises:
+            UserError: a token of the policy is another one of the model, or is not in its vocabulary.
+        """
+        theirs = {place: token for token, place in load_vocabulary(self.name_or_path, self.trust_remote_code).items()}
+        for token, place in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+            if theirs.get(place) != token:
+                found = f"{theirs[place]!r}" if place in theirs else "not in its vocabulary"
+                raise UserError(
+                    f"model.reference is {self.name_or_path}, which has another vocabulary than the policy: token {place} is "
+                    f"{found}, and {token!r} in the policy; set model.reference to a model with the policy's tokenizer"
+                )
+
+    def load(self, device: Any) -> Reference:
+        """Load the model, frozen."""
+        from rlhf_lightning.models.quantization import quantize_
+
+        config = ModelConfig(
+            self.name_or_path, dtype=self.dtype, attention=self.attention, trust_remote_code=self.trust_remote_code
+        )
+        model = load_causal_lm(config)
+        if is_adapted(model):
+            model = model.merge_and_unload()
+        if self.quantization is not None:
+            model = quantize_(model, self.quantization, device, experts=True)
+        return CopiedReference(model.to(device), self.name_or_path)
 
 
 class Reference(ABC):

@@ -41,6 +41,20 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def load_vocabulary(name_or_path: str, trust_remote_code: bool) -> dict[str, int]:
+    """The tokens of a model's tokenizer with their ids.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded.
+    """
+    path = resolve_path(name_or_path)
+    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
+        path = base_path(name_or_path)
+    tokenizer = from_pretrained(_tokenizer_class(path), path, trust_remote_code, what="tokenizer")
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return vocabulary
+
+
 def _tokenizer_class(path: str) -> Any:
     """AutoTokenizer, unless a local folder declares a plain fast tokenizer.
 

@@ -23,7 +23,7 @@ from rlhf_lightning.models.critics import save_critic
 from rlhf_lightning.models.encoding import Encoded
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.models.reference import ReferenceKind
+from rlhf_lightning.models.reference import ReferenceKind, ReferenceModel
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.rollouts.collector import ReferenceLogprobs, mean_score
@@ -59,7 +59,8 @@ class PolicyStage(RolloutStage):
         algorithm: PPO, DPO, REINFORCE, GRPO or one of your own.
         reward: scores generated responses; without one the data must hold preference pairs, and nothing is generated.
         reference: model for the KL penalty: a quantised copy (nf4, int8), a full copy, or the base under the adapter;
-            auto is adapter for a LoRA policy, else nf4; none builds no reference, for algorithms that read none.
+            auto is adapter for a LoRA policy, else nf4; none builds no reference, for algorithms that read none. Or another
+            model of the same vocabulary, such as a teacher: {name_or_path: …}.
         critic: a head on the policy's backbone, or a backbone of its own; for algorithms that need values.
         share_base: in a LoRA run a critic with a backbone of its own, and reward models that are adapters of the policy's base,
             are further adapters on that one base; False loads a model for each.
@@ -89,7 +90,7 @@ class PolicyStage(RolloutStage):
         policy: ModelConfig,
         algorithm: Algorithm,
         reward: Reward | None = None,
-        reference: ReferenceKind = "auto",
+        reference: ReferenceKind | ReferenceModel = "auto",
         critic: Literal["shared", "separate"] = "shared",
         share_base: bool = True,
         generation: Generator = Sampler(),  # noqa: B008  (never changed)
@@ -150,12 +151,14 @@ class PolicyStage(RolloutStage):
         """Load the tokenizer, check rewards and rows, and bind the loaders, before any weight is loaded."""
         self.roles.start_setup()
         check_monitors(self.trainer, self.roles.reference_kind)
-        if stage == "fit" and self.reward is not None:
+        if stage == "fit" and not self.roles.is_recorded:
             self.generation.check_rollouts()
         self.validation.best |= check_rewards(self.rewards)
         training, predicting = ([] if each is None else [each] for each in (self.reward, self.predictor.reward))
         check_reward_columns(self.trainer, training, self.rewards.values(), predicting)
         self.text.load(self.max_prompt_length)
+        if isinstance(self.roles.reference_kind, ReferenceModel):
+            self.roles.reference_kind.check_vocabulary(self.text.tokenizer)
         self.bind_loaders()
         if self._reads_recorded:
             check_recorded(self.trainer, self.algorithm, self.roles.source)
@@ -287,7 +290,7 @@ class PolicyStage(RolloutStage):
         gaps = self.validation.held_out.numbers.pop("reference/gap", [])
         super().on_validation_epoch_end()
         gap = float(mean_score(gaps, self.device))
-        if not self.roles.is_recorded and self.roles.reference_kind != "none" and self._is_before_training:
+        if self.roles.measures_gap and self._is_before_training:
             self._report_gap(gap)
 
     def _report_gap(self, gap: float) -> None:

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from rlhf_lightning.algorithms.base import LEARNS_FROM, Algorithm, PolicyGradient
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.base import Generator
-from rlhf_lightning.models.reference import ReferenceKind
+from rlhf_lightning.models.reference import ReferenceKind, ReferenceModel
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.training.correction import Correction
 from rlhf_lightning.training.rows import visible_rows
@@ -82,12 +82,17 @@ def check_correction(correction: Correction | None, generation: Generator) -> No
         )
 
 
-def check_reference(algorithm: Algorithm, reference: ReferenceKind) -> None:
-    """Refuse an algorithm that reads a reference where none is to be built.
+def check_reference(algorithm: Algorithm, reference: ReferenceKind | ReferenceModel) -> None:
+    """Refuse an algorithm that reads a reference where none is to be built, or only a copy of the policy.
 
     Raises:
-        UserError: `reference` is `none` and the algorithm needs one.
+        UserError: `reference` is `none` and the algorithm needs one, or is no other model and the algorithm needs a teacher.
     """
+    if algorithm.needs_teacher and not isinstance(reference, ReferenceModel):
+        raise UserError(
+            f"model.reference is {reference}, and {type(algorithm).__name__} learns from another model than the policy: set "
+            "model.reference.name_or_path to a teacher with the policy's vocabulary"
+        )
     if reference != "none" or not algorithm.needs_reference:
         return
     penalised = isinstance(algorithm, PolicyGradient)
@@ -98,7 +103,7 @@ def check_reference(algorithm: Algorithm, reference: ReferenceKind) -> None:
     )
 
 
-def check_monitors(trainer: Trainer, reference: ReferenceKind) -> None:
+def check_monitors(trainer: Trainer, reference: ReferenceKind | ReferenceModel) -> None:
     """Refuse callbacks that wait for a metric that needs a reference where there is none.
 
     Raises:

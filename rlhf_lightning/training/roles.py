@@ -18,7 +18,7 @@ from rlhf_lightning.models.backbone import language_model
 from rlhf_lightning.models.critics import AdapterCritic, SeparateCritic, SharedCritic
 from rlhf_lightning.models.loading import load_causal_lm
 from rlhf_lightning.models.policy import Policy
-from rlhf_lightning.models.reference import ReferenceKind, build_reference
+from rlhf_lightning.models.reference import ReferenceKind, ReferenceModel, build_reference
 from rlhf_lightning.models.shared_base import SharedBase, add_critic_adapter
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import ReferenceLogprobs
@@ -48,7 +48,7 @@ class Roles:
         *,
         reward: Reward | None,
         evaluation_rewards: dict[str, Reward],
-        reference: ReferenceKind,
+        reference: ReferenceKind | ReferenceModel,
         critic: CriticKind,
         share_base: bool,
         overlap: int,
@@ -70,6 +70,11 @@ class Roles:
         check_reference(algorithm, reference)
         self._policy: Policy | None = None
         self._reference_filled = False
+
+    @property
+    def measures_gap(self) -> bool:
+        """Rollouts are compared with a copy of the policy, whose distance before the first step is that of its quantisation."""
+        return not self.is_recorded and isinstance(self.reference_kind, str) and self.reference_kind != "none"
 
     @property
     def policy(self) -> Policy:
@@ -127,6 +132,8 @@ class Roles:
         """Build the reference model; for recorded rows a cache of what it says; for the kind `none` nothing."""
         if self.reference_kind == "none":
             return None
+        if isinstance(self.reference_kind, ReferenceModel):
+            return self.reference_kind.load(self.module.device)
         streamed = getattr(self.module.trainer.datamodule, "streaming", False)  # type: ignore[attr-defined]
         # which rows a stream holds, and which are mismatched, is not known before the first step
         if not self.is_recorded or streamed or self.algorithm.mismatched_rows:
