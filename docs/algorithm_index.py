@@ -36,7 +36,8 @@ def minimises(kind: type[Algorithm]) -> str:
 def reads(kind: type[Algorithm]) -> str:
     """Return what an algorithm reads by default besides the policy and its data."""
     found = {
-        "reference": kind().needs_reference,
+        "teacher": kind.needs_teacher,
+        "reference": kind().needs_reference and not kind.needs_teacher,
         "critic": kind.needs_values,
         "greedy response": kind.greedy_baseline,
     }

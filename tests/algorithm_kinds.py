@@ -19,6 +19,7 @@ def _concrete(kind: type[Algorithm]) -> Iterator[type[Algorithm]]:
 KINDS = sorted(_concrete(Algorithm), key=lambda kind: kind.__name__)
 OF_PAIRS = [kind for kind in KINDS if "pairs" in kind.learns_from]
 OF_REWARDS = [kind for kind in KINDS if "rewards" in kind.learns_from]
+OF_PROMPTS = [kind for kind in KINDS if "prompts" in kind.learns_from]
 OF_LABELS = [kind for kind in KINDS if "labels" in kind.learns_from]
 OFFLINE_RUNS = {
     f"offline {kind.__name__}": [
@@ -42,3 +43,10 @@ ONLINE_RUNS = {
     if kind.__name__ != "PPO"
 }
 """`ppo.yaml` with every other algorithm that learns from rewards, in two rollouts of four steps."""
+ONLINE_RUNS |= {
+    f"online {kind.__name__}": [
+        *("--config", "distillation.yaml", "--model.algorithm", kind.__name__),
+        *("--model.algorithm.epochs", "2", "--model.algorithm.minibatches", "2", "--model.iterations", "2"),
+    ]
+    for kind in OF_PROMPTS
+}

@@ -35,7 +35,7 @@ class Distillation(Algorithm):
     minibatches: int = 1
     """Optimiser steps per pass."""
     gamma: float = 0.0
-    """γ, the discount. 0: a token answers for its own divergence, as in GKD; 1: for all that follow, the KL of whole responses."""
+    """γ, the discount. 0: a token answers for its own divergence, as in GKD; 1: also for all that follow, the KL of responses."""
     ratio_cap: float = 2.0
     """The largest weight of a token, the ratio of the policy to the one that generated."""
 

@@ -63,7 +63,7 @@ class ReferenceModel:
         )
         model = load_causal_lm(config)
         if is_adapted(model):
-            model = model.merge_and_unload()
+            model = model.merge_and_unload(adapter_names=["default"])
         if self.quantization is not None:
             model = quantize_(model, self.quantization, device, experts=True)
         return CopiedReference(model.to(device), self.name_or_path)

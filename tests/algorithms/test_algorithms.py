@@ -18,6 +18,7 @@ import rlhf_lightning.algorithms
 from rlhf_lightning.algorithms.base import Algorithm, PolicyGradient
 from rlhf_lightning.algorithms.cispo import CISPO
 from rlhf_lightning.algorithms.dapo import DAPO
+from rlhf_lightning.algorithms.distillation import Distillation
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.gdpo import GDPO
 from rlhf_lightning.algorithms.grpo import GRPO
@@ -123,6 +124,8 @@ OPTIONS: list[tuple[Any, dict[str, Any]]] = [
     (GDPO, {"clip_range_high": 0.6}),
     (GDPO, {"kl": KLPenalty(coef=0.5)}),
     (RAFT, {"kl": KLPenalty(coef=5.0)}),
+    (Distillation, {"gamma": 0.5}),
+    (Distillation, {"ratio_cap": 0.9}),
     (DPO, {"beta": 0.5}),
     (DPO, {"loss_type": "ipo"}),
     (DPO, {"loss_type": "ipo_length_normalized"}),
@@ -190,6 +193,8 @@ def test_options_that_need_others_have_tests_of_their_own() -> None:
         (DAPO, {"overlong_buffer": 0}, "DAPO.overlong_buffer is 0; set it to a positive number"),
         (DAPO, {"overlong_penalty": -1.0}, "DAPO.overlong_penalty is -1.0; set it to 0 or a positive number"),
         (DAPO, {"max_response_length": 24}, "DAPO.overlong_buffer is 4096; .* set DAPO.overlong_buffer to 24 or less"),
+        (Distillation, {"gamma": 1.5}, "Distillation.gamma is 1.5; set it to a number from 0 to 1"),
+        (Distillation, {"ratio_cap": 0.0}, "Distillation.ratio_cap is 0.0; set it to a positive number"),
         (CISPO, {"ratio_cap": 0.0}, "CISPO.ratio_cap is 0.0; set it to a positive number"),
         (DPO, {"beta": 0.0}, "DPO.beta is 0.0"),
         (DPO, {"label_smoothing": 0.5}, "below 0.5"),
@@ -303,6 +308,34 @@ def test_the_gradient_is_the_exact_policy_gradient(algorithm: Any) -> None:
         one = batch.rows(torch.tensor([row]))
         output = PolicyOutput(logprobs[row : row + 1], None, values[row : row + 1])
         (gradient,) = torch.autograd.grad(algorithm.loss(output, one).loss, logits, retain_graph=True)
+        found += probabilities[row].detach() * gradient
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_the_gradient_of_distillation_is_that_of_the_kl(gamma: float) -> None:
+    """γ 1: of the KL of whole responses; γ 0: of the KL of each next token, of states that the policy reaches as it is."""
+    responses, logits, _ = enumerated()
+    teacher = logprobs_of(torch.randn(logits.shape, dtype=torch.float64), responses)
+    logprobs, mask = logprobs_of(logits, responses), torch.ones(responses.shape, dtype=torch.bool)
+    probabilities = logprobs.sum(-1).exp()
+    if gamma:
+        kl = (probabilities * (logprobs - teacher).sum(-1)).sum()
+    else:  # π(prefix) without gradient, times π(token) (log π - log teacher)
+        before = logprobs.detach().cumsum(-1) - logprobs.detach()
+        later = logprobs.detach().sum(-1, keepdim=True) - logprobs.detach().cumsum(-1)
+        kl = ((before + logprobs + later).exp() * (logprobs - teacher)).sum()
+    (wanted,) = torch.autograd.grad(kl, logits, retain_graph=True)
+    data = Rollout(
+        responses, mask, mask, torch.arange(64), ~mask[:, 0], logprobs.detach(), teacher, torch.zeros(64), None
+    )
+    algorithm = Distillation(gamma=gamma)
+    batch = algorithm.prepare(data)
+    found = torch.zeros_like(logits)
+    for row in range(len(responses)):  # each response weighs as often as it is sampled
+        one = batch.rows(torch.tensor([row]))
+        loss = algorithm.loss(PolicyOutput(logprobs[row : row + 1]), one).loss
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
         found += probabilities[row].detach() * gradient
     torch.testing.assert_close(found, wanted)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf_lightning.algorithms.cispo import CISPO
 from rlhf_lightning.algorithms.dapo import DAPO
+from rlhf_lightning.algorithms.distillation import Distillation
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.gdpo import GDPO
 from rlhf_lightning.algorithms.grpo import GRPO
@@ -493,6 +494,18 @@ def test_raft_learns_the_tokens_of_the_best_response() -> None:
     assert not RAFT().prepare(rollout(rewards=torch.tensor([1.0, 1.0]))).mask.any()
     expensive = RAFT(kl=KLPenalty(coef=10.0))  # the KL of the responses is -0.2 and 0, so the first gains 2
     assert expensive.prepare(rollout(rewards=torch.tensor([-0.5, 1.0]))).mask.any(-1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_distillation_raises_what_the_teacher_finds_more_likely(gamma: float) -> None:
+    algorithm = Distillation(gamma=gamma, ratio_cap=1.05)
+    batch = algorithm.prepare(rollout())
+    gaps = [[b - a for a, b in zip(old, ref, strict=True)] for old, ref in zip(OLD, REFERENCE, strict=True)]
+    expected = [sum(gamma ** (k - t) * gaps[row][k] for k in range(t, len(gaps[row]))) for row, t in TOKENS]
+    assert on_tokens(batch.advantages) == pytest.approx(expected, abs=1e-6)
+    weights = [min(math.exp(NOW[row][t] - OLD[row][t]), 1.05) for row, t in TOKENS]
+    losses = [-w * a * NOW[row][t] for w, a, (row, t) in zip(weights, expected, TOKENS, strict=True)]
+    assert value_of(algorithm, batch) == pytest.approx(sum(losses) / 5)
 
 
 def test_gdpo_normalises_each_reward_before_it_is_weighed() -> None:

@@ -25,6 +25,7 @@ ONLINE = STEP | {
     *("response/length", "response/truncated", "time/generate", "time/score", "time/update"),
     *("throughput/tokens_per_second", "val/reward/mean", "val/reward/true", "val/kl/reference", "val/response/length"),
 }
+OF_A_REWARD = {"reward/mean", "reward/std", "val/reward/mean", "reference/gap"}
 CLIPPED = ONLINE | {"policy/clip_fraction", "policy/ratio_max"}
 PAIRS = {"preference/accuracy", "preference/margin"}
 PPO = CLIPPED | {"loss/value", "value/explained_variance"}
@@ -33,6 +34,7 @@ EXPECTED = {
     "lora": PPO,
     "qlora": PPO,
     "grpo": CLIPPED,
+    "distillation": (CLIPPED | {"val/reward/true"}) - OF_A_REWARD,
     "dapo": CLIPPED | {"rollout/prompts", "rollout/requests", "rollout/responses"},
     "gdpo": CLIPPED | {"reward/learned", "reward/short"},
     "reinforce": ONLINE,

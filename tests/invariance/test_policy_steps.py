@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from algorithm_kinds import OF_LABELS, OF_PAIRS, OF_REWARDS
+from algorithm_kinds import OF_LABELS, OF_PAIRS, OF_PROMPTS, OF_REWARDS
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.algorithms.dpo import DPO
@@ -19,6 +19,7 @@ from rlhf_lightning.algorithms.ppo import PPO
 from rlhf_lightning.algorithms.reinforce import REINFORCE
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.models.reference import ReferenceModel
 from rlhf_lightning.rollouts.labels import with_mismatched
 from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.stages import PolicyStage
@@ -100,6 +101,7 @@ OFFLINE: dict[str, Algorithm] = {
 STAGES: dict[str, dict[str, Any]] = {
     **{name: {"algorithm": algorithm, "reward": WeighedTokens()} for name, algorithm in ONLINE.items()},
     **{name: {"algorithm": algorithm} for name, algorithm in OFFLINE.items()},
+    **{f"{kind.__name__} as it is": {"algorithm": kind(**ONE), "reference": None} for kind in OF_PROMPTS},
     "ppo, separate critic": {"algorithm": ONLINE["ppo"], "reward": WeighedTokens(), "critic": "separate"},
 }
 HOLES = ", with holes"
@@ -110,15 +112,19 @@ NAMES = [name + suffix for suffix in ("", HOLES) for name in STAGES]
 def stage_of(name: str, model: ModelConfig) -> tuple[PolicyStage, list[Any]]:
     options, holes = deepcopy(STAGES[name.removesuffix(HOLES)]), name.endswith(HOLES)
     sampler = (ReadingSampler if holes else Sampler)(8, temperature=0.8)
-    stage = PolicyStage(model, reference="full", generation=sampler, optimizer=standing_still, **options)
+    teacher = ReferenceModel(str(model.name_or_path), dtype="bfloat16")  # whose rounding makes it another model
+    reference = {"reference": teacher if "reference" in options else "full"}
+    stage = PolicyStage(model, generation=sampler, optimizer=standing_still, **options | reference)
     pairs = PAIRS_OF_TURNS if holes else PAIRS
-    return stage, {"rewards": PROMPTS, "pairs": pairs, "labels": labelled(pairs)}[stage.roles.source]
+    return stage, {"rewards": PROMPTS, "prompts": PROMPTS, "pairs": pairs, "labels": labelled(pairs)}[
+        stage.roles.source
+    ]
 
 
 def rollout_of(stage: PolicyStage, rows: list[Any]) -> Rollout:
     assert stage.collector is not None
     with torch.no_grad():
-        if stage.reward is None:
+        if stage.is_recorded:
             judged = stage.roles.source == "labels"
             given = with_mismatched(rows) if judged else rows
             return stage.collector.recorded(given, None, stage.device, labelled=judged)

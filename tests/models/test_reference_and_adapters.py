@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -20,7 +21,7 @@ from rlhf_lightning.models.export import export_model
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
 from rlhf_lightning.models.logprobs import response_logprobs
 from rlhf_lightning.models.quantization import dequantize_, quantize_
-from rlhf_lightning.models.reference import CopiedReference, build_reference
+from rlhf_lightning.models.reference import CopiedReference, ReferenceModel, build_reference
 from tests.conftest import ARCHITECTURES
 
 Folder = Callable[[str], str]
@@ -42,6 +43,49 @@ def gap(model: nn.Module, kind: str, config: ModelConfig, rows: Rows) -> float:
         logprobs = response_logprobs(model, *rows)
     reference = build_reference(kind, config, model, "cpu")  # type: ignore[arg-type]
     return kl_estimate(logprobs, reference.logprobs(*rows, 1.0), "k3")[rows[2]].mean().item()
+
+
+def test_another_model_is_a_reference(tiny_model_folder: Folder, rows: Rows) -> None:
+    """Its own log-probabilities, at the temperature, frozen; quantised ones are near."""
+    folder = tiny_model_folder("gpt2")
+    model = load_causal_lm(ModelConfig(folder))
+    with torch.no_grad():
+        expected = response_logprobs(model, *rows, 0.7)
+    reference = ReferenceModel(folder).load("cpu")
+    torch.testing.assert_close(reference.logprobs(*rows, 0.7), expected)
+    assert not any(p.requires_grad or p.grad is not None for p in reference._model.parameters())  # type: ignore[attr-defined]
+    quantized = ReferenceModel(folder, quantization="int8").load("cpu").logprobs(*rows, 0.7)
+    assert 0 < float((quantized - expected).abs().max()) < 0.5
+
+
+def test_an_adapter_is_a_reference(tiny_model_folder: Folder, rows: Rows, tmp_path: Path) -> None:
+    trained = load_causal_lm(ModelConfig(tiny_model_folder("llama"), lora=LORA))
+    train_a_little(trained)
+    trained.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = response_logprobs(trained, *rows)
+    found = ReferenceModel(str(tmp_path / "adapter")).load("cpu").logprobs(*rows, 1.0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["swapped", "missing"])
+def test_a_reference_of_another_vocabulary_is_refused(
+    tokenizer: Any, tokenizer_folder: str, tmp_path: Path, change: str
+) -> None:
+    ReferenceModel(tokenizer_folder).check_vocabulary(tokenizer)
+    policy = copy.deepcopy(tokenizer)
+    policy.add_tokens(["<think>"])
+    if change == "missing":
+        with pytest.raises(
+            UserError, match=r"another vocabulary .* token \d+ is not in its vocabulary, and '<think>' in the"
+        ):
+            ReferenceModel(tokenizer_folder).check_vocabulary(policy)
+        return
+    policy.save_pretrained(tmp_path)
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<tool>"])
+    with pytest.raises(UserError, match=r"token \d+ is '<think>', and '<tool>' in the policy; set model.reference to"):
+        ReferenceModel(str(tmp_path)).check_vocabulary(other)
 
 
 def train_a_little(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from parity.recipe import PROMPTS, RESPONSES, language_model, scorer
 from rlhf_lightning.algorithms.base import PolicyGradient
 from rlhf_lightning.algorithms.cispo import CISPO
 from rlhf_lightning.algorithms.dapo import DAPO
+from rlhf_lightning.algorithms.distillation import Distillation
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.gdpo import GDPO
 from rlhf_lightning.algorithms.grpo import GRPO
@@ -50,7 +51,7 @@ def names(kind: str, *but: str) -> list[str]:
 def test_the_numbers_are_there_and_of_the_models_and_rows_that_the_tests_use() -> None:
     assert FILE["made_with"]["trl"] == "1.16.0"
     counts = {"dpo": 9, "reference_free": 2, "kto": 2, "reward": 3, "sft": 2, "grpo": 13, "rloo": 3}
-    counts |= {"gspo": 2, "cispo": 2, "gdpo": 1, "dapo": 1}
+    counts |= {"gspo": 2, "cispo": 2, "gdpo": 1, "dapo": 1, "distillation": 1}
     assert {kind: len(names(kind)) for kind in counts} == counts
     for name, value in FILE["recipe"].items():
         held = getattr(recipe, name)
@@ -366,6 +367,16 @@ def test_dapo_is_trls_of_that_name() -> None:
     same(credit(batch), case["advantages"])
     output = Policy(model, temperature=case["options"]["temperature"])(batch)
     loss = algorithm.loss(output, batch).loss / algorithm.weight(batch)
+    same(loss, case["loss"])
+    loss.backward()
+    same_gradient(model, case["gradient"])
+
+
+def test_distillation_in_the_first_step() -> None:
+    case, model, algorithm = CASES["distillation/reverse"], language_model("old"), Distillation()
+    rows = rows_of(PROMPTS, RESPONSES)
+    batch = algorithm.prepare(rollout_of(rows, "old", [0.0] * len(rows), case["temperature"]))
+    loss = algorithm.loss(Policy(model, temperature=case["temperature"])(batch), batch).loss / algorithm.weight(batch)
     same(loss, case["loss"])
     loss.backward()
     same_gradient(model, case["gradient"])

@@ -14,7 +14,9 @@ import os
 import re
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -336,6 +338,40 @@ def online_cases(folder: str) -> dict[str, Any]:
     }
 
 
+def distillation_cases(folder: str) -> dict[str, Any]:
+    """The loss of `IWOPDTrainer` by its own function, of the policy that generated, with the role `reference` as the teacher."""
+    from trl.experimental.iw_opd.iw_opd_trainer import IWOPDTrainer
+
+    prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
+    responses, longest = flat(RESPONSES), max(map(len, PROMPTS))
+    left = [[0] * (longest - len(prompt)) for prompt in prompts]
+    right = [[0] * (max(map(len, responses)) - len(ids)) for ids in responses]
+    rows = list(zip(left, prompts, responses, right, strict=True))
+    tokens = torch.tensor([before + prompt + ids + after for before, prompt, ids, after in rows])
+    mask = torch.tensor([before + [1] * len(prompt + ids) + after for before, prompt, ids, after in rows])
+    labels = tokens.masked_fill(mask == 0, -100)[:, longest:]
+
+    def logits(model: Any) -> torch.Tensor:
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits[:, longest - 1 : -1]
+
+    student = language_model("old")
+    with torch.no_grad():
+        teacher = logits(language_model("reference")).div(0.9).log_softmax(-1)
+    actual = teacher.gather(-1, tokens[:, longest:, None]).squeeze(-1)
+    trainer = SimpleNamespace(
+        temperature=0.9,
+        iw_opd_epsilon=1e-8,
+        iw_opd_gamma=0.0,
+        model=student,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+    )
+    trainer.accelerator = SimpleNamespace(gather=lambda x: x, num_processes=1)
+    loss = IWOPDTrainer._compute_iw_opd_loss(trainer, logits(student), tokens[:, longest:], labels, actual)
+    loss.backward()
+    return {"distillation/reverse": {"temperature": 0.9, "loss": loss.item(), "gradient": gradient_of(student)}}
+
+
 def numbers(version: str, folder: str) -> dict[str, Any]:
     """The cases of the TRL that is installed.
 
@@ -348,7 +384,13 @@ def numbers(version: str, folder: str) -> dict[str, Any]:
         return ppo_cases(folder, tokenizer(), SETTINGS)
     if version == "1.16":
         offline = {**dpo_cases(folder), **reference_free_cases(folder), **kto_cases(folder)}
-        return {**offline, **reward_cases(folder), **sft_cases(folder), **online_cases(folder)}
+        return {
+            **offline,
+            **reward_cases(folder),
+            **sft_cases(folder),
+            **online_cases(folder),
+            **distillation_cases(folder),
+        }
     raise SystemExit(f"trl {trl.__version__} is installed; install trl==1.12.0 for PPO or trl==1.16.0 for all else")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rlhf_lightning.algorithms.base import Algorithm
+from rlhf_lightning.algorithms.distillation import Distillation
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.grpo import GRPO
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
@@ -25,10 +26,12 @@ from rlhf_lightning.functional.advantages import group_moments
 from rlhf_lightning.functional.masked import masked_sum, row_mean
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
+from rlhf_lightning.models.reference import CopiedReference, ReferenceModel
 from rlhf_lightning.rewards import FunctionReward, LengthReward, Reward, WeightedSum
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.training import roles
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
+from tests.tiny_tokenizers import byte_level
 
 ROWS = [
     {"prompt": "say dog", "chosen": "dog", "rejected": "a cat"},
@@ -177,6 +180,41 @@ def no_reference_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(roles, "build_reference", refused)
     monkeypatch.setattr(roles.ReferenceCache, "__init__", refused)
+
+
+def test_a_teacher_is_loaded_and_learned_from(
+    folder: str, tiny_model_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    stage, metrics = fitted(folder, tmp_path, Distillation(), reference=ReferenceModel(tiny_model_folder("gpt2")))
+    assert stage.collector is not None
+    assert stage.collector.reference is not None
+    assert {"kl/reference", "val/kl/reference", "loss/policy"} <= metrics
+    assert not metrics & {"reward/mean", "reference/gap"}
+
+
+def test_recorded_pairs_are_compared_with_the_other_model(
+    folder: str, tiny_model_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Not with a cache that the policy fills."""
+    other = ReferenceModel(tiny_model_folder("gpt2"))
+    stage, _ = fitted(folder, tmp_path, DPO(), reference=other, steps=2)
+    assert stage.collector is not None
+    assert isinstance(stage.collector.reference, CopiedReference)
+
+
+@pytest.mark.parametrize("reference", ["auto", "full", "none"])
+def test_distillation_without_a_teacher_is_one_line(folder: str, reference: Any) -> None:
+    with pytest.raises(UserError, match=f"model.reference is {reference}, and Distillation learns from another model"):
+        PolicyStage(ModelConfig(folder), Distillation(), reference=reference)
+
+
+def test_a_teacher_of_another_vocabulary_is_one_line_before_weights_are_loaded(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "load_causal_lm", lambda *_: pytest.fail("weights are loaded"))
+    byte_level().save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match=r"teacher, which has another vocabulary than the policy: token \d+ is "):
+        fitted(folder, tmp_path, Distillation(), reference=ReferenceModel(str(tmp_path / "teacher")))
 
 
 @pytest.mark.parametrize("algorithm", [PPO, GRPO])
