@@ -192,6 +192,30 @@ def load_reward_model(config: ModelConfig) -> Any:
     return _finished(model, config, task="SEQ_CLS")
 
 
+def load_process_config(config: ModelConfig) -> Any:
+    """Load the config of a token classifier, without weights.
+
+    Raises:
+        UserError: it is another model.
+    """
+    model_config = load_model_config(config)
+    found = model_config.architectures or [model_config.model_type]
+    if not any("TokenClassification" in name for name in found):
+        raise UserError(
+            f"{config.name_or_path} is a {found[0]}, no token classifier; set name_or_path to a process reward model"
+        )
+    return model_config
+
+
+def load_process_model(config: ModelConfig) -> Any:
+    """Load a token classifier."""
+    from transformers import AutoModelForTokenClassification
+
+    return _finished(
+        _load_weights(AutoModelForTokenClassification, config, load_process_config(config)), config, "TOKEN_CLS"
+    )
+
+
 def _refuse_language_adapter(config: ModelConfig) -> None:
     """Raise an error where the folder holds the adapter of a language model."""
     folder = resolve_path(config.name_or_path) if config.name_or_path else ""

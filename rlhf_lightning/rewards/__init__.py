@@ -19,6 +19,7 @@ from rlhf_lightning.rewards.function import FunctionReward
 from rlhf_lightning.rewards.http import ServerReward
 from rlhf_lightning.rewards.judge import JudgeReward
 from rlhf_lightning.rewards.model import ModelReward
+from rlhf_lightning.rewards.process import ProcessReward
 from rlhf_lightning.rewards.random import RandomReward
 from rlhf_lightning.rewards.rules import LengthReward, NumberReward, PatternReward
 from rlhf_lightning.rewards.steps import StepReward
@@ -32,6 +33,7 @@ __all__ = [
     "ModelReward",
     "NumberReward",
     "PatternReward",
+    "ProcessReward",
     "RandomReward",
     "ResponseText",
     "Reward",

@@ -119,7 +119,7 @@ class ModelReward(Reward):
         return [name for name in ("prompt",) if name in columns]
 
     @torch.no_grad()
-    def __call__(self, completions: Completions) -> Sequence[float]:
+    def __call__(self, completions: Completions) -> Sequence[Any]:
         """Return one score per completion."""
         texts = completions.columns.get("prompt", completions.prompts)
         truncated = completions.truncated.tolist()
