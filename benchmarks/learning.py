@@ -1,13 +1,16 @@
 """What every algorithm learns on the playground, and what each knob does to it: table, plot and numbers in benchmarks/.
 
-usage: python benchmarks/learning.py [learning|ablations] [--seeds 0 1 2 3 4] [--runs FOLDER] [--draw]
+usage: python benchmarks/learning.py [learning|algorithms|ablations] [--seeds 0 1 2 3 4] [--runs FOLDER] [--only NAME …] [--draw]
+       python benchmarks/learning.py peers --peers DIR     ours and TRL's at equal budget, in environments of `speed.py peers`
 
-A run that is finished is not run again, so the command may be stopped and repeated. `--draw` only makes tables and plots of
-the runs that there are. A run counts as learned when it covers at least a quarter of the way from its start to the best.
+A run that is finished is not run again, so the command may be stopped and repeated. `--only` takes some of the rows, by their
+names. `--draw` only makes tables and plots of the runs that there are. A run counts as learned when it covers at least a quarter
+of the way from its start to the best.
 """
 
 import argparse
 import csv
+import json
 import os
 import platform
 import statistics
@@ -59,7 +62,41 @@ ABLATIONS = {
         "16",
     ],
 }
-STUDIES = {"learning": LEARNING, "ablations": ABLATIONS}
+SWAPPED = ("GSPO", "CISPO", "RLOO", "REINFORCEPlusPlus", "REINFORCEPlusPlusBaseline", "ReMax", "RAFT")
+ALGORITHMS = {
+    **{name: [*GRPO, "--model.algorithm", name] for name in SWAPPED},
+    "DAPO": ["--config", "dapo.yaml"],
+    "GDPO": ["--config", "gdpo.yaml"],
+    "Distillation": ["--config", "distillation.yaml"],
+    "KTO": ["--config", "kto.yaml"],
+    **{
+        f"{name}, offline": ["--config", "dpo_offline.yaml", "--model.algorithm", name, "--model.reference", "none"]
+        for name in ("ORPO", "SimPO")
+    },
+}
+"""The algorithms that `LEARNING` does not have; `grpo.yaml` has 64 prompts per rollout."""
+STUDIES = {"learning": LEARNING, "algorithms": ALGORITHMS, "ablations": ABLATIONS}
+PEERS: dict[str, dict] = {
+    "GRPO": {"config": "grpo.yaml", "prompts": 64, "responses": 8, "beta": 0.15, "options": {"loss_type": "grpo"}},
+    "RLOO": {"config": "reinforce.yaml", "prompts": 64, "responses": 4, "beta": 0.05, "options": {}},
+    "DPO": {"config": "dpo.yaml", "prompts": 128, "responses": 2, "beta": 0.1, "options": {}},
+    "PPO": {
+        "config": "ppo.yaml",
+        "prompts": 128,
+        "responses": 1,
+        "beta": 0.1,
+        "epochs": 2,
+        "minibatches": 4,
+        "options": {},
+    },
+}
+"""The work of each kind: prompts per rollout, responses per prompt, KL coefficient, TRL's further options; 40 rollouts."""
+OURS = {
+    "GRPO": GRPO,
+    "RLOO": [*REINFORCE, "--model.algorithm", "RLOO", "--model.algorithm.responses_per_prompt", "4"],
+    "DPO": ["--config", "dpo.yaml"],
+    "PPO": [*PPO, "--model.critic", "separate"],
+}
 STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % point of Student's t for the mean of so many numbers."""
 
@@ -74,6 +111,88 @@ def run(words: list[str], seed: int, folder: Path) -> None:
     command = [sys.executable, "-m", "rlhf_lightning", "fit", *words, "--seed_everything", str(seed)]
     print(f"{folder}", flush=True)
     subprocess.run([*command, "--trainer.default_root_dir", str(folder)], check=True, stdout=subprocess.DEVNULL)
+
+
+def run_peer(kind: str, seed: int, folder: Path, peers: Path) -> None:
+    """Train with TRL, in an environment of its own."""
+    if (folder / "export").exists():
+        return
+    work = PEERS[kind]
+    steps = 40 * work.get("epochs", 1) * work.get("minibatches", 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    job = folder / "job.json"
+    options = {"trainer": kind, "seed": seed, "folder": str(folder.resolve()), "lr": 3e-4, "length": 24, "steps": steps}
+    job.write_text(json.dumps({**work, **options}))
+    python = peers / ("trl-1.12" if kind == "PPO" else "trl-1.16") / "bin" / "python"
+    print(f"{folder}", flush=True)
+    command = [str(python), "-m", "peers.learn", str(job.resolve())]
+    subprocess.run(command, check=True, cwd=HERE, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+def judged(folder: Path) -> dict[str, float]:
+    """Measure an export with one evaluator: true reward and KL to the supervised model of 512 held-out responses."""
+    place = folder / "judged"
+    if not (place / "metrics.csv").exists():
+        words = [
+            "--config",
+            "ppo.yaml",
+            "--model.policy.name_or_path",
+            str(folder / "export"),
+            "--data.batch_size",
+            "128",
+        ]
+        words += [
+            "--model.reference.name_or_path",
+            "playground/sft",
+            "--data.validation_size",
+            "512",
+            "--data.size",
+            "16",
+        ]
+        command = [sys.executable, "-m", "rlhf_lightning", "validate", *words, "--trainer.default_root_dir", str(place)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with open(place / "metrics.csv", newline="") as file:
+        row = list(csv.DictReader(file))[-1]
+    return {name: float(row[f"val/{key}"]) for name, key in (("true", "reward/true"), ("kl", "kl/reference"))}
+
+
+def peers_table(runs: Path, names: list[str]) -> tuple[str, list[dict]]:
+    """Markdown of true reward and KL, ours beside TRL's, and the difference of seeds with its interval; and the numbers."""
+    rows, lines = [], ["| kind | ours | KL | TRL | KL | ours - TRL |", "| --- | --- | --- | --- | --- | --- |"]
+    for kind in names:
+        found: dict[str, dict[int, dict[str, float]]] = {"ours": {}, "trl": {}}
+        for side, seeds in found.items():
+            for folder in sorted((runs / f"{side}-{kind}").glob("*")):
+                if (folder / "export").exists():
+                    seeds[int(folder.name)] = judged(folder)
+                    rows.append({"kind": kind, "side": side, "seed": int(folder.name), **seeds[int(folder.name)]})
+        both = sorted(found["ours"].keys() & found["trl"].keys())
+        if not both:
+            continue
+        cells = [kind]
+        for side in found:
+            cells.append(interval([found[side][seed]["true"] for seed in both]))
+            cells.append(f"{statistics.mean(found[side][seed]['kl'] for seed in both):.2f}")
+        cells.append(interval([found["ours"][seed]["true"] - found["trl"][seed]["true"] for seed in both]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines), rows
+
+
+def compare(options: argparse.Namespace, seeds: list[int]) -> None:
+    """Run ours and TRL's at equal budget, and write the table."""
+    names = [name for name in PEERS if not options.only or name in options.only]
+    runs = options.runs / "peers"
+    for seed in () if options.draw else seeds:
+        for kind in names:
+            run(OURS[kind], seed, runs / f"ours-{kind}" / str(seed))
+            run_peer(kind, seed, runs / f"trl-{kind}" / str(seed), options.peers)
+    text, rows = peers_table(runs, names)
+    with open(HERE / "results" / "peers.csv", "w", newline="") as file:
+        table_file = csv.DictWriter(file, ["kind", "side", "seed", "true", "kl"])
+        table_file.writeheader()
+        table_file.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    print(text)
+    write("peers", f"{text}\n\nOn {machine()}, one thread a run; the numbers: results/peers.csv.")
 
 
 def validations(folder: Path) -> list[dict[str, float]]:
@@ -184,14 +303,21 @@ def write(study: str, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", nargs="?", choices=STUDIES, default="learning")
+    parser.add_argument("study", nargs="?", choices=[*STUDIES, "peers"], default="learning")
     parser.add_argument("--seeds", type=int, nargs="+", default=None)
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows of the study")
+    parser.add_argument("--peers", type=Path, default=Path("runs/peers"), help="the folder that `speed.py peers` made")
     parser.add_argument("--draw", action="store_true")
     options = parser.parse_args()
-    seeds = options.seeds or ([0, 1, 2, 3, 4] if options.study == "learning" else [0, 1])
+    seeds = options.seeds or ([0, 1] if options.study == "ablations" else [0, 1, 2, 3, 4])
+    if options.study == "peers":
+        compare(options, seeds)
+        return
     for seed in () if options.draw else seeds:
         for name, words in STUDIES[options.study].items():
+            if options.only and name not in options.only:
+                continue
             run(words, seed, folder_of(options.runs, name, seed))
     rows = collect(options.study, options.runs)
     results = HERE / "results"

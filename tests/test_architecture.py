@@ -21,6 +21,8 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import Strategy
 
+import rlhf_lightning.algorithms  # noqa: F401  (which imports every algorithm)
+from rlhf_lightning.algorithms.base import Algorithm
 from tests.conftest import RUN_TESTS, TESTS
 
 ROOT = TESTS.parent
@@ -50,6 +52,7 @@ LAYERS = {name: place for place, names in enumerate(ROOMS) for name in names}
 HEAVY = {"lightning", "transformers", "peft", "bitsandbytes", "datasets", "torchmetrics", "matplotlib", "jsonargparse"}
 
 MAX_LINES = 350
+MAX_ALGORITHM_LINES = 100
 MAX_METHODS = 30
 MAX_FUNCTION_LINES = 60
 HOOKS = {name for kind in (LightningModule, LightningDataModule, Callback) for name in dir(kind)}
@@ -140,6 +143,40 @@ def test_algorithms_and_rollouts_do_not_know_each_other() -> None:
     assert ("rollouts", "algorithms") not in pairs
     assert ("algorithms", "rollouts") not in pairs
     assert ("stages", "rollouts") in pairs
+
+
+def test_an_algorithm_is_one_short_file_that_no_other_file_names() -> None:
+    """Words in docstrings and comments do not count; the top of the package gives some of them a short name."""
+    homes: dict[str, Path] = {
+        kind.__name__: Path(inspect.getfile(kind)).relative_to(ROOT)
+        for kind in _kinds(Algorithm)
+        if not inspect.isabstract(kind) and kind.__module__.startswith("rlhf_lightning.algorithms.")
+    }
+    assert len(homes) > 15
+    lengths = {str(path): len((ROOT / path).read_text().splitlines()) for path in homes.values()}
+    assert {path: length for path, length in lengths.items() if length >= MAX_ALGORITHM_LINES} == {}
+    named = [
+        f"{path}: {name}"
+        for path, tree in SOURCES.items()
+        for name in sorted(set(_identifiers(tree)) & homes.keys())
+        if path not in (homes[name], Path("rlhf_lightning/__init__.py"))
+    ]
+    assert named == []
+
+
+def _kinds(base: type) -> Iterator[type]:
+    for kind in base.__subclasses__():
+        yield from (kind, *_kinds(kind))
+
+
+def _identifiers(tree: ast.Module) -> Iterator[str]:
+    """Yield names, attributes, what is imported, and whole strings."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name) | ast.ClassDef(name=name):
+                yield name.rpartition(".")[2]
+            case ast.Constant(value=str() as text):
+                yield text
 
 
 def test_the_maths_needs_torch_alone() -> None:

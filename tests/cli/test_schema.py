@@ -164,7 +164,9 @@ def test_editors_are_told_descriptions_choices_and_defaults() -> None:
     assert ppo["gamma"]["description"]
     assert ppo["gamma"]["default"] == 1.0
     stage = definitions["rlhf_lightning.stages.policy.PolicyStage"]["properties"]
-    assert set(stage["reference"]["enum"]) == {"auto", "nf4", "int8", "full", "adapter", "none"}
+    kinds, model = stage["reference"]["anyOf"]
+    assert set(kinds["enum"]) == {"auto", "nf4", "int8", "full", "adapter", "none"}
+    assert model["$ref"].endswith(".ReferenceModel")
     proposed = definitions["Callback"]["anyOf"][0]["anyOf"][0]["enum"]
     assert {"WinRate", "EarlyStopping", "Checkpoints"} <= set(proposed)
     assert not {"Summary", "MonitorCheck"} & set(proposed)

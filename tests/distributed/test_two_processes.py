@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 import torch
-from algorithm_kinds import OFFLINE_RUNS
+from algorithm_kinds import OFFLINE_RUNS, ONLINE_RUNS
 from combinations import SEEDS, drawn
 from leavings import differing, equal, lines, metrics, weights
 from peft import PeftModel
@@ -32,7 +32,7 @@ RUNS = {
     "dpo_offline": ["--config", "dpo_offline.yaml", "--trainer.val_check_interval", "1.0"],
     "sft": ["--config", "sft.yaml", "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"],
     "reward": ["--config", "reward.yaml"],
-    **{name: [*words, "--trainer.val_check_interval", "1.0"] for name, words in OFFLINE_RUNS.items()},
+    **{name: [*words, "--trainer.val_check_interval", "1.0"] for name, words in (OFFLINE_RUNS | ONLINE_RUNS).items()},
 }
 SAVING = """
 trainer:
@@ -41,7 +41,7 @@ trainer:
       init_args: {every_n_steps: 1, keep: 100}
 """
 OFTEN = [
-    *((name, "fsdp", False) for name in RUNS if name not in ("reinforce", "grpo", "ppo_with_holes", *OFFLINE_RUNS)),
+    *((name, "fsdp", False) for name in ("ppo", "dpo", "dpo_offline", "sft", "reward")),
     *((name, "ddp", False) for name in ("ppo", "ppo_with_holes", "reinforce", "dpo_offline", "sft", "reward")),
     # what an adapter changes on several processes does not depend on what is learned, but for recorded rows
     *((name, strategy, True) for name in ("ppo", "sft") for strategy in ("ddp", "fsdp")),
