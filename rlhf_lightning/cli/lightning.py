@@ -48,6 +48,7 @@ from rlhf_lightning.run.curves import Curves
 from rlhf_lightning.run.ending import Ending
 from rlhf_lightning.run.export import Export
 from rlhf_lightning.run.metrics_csv import MetricsFile
+from rlhf_lightning.run.model_card import ModelCard
 from rlhf_lightning.run.monitors import MonitorCheck
 from rlhf_lightning.run.out_of_memory import OutOfMemory
 from rlhf_lightning.run.predictions import Predictions
@@ -167,6 +168,9 @@ class RunConfig(SaveConfigCallback):
 class CLI(DeferredCLI):
     """LightningCLI with the project's defaults, and with the loggers and callbacks of every run."""
 
+    words: list[str] | None = None
+    """Of the command line, where there is one."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add nothing: optimizer and scheduler are arguments of the stage."""
 
@@ -187,7 +191,12 @@ class CLI(DeferredCLI):
             kwargs["accelerator"] = "cpu"  # the stages do not support Apple's MPS, which Lightning would choose
         kwargs["logger"] = [MetricsFile(folder, keep=self.subcommand != "fit"), *loggers]
         kwargs["plugins"] = plugins
-        kwargs["callbacks"] = [*self._first_callbacks(), *callbacks, *_callbacks_of_a_run(callbacks, given)]
+        kwargs["callbacks"] = [
+            *self._first_callbacks(),
+            *callbacks,
+            *_callbacks_of_a_run(callbacks, given),
+            ModelCard(self.words),
+        ]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
@@ -236,7 +245,7 @@ class ParsedCLI(CLI):
     has_trainer = True
 
     def __init__(self, *args: Any, asked: str, **kwargs: Any) -> None:
-        self.asked = asked
+        self.asked, self.words = asked, kwargs.get("args")
         super().__init__(*args, **kwargs)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in LightningCLI

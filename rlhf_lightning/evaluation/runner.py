@@ -24,6 +24,7 @@ from rlhf_lightning.evaluation.answers import answer, checked_request, chosen_re
 from rlhf_lightning.evaluation.base import Evaluation, Sample, SampleRequest, ValidationResults
 from rlhf_lightning.evaluation.reports import Outcome, checked_report, failure_line
 from rlhf_lightning.evaluation.tables import log_tables
+from rlhf_lightning.models.export import add_model_card
 from rlhf_lightning.models.sharding import full_state
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.collector import ReferenceLogprobs
@@ -92,7 +93,8 @@ def run_evaluations(stage: EvaluatedStage, results: ValidationResults | None) ->
                 raise UserError(outcome.failure)
             print_once(outcome.failure)
         if outcome.export is not None:
-            export_atomically(stage, Path(stage.trainer.default_root_dir) / outcome.export)
+            measured = None if results is None else {**results.metrics, **metrics}
+            export_atomically(stage, Path(stage.trainer.default_root_dir) / outcome.export, measured)
         if outcome.stop is not None:
             stage.trainer.should_stop = True
             print_once(f"{type(evaluation).__name__} stops the run: {outcome.stop}")
@@ -125,10 +127,10 @@ def _sent(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def export_atomically(stage: EvaluatedStage, folder: Path) -> None:
+def export_atomically(stage: EvaluatedStage, folder: Path, metrics: Mapping[str, float] | None = None) -> None:
     """Export the model to a folder, which holds either its earlier files or all new ones; every rank must call it.
 
-    A failure is printed, on no other rank than 0, and leaves the earlier files.
+    A failure is printed, on no other rank than 0, and leaves the earlier files. The model card has `metrics`.
     """
     state = full_state(stage.network)
     if rank() != 0:
@@ -137,6 +139,7 @@ def export_atomically(stage: EvaluatedStage, folder: Path) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         stage.save_export(partial, state)
+        add_model_card(stage.trainer, stage, partial, metrics)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except Exception as error:

@@ -56,6 +56,13 @@ def export_model(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def add_model_card(trainer: Any, stage: Any, folder: Path, metrics: Any = None) -> None:
+    """Have the callback that knows the run put a model card into an export; on rank 0, without one in a trainer of one's own."""
+    for callback in trainer.callbacks:
+        if hasattr(callback, "write_model_card"):
+            callback.write_model_card(trainer, stage, folder, metrics)
+
+
 def sub_state(state: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
     """Select the entries whose names begin with `prefix`, and remove it; None for None."""
     return state and {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from rlhf_lightning.evaluation.base import Sample
+from rlhf_lightning.models.export import add_model_card
 from rlhf_lightning.models.sharding import full_state
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
@@ -122,6 +123,7 @@ class Stage(LightningModule):
         state = full_state(self.network)
         if self.trainer.is_global_zero:
             self.save_export(folder, state)
+            add_model_card(self.trainer, self, folder)
         self.trainer.strategy.barrier()
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
