@@ -22,6 +22,7 @@ COMMANDS = {
     "init": "rlhf_lightning.cli.init",
     "schema": "rlhf_lightning.cli.schema",
     "report": "rlhf_lightning.report.command",
+    "compare": "rlhf_lightning.cli.compare",
     "feedback": "rlhf_lightning.feedback.command",
 }
 """Subcommand: its module, which has `HELP`, `arguments(parser)` and `run(options) -> int` and imports nothing heavy.

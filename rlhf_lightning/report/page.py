@@ -19,23 +19,46 @@ SCRIPTS = ("uPlot.iife.min.js", "charts.js", "texts.js")
 STYLES = ("uPlot.min.css", "report.css")
 
 
-def html_report(report: Report, reload_seconds: float | None = None, extra: Mapping[str, Any] | None = None) -> str:
-    """Render the page.
+def html_report(report: Report, reload_seconds: float | None = None) -> str:
+    """Render the page about runs.
 
     Args:
         report: its contents.
         reload_seconds: the page reloads itself after these; None: never.
-        extra: further variables of the template.
 
     Returns:
         HTML of less than `LARGEST` bytes; responses are not shown where they would not fit.
     """
     budget = SAMPLES_BUDGET
     while True:
-        page = _render(report, report.data(budget), reload_seconds, extra or {})
+        page = _render(report, report.data(budget), reload_seconds, {})
         if len(page.encode()) < LARGEST or budget < 1000:
             return page
         budget //= 2
+
+
+def html_comparison(title: str, comparison: Mapping[str, Any], samples: Mapping[str, Any]) -> str:
+    """Render the page about a comparison of models, without runs.
+
+    Args:
+        title: heading of the page.
+        comparison: `names`, `matrix`, `judge`, `prompts`, `heading`, `note`, `columns` and `rows`, all as text.
+        samples: in the form of `side_by_side`; the page has as many of their rows as fit.
+    """
+    report = Report(title, (), (), (), {}, (), ())
+    rows = list(samples["rows"])
+    while True:
+        data = {
+            "runs": list(comparison["names"]),
+            "curves": {"metrics": {}, "charts": [], "groups": []},
+            "frontier": {"scores": [], "points": [], "runs": []},
+            "samples": {**samples, "rows": rows},
+            "tokens": [],
+        }
+        page = _render(report, data, None, {"comparison": comparison})
+        if len(page.encode()) < LARGEST or not rows:
+            return page
+        rows = rows[: len(rows) // 2]
 
 
 def _render(report: Report, data: dict[str, Any], reload_seconds: float | None, extra: Mapping[str, Any]) -> str:

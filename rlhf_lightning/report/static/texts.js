@@ -98,6 +98,7 @@ function samples() {
   if (!DATA.samples.rows.length) return;
   byId("samples").hidden = false;
   choices(byId("score"), DATA.samples.scores);
+  byId("score").parentElement.hidden = !DATA.samples.scores.length;
   DATA.runs.forEach((name, place) => {
     const label = element("label");
     const box = element("input");
