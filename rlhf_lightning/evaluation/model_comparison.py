@@ -92,8 +92,8 @@ def compare_responses(
             outcomes = outcomes_of_scores(scores[first], scores[second])
         known = [value for value in outcomes if value == value]
         rate = sum(known) / len(known) if known else math.nan
-        lengths = [[float(len(text)) for text in responses[place]] for place in (first, second)]
-        controlled = length_controlled_win_rate(outcomes, *lengths)
+        own, other = ([float(len(text)) for text in responses[place]] for place in (first, second))
+        controlled = length_controlled_win_rate(outcomes, own, other)
         duels.append(Duel(first, second, outcomes, rate, *bootstrap_interval(outcomes), controlled, consistency))
     return ModelComparison(names, duels, _strengths(len(names), duels))
 
