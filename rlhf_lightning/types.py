@@ -160,6 +160,8 @@ class Completions(Rows):
     """float32 [B, T]; recorded while sampling by a critic on the policy's backbone. None for other critics."""
     rewards: Tensor | None = None
     """float32 [B]; scores that the generator brought, as of an environment. They count where there is no reward."""
+    step_rewards: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B, T]; the tokens after which `rewards` were given, which are their sums. None: after the last token."""
     ends: list[list[int]] | None = field(default=None, kw_only=True)
     """B lists of increasing columns of `mask`, the last token of each step. None where responses are not split."""
     steps: list[list[str]] | None = field(default=None, kw_only=True)
@@ -219,9 +221,11 @@ class Rollout(Rows):
     values: Tensor | None
     """float32 [B, T]; of the critic. None unless the algorithm `needs_values`."""
     step_rewards: Tensor | None = field(default=None, kw_only=True)
-    """float32 [B, T]; the token after which each part of `rewards` was given. None: all of it after the last token."""
+    """float32 [B, T]; the parts of `rewards` that were given after a token. The rest is for the end of the response. None: all
+    of it is."""
     final_values: Tensor | None = field(default=None, kw_only=True)
-    """float32 [B]; of the critic after the last token of a truncated response, 0 elsewhere. None: nothing bootstraps."""
+    """float32 [B]; of the critic after the last token of a truncated response, 0 elsewhere. None unless the algorithm
+    `bootstraps`."""
     preferences: Tensor | None = field(default=None, kw_only=True)
     """float32 [B]; probability that the row is the better one of its recorded pair. None where rewards order the rows."""
     generator_logprobs: Tensor | None = field(default=None, kw_only=True)

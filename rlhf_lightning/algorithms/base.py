@@ -79,6 +79,8 @@ class Algorithm(ABC):
                 f"{name}.responses_per_prompt is {self.responses_per_prompt}; {name} compares the responses to a prompt "
                 f"with each other: set it to {self.min_responses} or more"
             )
+        if self.bootstraps and not self.needs_values:
+            raise UserError(f"{name}.bootstraps is true and {name} has no critic; set needs_values to True")
 
     @property
     def needs_reference(self) -> bool:
@@ -88,6 +90,11 @@ class Algorithm(ABC):
     @property
     def needs_entropy(self) -> bool:
         """Return whether the loss reads `PolicyOutput.entropy`."""
+        return False
+
+    @property
+    def bootstraps(self) -> bool:
+        """Return whether `prepare` reads `Rollout.final_values`; only an algorithm that `needs_values` may."""
         return False
 
     def teaches(self, rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor | None:
@@ -159,8 +166,8 @@ class PolicyGradient(Algorithm):
         """Check clip ranges, limits, weights and discounts, where the algorithm has them.
 
         Raises:
-            UserError: a clip range or limit is not positive, a weight is negative, the dual clip is not above 1, or a discount is
-                outside [0, 1].
+            UserError: a clip range or limit is not positive, a weight is negative, the dual clip is not above 1, a discount is
+                outside [0, 1], or truncated responses are both penalised and bootstrapped.
         """
         super().__post_init__()
         for field in POSITIVE:
@@ -174,14 +181,30 @@ class PolicyGradient(Algorithm):
         for field in ("value_coef", "truncation_penalty", "critic_warmup", "overlong_penalty"):
             if (value := getattr(self, field, 0)) < 0:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; set it to 0 or a positive number")
-        for field in ("gamma", "gae_lambda"):
-            if not 0 <= (value := getattr(self, field, 1.0)) <= 1:
+        for field in ("gamma", "gae_lambda", "value_lambda"):
+            if (value := getattr(self, field, None)) is not None and not 0 <= value <= 1:
                 raise UserError(f"{type(self).__name__}.{field} is {value}; set it to a number from 0 to 1")
+        if self.bootstraps and (penalty := getattr(self, "truncation_penalty", 0.0)):
+            raise UserError(
+                f"{type(self).__name__}.bootstrap_truncated is true and truncation_penalty is {penalty}: the first treats a "
+                "truncated response as one that goes on, the second as one that ended badly; set truncation_penalty to 0, or "
+                "bootstrap_truncated to false"
+            )
 
     @property
     def needs_reference(self) -> bool:
         """Return whether there is a penalty on the KL divergence from the reference."""
         return self.kl.coef > 0
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Return whether there is an entropy bonus."""
+        return getattr(self, "entropy_coef", 0.0) != 0
+
+    @property
+    def bootstraps(self) -> bool:
+        """Return whether truncated responses bootstrap from the critic."""
+        return getattr(self, "bootstrap_truncated", False)
 
     @property
     def kl_target(self) -> float | None:

@@ -9,7 +9,7 @@ from rlhf_lightning.algorithms.base import PolicyGradient
 from rlhf_lightning.algorithms.diagnostics import token_means, update_metrics
 from rlhf_lightning.algorithms.kl_penalty import KLPenalty
 from rlhf_lightning.functional.advantages import gae, token_rewards
-from rlhf_lightning.functional.masked import masked_sum, whiten
+from rlhf_lightning.functional.masked import masked_mean, masked_sum, whiten
 from rlhf_lightning.functional.policy_losses import clipped_policy_loss, clipped_value_loss
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
 
@@ -31,6 +31,8 @@ class PPO(PolicyGradient):
     """Discount of rewards."""
     gae_lambda: float = 0.95
     """λ of GAE: 1 low bias, 0 low variance."""
+    value_lambda: float | None = None
+    """λ of the critic's returns, where it differs; 1 in VC-PPO (Yuan et al. 2025); null: `gae_lambda`."""
     clip_range: float = 0.2
     """ε: the ratio is clipped to [1 - ε, 1 + ε]."""
     clip_range_high: float | None = None
@@ -51,29 +53,26 @@ class PPO(PolicyGradient):
     """Skip the rest of a rollout when `kl/update` (nats per token) exceeds this; null for never."""
     truncation_penalty: float = 0.0
     """Subtracted from the score of a response without a stop token."""
+    bootstrap_truncated: bool = False
+    """Replace the score at the end of a truncated response by γ times the critic's value of what would follow."""
     critic_warmup: int = 0
     """Rollouts in which only the critic's loss counts. It still moves a shared backbone: set `critic: separate`."""
-
-    def __post_init__(self) -> None:
-        """Check the hyper-parameters, and start counting rollouts."""
-        super().__post_init__()
-        self.rollouts = 0
-
-    @property
-    def needs_entropy(self) -> bool:
-        """Return whether there is an entropy bonus."""
-        return self.entropy_coef != 0
+    rollouts: int = field(default=0, init=False)
+    """Rollouts with a scored response, so far."""
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Compute token rewards, advantages and returns by GAE, and whiten the advantages."""
-        values, mask = rollout.values, rollout.mask
+        values, mask, final_values = rollout.values, rollout.mask, rollout.final_values
         assert values is not None
         scores = rollout.rewards - self.truncation_penalty * rollout.truncated
-        rewards = token_rewards(scores, self.kl.in_reward(rollout), mask, rollout.step_rewards)
-        advantages, returns = gae(rewards, values, mask, self.gamma, self.gae_lambda, rollout.final_values)
+        ended = None if final_values is None else ~rollout.truncated
+        rewards = token_rewards(scores, self.kl.in_reward(rollout), mask, rollout.step_rewards, ended)
+        advantages, returns = gae(rewards, values, mask, self.gamma, self.gae_lambda, final_values)
+        if self.value_lambda is not None:
+            returns = gae(rewards, values, mask, self.gamma, self.value_lambda, final_values)[1]
         advantages = whiten(advantages, mask) if self.whiten_advantages else advantages
         self.kl.adapt(rollout)
-        self.rollouts += 1
+        self.rollouts += int(masked_mean(mask.float(), mask))  # 0 where no rank has a row: the rollout is skipped
         return Batch.of(rollout, advantages, returns)
 
     def loss(self, output: PolicyOutput, batch: Batch) -> LossOutput:

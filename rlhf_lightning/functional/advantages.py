@@ -21,16 +21,20 @@ def last_token(mask: Tensor) -> Tensor:
     return mask & (chosen_from_here == 1)
 
 
-def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor, steps: Tensor | None = None) -> Tensor:
+def token_rewards(
+    scores: Tensor, penalties: Tensor, mask: Tensor, steps: Tensor | None = None, ended: Tensor | None = None
+) -> Tensor:
     """Give every token its step reward minus its penalty, and the last token the rest of the score too; float32 [B, T].
 
-    The rewards of a row sum to its score minus its penalties, whatever its steps are.
+    The rewards of a row that ended sum to its score minus its penalties, whatever its steps are.
 
     Args:
         scores: float32 [B]; the whole reward of a response.
         penalties: float32 [B, T].
         mask: bool [B, T]; True where the policy chose the token.
-        steps: float32 [B, T]; the part of a score that each token got. None: the last token gets all of it.
+        steps: float32 [B, T]; the part of a score that was given after each token. None: nothing.
+        ended: bool [B]; False where the last token does not get the rest of the score, because its response was truncated and the
+            critic's value of what would follow takes its place (`gae`). None: every response ended.
 
     Source: Ziegler et al. 2019, eq. 2. The position is the paper's; TRL puts the score one token later (its issue 3750).
 
@@ -39,6 +43,7 @@ def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor, steps: Tensor
     tensor([[0.5000, 0.0000, 0.5000]])
     """
     rest = scores if steps is None else scores - row_sum(steps, mask)
+    rest = rest if ended is None else rest * ended
     rewards = torch.where(last_token(mask), rest[:, None] - penalties, -penalties)
     rewards = rewards if steps is None else rewards + steps
     return torch.where(mask, rewards, rewards.new_zeros(()))
@@ -86,7 +91,8 @@ def gae(
         mask: bool [B, T]; True where the policy chose the token.
         gamma: the discount.
         gae_lambda: λ; 1 for returns minus values, 0 for one-step differences.
-        final_values: float32 [B]; V of the state after the last token. None for 0.
+        final_values: float32 [B]; V of the state after the last token of a truncated response (Pardo et al. 2018), 0 elsewhere.
+            None: 0.
 
     Returns:
         Advantages and returns, float32 [B, T], 0 outside the mask.

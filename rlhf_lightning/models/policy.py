@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.backbone import backbone_of, supports_packing
 from rlhf_lightning.models.logprobs import check_head, response_logprobs, token_scores
-from rlhf_lightning.models.packed_forward import map_micro_batches
+from rlhf_lightning.models.packed_forward import final_hidden_states, map_micro_batches
 from rlhf_lightning.types import GenerationRequest, PolicyOutput, Rows
 
 __all__ = ["Policy", "response_logprobs"]
@@ -43,6 +43,20 @@ class Policy(nn.Module):
         if critic is None or critic.reads_policy_backbone:
             return cast(Tensor, self.forward(rows).values)
         return cast(Tensor, map_micro_batches(critic.backbone, rows, lambda batch: (critic(batch, None),))[0])
+
+    def final_values(self, rows: Rows) -> Tensor:
+        """Compute the critic's value of the state after the last token of each truncated response; float32 [B], 0 for other rows.
+
+        Only truncated rows are computed. The policy must have a critic.
+        """
+        critic: Any = self.critic
+        truncated = rows.truncated & rows.mask.any(-1)
+        values = torch.zeros(len(rows), device=rows.tokens.device)
+        if truncated.any():
+            backbone = backbone_of(self.model) if critic.reads_policy_backbone else critic.backbone
+            compute = lambda batch: (critic.values(final_hidden_states(backbone, batch)),)  # noqa: E731
+            values[truncated] = cast(Tensor, map_micro_batches(backbone, rows.rows(truncated), compute)[0])
+        return values
 
     def _measure(self, rows: Rows, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         scores = token_scores(self.model, rows, self.temperature, entropy)

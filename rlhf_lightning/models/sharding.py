@@ -20,7 +20,7 @@ def shard_(module: nn.Module, mesh: Any) -> nn.Module:
     for block in blocks(module):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(module, mesh=mesh, ignored_params=whole)
-    for name in ("values", "probe_capabilities"):
+    for name in ("values", "final_values", "probe_capabilities"):
         if hasattr(module, name):
             register_fsdp_forward_method(module, name)
     return module

@@ -28,7 +28,7 @@ class RewardOutput:
     components: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     """Named scores from which `scores` was computed, B each; logged as `reward/<name>`."""
     step_rewards: Tensor | None = None
-    """float32 [B, T]; the token after which each part of a score was given, of a reward that places the parts itself."""
+    """float32 [B, T]; the parts of the scores that were given after a token, of a reward that places them itself."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Scores:
     rewards: Tensor
     """float32 [B]; NaN where a response cannot be scored."""
     step_rewards: Tensor | None
-    """float32 [B, T]; the rows of scored responses sum to `rewards`. None: the last token gets all of it."""
+    """float32 [B, T]; the parts of `rewards` that were given after a token. The rest is for the end of the response. None: all
+    of it is."""
     components: dict[str, list[float | None]]
     """Named scores, B each."""
 

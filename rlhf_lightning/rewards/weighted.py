@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from rlhf_lightning.errors import UserError, nearest
-from rlhf_lightning.functional.advantages import last_token
 from rlhf_lightning.models.shared_base import SharedBase
-from rlhf_lightning.rewards.base import Reward, RewardOutput, Scores, reward_scores
+from rlhf_lightning.rewards.base import Reward, RewardOutput, reward_scores
 from rlhf_lightning.rewards.checking import checked_components
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import Completions
@@ -67,15 +66,14 @@ class WeightedSum(Reward):
     def __call__(self, completions: Completions) -> RewardOutput:
         """Return the weighted sums; None where one of the scores is None. The components are the scores before weighting.
 
-        Step rewards add up too. The score of a reward without steps then falls on the last token.
+        Step rewards add up too. The score of a reward without steps is for the end of the response.
         """
         scores = {name: reward_scores(reward, completions) for name, reward in self.rewards.items()}
         weighted = [(self.component_weights[name], each) for name, each in scores.items()]
+        steps = [weight * each.step_rewards for weight, each in weighted if each.step_rewards is not None]
         total = torch.stack([weight * each.rewards for weight, each in weighted]).sum(0)
-        steps = None
-        if any(each.step_rewards is not None for each in scores.values()):
-            steps = torch.stack([weight * _placed(each, completions) for weight, each in weighted]).sum(0)
-        return RewardOutput(_optional(total), {name: _optional(each.rewards) for name, each in scores.items()}, steps)
+        components = {name: _optional(each.rewards) for name, each in scores.items()}
+        return RewardOutput(_optional(total), components, torch.stack(steps).sum(0) if steps else None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of each reward by name."""
@@ -85,13 +83,6 @@ class WeightedSum(Reward):
         """Restore the state of each reward."""
         for name, reward in self.rewards.items():
             reward.load_state_dict(state[name])
-
-
-def _placed(scores: Scores, completions: Completions) -> torch.Tensor:
-    """Return float32 [B, T]: step rewards, or the scores on the last token of each response."""
-    if scores.step_rewards is not None:
-        return scores.step_rewards
-    return last_token(completions.mask.cpu()) * scores.rewards[:, None]
 
 
 def _optional(values: torch.Tensor) -> list[float | None]:

@@ -31,6 +31,11 @@ class Actor(Protocol):
     def values(self, rows: Rows) -> Tensor:
         """Return the critic's values, float32 [B, T]."""
 
+    def final_values(self, rows: Rows) -> Tensor:
+        """Return the critic's value after the last token of truncated rows, float32 [B], 0 for others; called where the algorithm
+        `bootstraps`.
+        """
+
     def probe_capabilities(self) -> None:
         """Find out what the network can do, before its weights may be sharded."""
 
@@ -141,12 +146,13 @@ class Collector:
         return scored if count else scored.without_rows()
 
     @torch.no_grad()
-    def measure(self, scored: Scored, values: bool) -> Rollout:
+    def measure(self, scored: Scored, values: bool, bootstraps: bool = False) -> Rollout:
         """Measure scored responses with the training model and the reference: the half of a rollout after `request`.
 
         Args:
             scored: responses of this rank; every rank must call this method.
             values: measure the critic's values.
+            bootstraps: measure also its values after truncated responses.
         """
         names = tuple(dict.fromkeys(name for names in all_gather(scored.names) for name in names))
         scored = scored.with_components(names)
@@ -157,6 +163,7 @@ class Collector:
         rollout = replace(
             rollout, step_rewards=steps, baselines=scored.baselines, components=scored.components,
             component_weights=self._component_weights(scored),
+            final_values=self.response_generator.policy.final_values(rows) if bootstraps else None,
         )  # fmt: skip
         if self.separate_engine and scored.logprobs is not None:
             rollout = replace(rollout, generator_logprobs=scored.logprobs * rows.mask)
@@ -172,6 +179,7 @@ class Collector:
         randomness: Randomness,
         count: bool = True,
         greedy_baseline: bool = False,
+        bootstraps: bool = False,
     ) -> Rollout:
         """Generate, score and measure responses to prompts; the arguments are those of `request` and `measure`.
 
@@ -180,7 +188,7 @@ class Collector:
         """
         with shared_errors():
             scored = self.request(rows, responses_per_prompt, randomness, count, greedy_baseline)
-        return self.measure(scored, values)
+        return self.measure(scored, values, bootstraps)
 
     def _rollout(
         self, rows: Rows, rewards: Tensor, values: bool, logprobs: Tensor | None, critic_values: Tensor | None = None

@@ -12,20 +12,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rlhf_lightning.functional.advantages import last_token
 from rlhf_lightning.rewards.base import Reward, Scores, reward_scores
 from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Completions, RawRows, Rows
 
 
 def scores_of(reward: Reward | None, completions: Completions) -> Scores:
-    """Score completions; without a reward return the scores that the generator brought, or zeros."""
-    if reward is None:
-        return Scores(torch.zeros(len(completions)) if completions.rewards is None else completions.rewards, None, {})
-    return reward_scores(reward, completions)
+    """Score completions; without a reward return the scores that the generator brought, or zeros.
+
+    The scores that the generator brought were given for the tokens so far, also where a response was truncated: they are step
+    rewards.
+    """
+    if reward is not None:
+        return reward_scores(reward, completions)
+    if completions.rewards is None:
+        return Scores(torch.zeros(len(completions)), None, {})
+    rewards, steps = completions.rewards, completions.step_rewards
+    steps = last_token(completions.mask.to(rewards.device)) * rewards[:, None] if steps is None else steps
+    return Scores(rewards, steps, {})
 
 
 def joined_scores(chunks: list[Scores]) -> Scores:
-    """Join the scores of chunks; a component that a chunk does not have is unknown there."""
+    """Join the scores of chunks; a component that a chunk does not have is unknown there, and steps give 0."""
     names = dict.fromkeys(name for chunk in chunks for name in chunk.components)
     components = {
         name: [value for chunk in chunks for value in chunk.components.get(name, [None] * len(chunk.rewards))]

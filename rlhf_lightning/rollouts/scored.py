@@ -40,7 +40,7 @@ class Scored(Rows):
     values: Tensor | None = None
     """float32 [B, T]; recorded while sampling. None for critics that the generator does not ask."""
     step_rewards: Tensor | None = None
-    """float32 [B, T]; the token after which each part of `rewards` was given. None: all of it after the last token."""
+    """float32 [B, T]; the parts of `rewards` that were given after a token. None: all of it is for the end of the response."""
     baselines: Tensor | None = None
     """float32 [B]; score of the greedy response to the prompt. None unless it was requested."""
     components: Tensor | None = None

@@ -226,7 +226,7 @@ class RolloutSession:
             return raise_on_all_ranks(collector.request, rows, *options)
 
         scored, metrics = teaching_only(first, request, algorithm.teaches, algorithm.max_refills)
-        rollout = collector.measure(scored, algorithm.needs_values)
+        rollout = collector.measure(scored, algorithm.needs_values, algorithm.bootstraps)
         collector.metrics |= metrics
         return rollout
 

@@ -67,17 +67,23 @@ def output_for(batch: Batch, seed: int = 1) -> PolicyOutput:
     return PolicyOutput((batch.logprobs + drift) * batch.mask, noise * batch.mask, (batch.values + drift) * batch.mask)
 
 
+def measured(algorithm: Algorithm, data: Rollout) -> Rollout:
+    """The rollout as the collector would fill it for this algorithm."""
+    return replace(data, final_values=0.7 * data.truncated) if algorithm.bootstraps else data
+
+
 def loss_of(algorithm: Algorithm, data: Rollout | None = None) -> float:
     """The loss of the third rollout, so that warm-ups, averages and adaptive coefficients have had their say."""
-    for seed in (5, 6):
-        algorithm.prepare(rollout(seed=seed))
-    batch = algorithm.prepare(data or rollout())
+    rollouts = [measured(algorithm, each) for each in (rollout(seed=5), rollout(seed=6), data or rollout())]
+    *_, batch = [algorithm.prepare(each) for each in rollouts]
     return float(algorithm.loss(output_for(batch), batch).loss / algorithm.weight(batch))
 
 
 OPTIONS: list[tuple[Any, dict[str, Any]]] = [
     (PPO, {"gamma": 0.9}),
     (PPO, {"gae_lambda": 0.5}),
+    (PPO, {"value_lambda": 1.0}),
+    (PPO, {"bootstrap_truncated": True}),
     (PPO, {"clip_range": 0.05}),
     (PPO, {"clip_range_high": 0.6}),
     (PPO, {"dual_clip": 1.1}),
@@ -155,7 +161,7 @@ def test_no_option_is_forgotten() -> None:
     loop |= {"max_refills", "overlong_penalty"}
     for kind in ALGORITHMS:
         felt = {name for other, option in OPTIONS if other is kind for name in option}
-        assert {item.name for item in fields(kind)} - loop <= felt
+        assert {item.name for item in fields(kind) if item.init} - loop <= felt
 
 
 def test_options_that_need_others_have_tests_of_their_own() -> None:
@@ -181,6 +187,12 @@ def test_options_that_need_others_have_tests_of_their_own() -> None:
         (PPO, {"value_clip_range": 0.0}, "value_clip_range is 0.0"),
         (PPO, {"gamma": 1.5}, "PPO.gamma is 1.5; set it to a number from 0 to 1"),
         (PPO, {"gae_lambda": -0.1}, "gae_lambda is -0.1"),
+        (PPO, {"value_lambda": 1.1}, "PPO.value_lambda is 1.1; set it to a number from 0 to 1"),
+        (
+            PPO,
+            {"bootstrap_truncated": True, "truncation_penalty": 0.5},
+            "bootstrap_truncated is true and truncation_penalty is 0.5: .* set truncation_penalty to 0, or",
+        ),
         (PPO, {"dual_clip": 0.2}, "PPO.dual_clip is 0.2; .* set it above 1"),
         (GRPO, {"clip_range_high": -0.2}, "GRPO.clip_range_high is -0.2"),
         (GRPO, {"responses_per_prompt": 1}, "GRPO.responses_per_prompt is 1; .* set it to 2 or more"),
@@ -462,7 +474,7 @@ ALL_ALGORITHMS = [PPO, DPO, GRPO, REINFORCE]
 
 def numbers(kind: type) -> list[str]:
     """Fields of an algorithm or of its penalty that are numbers."""
-    return [each.name for each in fields(kind) if str(each.type).split(" ")[0] in ("int", "float")]
+    return [each.name for each in fields(kind) if each.init and str(each.type).split(" ")[0] in ("int", "float")]
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in ALL_ALGORITHMS for name in numbers(kind)])

@@ -193,6 +193,38 @@ def test_step_rewards_and_final_values_reach_the_advantages_of_ppo() -> None:
     assert torch.equal(found.advantages[1], alone.advantages[1])  # type: ignore[index]  # its step is its last token
 
 
+def test_a_truncated_response_gets_the_value_of_what_would_follow_instead_of_the_score_of_its_end() -> None:
+    """Row 0 is truncated with a score of 1, of which a step gave 0.75; row 1 ended with -0.5."""
+    steps = torch.tensor([[0.75, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    given = rollout(step_rewards=steps, final_values=torch.tensor([2.0, 0.0]))
+    found = ppo(gamma=0.9, gae_lambda=0.5, whiten_advantages=False).prepare(given).advantages
+    values = VALUES[0]
+    third = 0.9 * 2.0 - values[2]
+    second = 0.9 * values[2] - values[1] + 0.45 * third
+    first = 0.75 + 0.9 * values[1] - values[0] + 0.45 * second
+    assert on_tokens(found)[:3] == pytest.approx([first, second, third], rel=1e-5)
+    alone = ppo(gamma=0.9, gae_lambda=0.5, whiten_advantages=False).prepare(rollout())
+    assert on_tokens(found)[3:] == on_tokens(alone.advantages)[3:]
+
+
+def test_the_critic_learns_returns_of_its_own_lambda() -> None:
+    """With λ 1 the returns are the discounted rewards that follow, whatever the critic said; the advantages stay."""
+    options: Any = {"gamma": 0.9, "gae_lambda": 0.5, "whiten_advantages": False}
+    found, plain = (ppo(value_lambda=value, **options).prepare(rollout()) for value in (1.0, None))
+    assert on_tokens(found.advantages) == on_tokens(plain.advantages)
+    assert on_tokens(found.returns) == pytest.approx([0.81, 0.9, 1.0, -0.45, -0.5])
+    assert on_tokens(plain.returns) != pytest.approx(on_tokens(found.returns))
+
+
+def test_a_skipped_rollout_does_not_count_for_the_warm_up() -> None:
+    algorithm = PPO(critic_warmup=1, kl=NO_KL)
+    nothing = rollout(mask=torch.zeros(2, 3, dtype=torch.bool))
+    for given, counted in ((nothing, 0), (rollout(), 1), (nothing, 1), (rollout(), 2)):
+        algorithm.prepare(given)
+        assert algorithm.rollouts == counted
+    assert algorithm.state_dict()["rollouts"] == 2
+
+
 # -- REINFORCE -------------------------------------------------------------------------------------------------------
 
 

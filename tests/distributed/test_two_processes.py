@@ -25,7 +25,10 @@ RUNS = {
         *["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.minibatches", "1"],
         *["--model.generation.max_batch_size", "3"],  # rows wait, and ranks compute prompts at different times
     ],
-    "ppo_with_holes": ["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.minibatches", "1", *READING],
+    "ppo_with_holes": [
+        *["--config", "ppo.yaml", *ROLLOUTS, "--model.algorithm.minibatches", "1", *READING],
+        *["--model.algorithm.bootstrap_truncated", "true", "--model.generation.max_new_tokens", "8"],
+    ],
     "reinforce": ["--config", "reinforce.yaml", *ROLLOUTS],
     "grpo": ["--config", "grpo.yaml", *ROLLOUTS],
     "dpo": ["--config", "dpo.yaml", *ROLLOUTS],

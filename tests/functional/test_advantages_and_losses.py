@@ -55,6 +55,16 @@ def test_step_rewards_by_hand() -> None:
     torch.testing.assert_close(reward_to_go(found)[0], torch.tensor([0.4, 0.0, 0.2, 0.0]))
 
 
+def test_the_score_of_an_end_is_not_paid_to_a_response_that_did_not_end() -> None:
+    steps = torch.tensor([[0.5, 0.0, 0.25], [0.5, 0.0, 0.25]])
+    mask, penalties = torch.ones(2, 3, dtype=torch.bool), torch.full((2, 3), 0.1)
+    scores, ended = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
+    found = token_rewards(scores, penalties, mask, steps, ended)
+    torch.testing.assert_close(found, torch.tensor([[0.4, -0.1, 0.4], [0.4, -0.1, 0.15]]))
+    whole = token_rewards(scores, penalties, mask, None, ended)
+    torch.testing.assert_close(whole, torch.tensor([[-0.1, -0.1, 0.9], [-0.1, -0.1, -0.1]]))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_rewards_of_a_row_sum_to_its_score_wherever_its_steps_fall(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

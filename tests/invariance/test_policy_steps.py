@@ -74,6 +74,7 @@ ONE: Any = {"epochs": 1, "minibatches": 1}
 ONLINE: dict[str, Algorithm] = {
     "ppo": PPO(**ONE, value_coef=0.5),
     "ppo, several responses": PPO(**ONE, responses_per_prompt=2, truncation_penalty=0.5, gamma=0.9),
+    "ppo, bootstrapped, lambdas of two": PPO(**ONE, bootstrap_truncated=True, value_lambda=1.0, gamma=0.9),
     "ppo, dual clip, entropy, k2 in the loss": PPO(**ONE, entropy_coef=0.1, dual_clip=1.2, kl=in_loss("k2")),
     "ppo, weighted k3 in the loss": PPO(**ONE, whiten_advantages=False, kl=in_loss("k3", True)),
     "reinforce, leave one out": REINFORCE(),
@@ -103,6 +104,11 @@ STAGES: dict[str, dict[str, Any]] = {
     **{name: {"algorithm": algorithm} for name, algorithm in OFFLINE.items()},
     **{f"{kind.__name__} as it is": {"algorithm": kind(**ONE), "reference": None} for kind in OF_PROMPTS},
     "ppo, separate critic": {"algorithm": ONLINE["ppo"], "reward": WeighedTokens(), "critic": "separate"},
+    "ppo, separate critic, bootstrapped": {
+        "algorithm": ONLINE["ppo, bootstrapped, lambdas of two"],
+        "reward": WeighedTokens(),
+        "critic": "separate",
+    },
 }
 HOLES = ", with holes"
 NAMES = [name + suffix for suffix in ("", HOLES) for name in STAGES]
@@ -130,7 +136,8 @@ def rollout_of(stage: PolicyStage, rows: list[Any]) -> Rollout:
             return stage.collector.recorded(given, None, stage.device, labelled=judged)
         algorithm, randomness = stage.algorithm, Randomness(0, 0, tuple(range(len(rows))))
         options = (algorithm.responses_per_prompt, algorithm.needs_values, randomness)
-        return stage.collector.online(rows, *options, greedy_baseline=algorithm.greedy_baseline)
+        measured = {"greedy_baseline": algorithm.greedy_baseline, "bootstraps": algorithm.bootstraps}
+        return stage.collector.online(rows, *options, **measured)
 
 
 def parts_of(stage: PolicyStage, rollout: Rollout, parts: int, seed: int) -> Iterator[Batch]:

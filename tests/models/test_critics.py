@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.algorithms.ppo import PPO
-from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
-from rlhf_lightning.models.loading import ModelConfig, load_causal_lm
+from rlhf_lightning.models.adapters import adapter_view
+from rlhf_lightning.models.backbone import backbone_of
+from rlhf_lightning.models.critics import AdapterCritic, SeparateCritic, SharedCritic
+from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
 from rlhf_lightning.models.policy import Policy
+from rlhf_lightning.models.shared_base import SharedBase, add_critic_adapter
 from rlhf_lightning.rewards import RandomReward
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.types import Rows
+from tests.conftest import ARCHITECTURES
 from tests.holes import with_holes
 
 Folder = Callable[[str], str]
@@ -55,6 +61,45 @@ def test_a_critic_reads_the_state_before_each_token(
         states = policy.model(ids, output_hidden_states=True).hidden_states[-1][0]  # type: ignore[operator]
         expected = head(states[len(prompt) - 1 : -1]).squeeze(-1)
         torch.testing.assert_close(values[row, :length], expected * rows.mask[row, :length], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate", "adapter"])
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("limit", [None, 12])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@torch.no_grad()
+def test_the_value_behind_a_truncated_response(
+    kind: str, pack: bool, limit: int | None, arch: str, tiny_model_folder: Folder, rows: Rows
+) -> None:
+    """By transformers alone, without padding; a row that ended, and one without a chosen token, have none."""
+    lora = LoraOptions(r=4) if kind == "adapter" else None
+    config = ModelConfig(tiny_model_folder(arch), pack=pack, max_tokens_per_batch=limit, lora=lora)
+    if kind == "adapter":
+        model = load_causal_lm(config)
+        add_critic_adapter(SharedBase(model, config))
+        policy, name = Policy(model, AdapterCritic(model, 32)), "critic"
+        for path, weight in model.named_parameters():  # away from the base, and the two adapters from each other
+            weight += 0.05 * torch.randn_like(weight) if "lora_B" in path else 0.0
+    else:
+        critic = SharedCritic(32) if kind == "shared" else SeparateCritic(load_causal_lm(config), 32)
+        policy, name = Policy(load_causal_lm(config), critic), ""
+    head: nn.Linear = policy.critic.head  # type: ignore[union-attr, assignment]
+    head.weight.copy_(torch.linspace(-1, 1, 32)[None])
+    index = torch.tensor([0, 1, 0, 1, 0])
+    given = replace(rows.rows(index), truncated=torch.tensor([True, True, False, False, True]))
+    given.mask[4] = False
+    found = policy.final_values(given)
+    assert found.dtype == torch.float32
+    assert found[2:].tolist() == [0.0, 0.0, 0.0]
+    backbone = policy.critic.backbone if kind == "separate" else backbone_of(policy.model)  # type: ignore[union-attr]
+    with adapter_view(policy.model, [name]) if name else nullcontext():
+        for row in range(2):
+            prompt, length = rows.tokens[row, :4][rows.prompt_mask[row]], int(rows.reach[row])
+            ids = torch.cat([prompt, rows.tokens[row, 4 : 4 + length]])[None]
+            expected = head(backbone(ids).last_hidden_state[0, -1])
+            torch.testing.assert_close(found[row], expected[0], atol=1e-4, rtol=1e-4)
+    nothing = replace(given, truncated=torch.zeros(5, dtype=torch.bool))
+    assert policy.final_values(nothing).tolist() == [0.0] * 5
 
 
 def test_a_separate_critic_moves_no_weight_of_the_policy(tiny_model_folder: Folder, rows: Rows) -> None:

@@ -13,7 +13,6 @@ from completions import completions
 from recorded_generation import generated, reward_model
 
 from rlhf_lightning.errors import UserError
-from rlhf_lightning.functional.advantages import last_token
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rewards import (
     FunctionReward,
@@ -95,16 +94,17 @@ def test_a_step_per_turn_of_the_assistant(stage: RewardStage) -> None:
     }
 
 
-def test_weighted_sums_add_steps_and_put_other_scores_on_the_last_token(stage: RewardStage) -> None:
+def test_weighted_sums_add_steps_and_leave_other_scores_for_the_end(stage: RewardStage) -> None:
     rows = answers(stage)
     steps = StepReward(lambda steps: [[1.0] * len(row) for row in steps])
     both = WeightedSum({"steps": steps, "length": LengthReward(0, penalty=1.0)}, {"steps": 0.5, "length": 2.0})
     found, alone = reward_scores(both, rows), reward_scores(steps, rows).step_rewards
     assert found.step_rewards is not None
     assert alone is not None
-    expected = 0.5 * alone + last_token(rows.mask) * -2.0 * rows.mask.sum(-1, keepdim=True)
-    torch.testing.assert_close(found.step_rewards, expected)
-    torch.testing.assert_close(found.step_rewards.sum(-1), found.rewards)
+    torch.testing.assert_close(found.step_rewards, 0.5 * alone)
+    torch.testing.assert_close(found.rewards, (0.5 * alone).sum(-1) - 2.0 * rows.mask.sum(-1))
+    twice = reward_scores(WeightedSum({"one": steps, "two": steps}, {"two": -0.5}), rows)
+    torch.testing.assert_close(twice.step_rewards, 0.5 * alone)
 
 
 def test_a_missing_step_score_leaves_the_response_without_a_score(stage: RewardStage) -> None:

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.base import Generator
@@ -293,6 +293,22 @@ def test_a_prompt_whose_greedy_response_has_no_score_is_unscored(collector: Poli
     scored = collector.request(PROMPTS, 4, Randomness(0, 0, tuple(range(len(PROMPTS)))), greedy_baseline=True)
     assert not scored.mask.any()
     assert scored.statistics.unscored == 8
+
+
+def test_values_behind_truncated_responses_are_measured_where_an_algorithm_reads_them(
+    collector: PolicyCollector,
+) -> None:
+    policy = collector.response_generator.policy
+    assert policy.critic is not None
+    nn.init.normal_(policy.critic.head.weight, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr, arg-type]
+    randomness = Randomness(0, 0, tuple(range(len(PROMPTS))))
+    rollout = collector.online(PROMPTS, 4, True, randomness, bootstraps=True)
+    counts = rollout.truncated & rollout.mask.any(-1)
+    assert counts.any()
+    assert not counts.all()  # some responses ended, and those to one prompt have no score
+    assert torch.equal(rollout.final_values, policy.final_values(rollout))  # type: ignore[arg-type]
+    assert rollout.final_values.ne(0).equal(counts)  # type: ignore[union-attr]
+    assert collected(collector, values=True).final_values is None
 
 
 def test_components_are_kept_by_row(collector: PolicyCollector) -> None:

@@ -44,6 +44,9 @@ class Table(nn.Module):
     def values(self, rows: Rows) -> Tensor:
         return self.worth[rows.tokens[:, 0], : rows.mask.shape[1]] * rows.mask
 
+    def final_values(self, rows: Rows) -> Tensor:
+        return self.worth[rows.tokens[:, 0], rows.reach.clamp(max=STEPS - 1)] * rows.truncated
+
     def probe_capabilities(self) -> None:
         """A table needs nothing."""
 
@@ -56,6 +59,8 @@ class Player:
     """Plays the bandit: the first token of a row is the state, the others are actions."""
 
     policy: Table
+    ends_early: bool = False
+    """Every other game is over after its first action, which no rule of the game says."""
 
     def generate(
         self, rows: RawRows, responses_per_prompt: int, randomness: Randomness, temperature: float | None = None
@@ -65,20 +70,25 @@ class Player:
         numbers = randomness.repeated(responses_per_prompt).uniforms(STEPS).T[:, :, None]
         drawn = (chances.cumsum(-1) < numbers).sum(-1).clamp(max=ACTIONS - 1)
         actions = chances.argmax(-1) if temperature == 0 else drawn
+        early = torch.arange(len(state)) % 2 == 1 if self.ends_early else torch.zeros(len(state), dtype=torch.bool)
+        mask = torch.ones(len(state), STEPS, dtype=torch.bool) & ~(early[:, None] & (torch.arange(STEPS) > 0))
+        right = ((actions == BEST[state]) & mask).float() / STEPS
         return Completions(
             tokens=torch.cat([state[:, None], actions], 1),
             prompt_mask=torch.ones(len(state), 1, dtype=torch.bool),
-            mask=torch.ones(len(state), STEPS, dtype=torch.bool),
+            mask=mask,
             groups=torch.tensor(randomness.rows).repeat_interleave(responses_per_prompt),
-            truncated=torch.zeros(len(state), dtype=torch.bool),
-            rewards=(actions == BEST[state]).float().mean(-1),
+            truncated=early,
+            rewards=right.sum(-1),
+            step_rewards=right,
         )
 
 
 class BanditStage(RolloutStage):
-    def __init__(self, chosen: PPO) -> None:
+    def __init__(self, chosen: PPO, ends_early: bool = False) -> None:
         super().__init__(chosen, partial(torch.optim.Adam, lr=0.05))
         self.table: Table | None = None
+        self.ends_early = ends_early
 
     def configure_model(self) -> None:
         if self.table is None:
@@ -89,7 +99,7 @@ class BanditStage(RolloutStage):
         return self.table
 
     def generator(self) -> Player:
-        return Player(self.actor())
+        return Player(self.actor(), self.ends_early)
 
 
 class States(LightningDataModule):
@@ -102,15 +112,16 @@ class States(LightningDataModule):
         return DataLoader(rows, batch_size=15, collate_fn=list)
 
 
-def algorithm() -> PPO:
-    return PPO(
-        responses_per_prompt=4, epochs=2, minibatches=3, entropy_coef=0.01, kl=KLPenalty(coef=0.0), update_kl_limit=0.5
-    )
+def algorithm(**options: Any) -> PPO:
+    given = {"entropy_coef": 0.01, "update_kl_limit": 0.5, **options}
+    return PPO(responses_per_prompt=4, epochs=2, minibatches=3, kl=KLPenalty(coef=0.0), **given)
 
 
-def trained(root: Path, steps: int, checkpoint: Path | None = None) -> tuple[BanditStage, Trainer]:
+def trained(
+    root: Path, steps: int, checkpoint: Path | None = None, ends_early: bool = False, **options: Any
+) -> tuple[BanditStage, Trainer]:
     torch.manual_seed(3)
-    stage = BanditStage(algorithm())
+    stage = BanditStage(algorithm(**options), ends_early)
     trainer = Trainer(
         accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
@@ -130,12 +141,27 @@ def test_ppo_learns_a_bandit(tmp_path: Path) -> None:
     assert not {name for name in stage.collector.metrics if "reference" in name}
 
 
-@pytest.mark.parametrize("steps", [9, 12])
-def test_a_bandit_resumes_exactly_inside_and_between_rollouts(tmp_path: Path, steps: int) -> None:
-    whole, _ = trained(tmp_path, 24)
-    _, first = trained(tmp_path, steps)
+@pytest.mark.parametrize("bootstraps", [True, False])
+def test_a_critic_of_games_that_end_early_predicts_whole_ones_only_where_it_bootstraps(
+    tmp_path: Path, bootstraps: bool
+) -> None:
+    """A whole game of the best actions is worth 1, and one that ended early 0.5: its first action was rewarded."""
+    options = {"bootstrap_truncated": bootstraps, "value_coef": 1.0, "value_clip_range": None, "update_kl_limit": None}
+    stage, _ = trained(tmp_path, 480, ends_early=True, **options)
+    table = stage.actor()
+    assert torch.equal(table.logits.argmax(-1), BEST)
+    first, second = table.worth.detach().T
+    assert second.tolist() == pytest.approx([0.5] * STATES, abs=0.1)
+    assert first.tolist() == pytest.approx([1.0 if bootstraps else 0.75] * STATES, abs=0.1)
+
+
+@pytest.mark.parametrize(("steps", "bootstraps"), [(9, False), (12, False), (9, True)])
+def test_a_bandit_resumes_exactly_inside_and_between_rollouts(tmp_path: Path, steps: int, bootstraps: bool) -> None:
+    options: Any = {"ends_early": bootstraps, "bootstrap_truncated": bootstraps}
+    whole, _ = trained(tmp_path, 24, **options)
+    _, first = trained(tmp_path, steps, **options)
     first.save_checkpoint(tmp_path / "at.ckpt")
-    resumed, _ = trained(tmp_path, 24, tmp_path / "at.ckpt")
+    resumed, _ = trained(tmp_path, 24, tmp_path / "at.ckpt", **options)
     for name, value in whole.actor().state_dict().items():
         assert torch.equal(resumed.actor().state_dict()[name], value), name
 

@@ -21,6 +21,7 @@ from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.rewards import LengthReward, StepReward, WeightedSum
 from rlhf_lightning.stages import PolicyStage
 
+NAMES = ("final_values", "truncated")
 ROWS = [{"prompt": f"say {word}"} for word in ("dog", "cat", "hello", "thanks")]
 
 
@@ -60,7 +61,12 @@ def fitted(root: Path, folder: str, algorithm: Any, watch: Watch, ckpt_path: Pat
 
 
 @pytest.mark.parametrize(
-    "algorithm", [PPO(responses_per_prompt=4, epochs=2, minibatches=2), REINFORCE(reward_to_go=True, minibatches=2)]
+    "algorithm",
+    [
+        PPO(responses_per_prompt=4, epochs=2, minibatches=2),
+        PPO(responses_per_prompt=4, epochs=2, minibatches=2, bootstrap_truncated=True, value_lambda=1.0, gamma=0.9),
+        REINFORCE(reward_to_go=True, minibatches=2),
+    ],
 )
 def test_a_run_learns_from_its_steps_and_resumes_with_them(
     algorithm: Any, tmp_path: Path, tiny_model_folder: Callable[[str], str]
@@ -68,12 +74,21 @@ def test_a_run_learns_from_its_steps_and_resumes_with_them(
     folder, whole, path = tiny_model_folder("llama"), Watch(), tmp_path / "half.ckpt"
     expected = fitted(tmp_path / "whole", folder, copy.deepcopy(algorithm), whole)
     for batch in whole.batches:
-        torch.testing.assert_close(batch.step_rewards.sum(-1), batch.rewards)
+        end = -0.01 * (batch.mask.sum(-1) - 3).clamp(min=0)
+        torch.testing.assert_close(batch.step_rewards.sum(-1) + end, batch.rewards)
         assert batch.step_rewards[~batch.mask].eq(0).all()
     assert max(int(batch.step_rewards.ne(0).sum(-1).max()) for batch in whole.batches) > 1
     fitted(tmp_path / "half", folder, copy.deepcopy(algorithm), Watch(1, path))
     saved = torch.load(path, weights_only=False)
     assert _has(saved, "step_rewards")  # the buffer of the rollout
+    if algorithm.bootstraps:
+        assert _has(saved, "final_values")
+        final, truncated = (torch.cat([getattr(each, name) for each in whole.batches]) for name in NAMES)
+        assert truncated.any()
+        assert not truncated.all()
+        assert (
+            final[len(whole.batches[0]) :].ne(0).equal(truncated[len(whole.batches[0]) :])
+        )  # the critic begins with 0
     resumed = fitted(tmp_path / "resumed", folder, copy.deepcopy(algorithm), Watch(), path)
     assert all(map(torch.equal, expected, resumed))
 
