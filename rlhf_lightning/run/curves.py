@@ -14,7 +14,7 @@ PANELS = {
     "KL to the reference, nats per token": ("kl/reference", "val/kl/reference"),
     "response length, tokens": ("response/length", "val/response/length"),
     "loss": ("loss/policy", "val/loss/policy"),
-    "preference accuracy": ("preference/accuracy", "val/preference/accuracy"),
+    "preference accuracy": ("preference/accuracy", "val/preference/accuracy", "val/label/accuracy"),
 }
 
 

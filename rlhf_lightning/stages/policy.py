@@ -6,17 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.console import print_once
 from rlhf_lightning.data.screening import Screening
-from rlhf_lightning.distributed import shard_places
+from rlhf_lightning.distributed import all_gather, shard_places
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import row_mean
 from rlhf_lightning.functional.preference_losses import preference_agreement
+from rlhf_lightning.functional.statistics import separation
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.critics import save_critic
@@ -123,6 +125,7 @@ class PolicyStage(RolloutStage):
         self.max_prompt_length, self.max_length = max_prompt_length, max_length
         self.predictor = Predictor(predict_temperature, predict_responses, reward if predict_score else None)
         self.policy: Policy | None = None
+        self._labelled: list[Tensor] = []
         self.roles = Roles(
             self, self.text, algorithm, generation,
             reward=reward, evaluation_rewards=held_out, reference=reference, critic=critic,
@@ -259,6 +262,8 @@ class PolicyStage(RolloutStage):
             self._measure_kl(completions)
         elif "chosen" in rows[0]:
             self._measure_pairs(rows)
+        elif "label" in rows[0]:
+            self._measure_labels(rows)
 
     def _measure_kl(self, completions: Completions) -> None:
         assert self.collector is not None
@@ -280,6 +285,21 @@ class PolicyStage(RolloutStage):
         assert pairs.preferences is not None
         decided = margin[pairs.preferences[0::2] != 0.5]
         self.validation.held_out.add("preference/accuracy", preference_agreement(decided).tolist())
+
+    def _measure_labels(self, rows: RawRows) -> None:
+        assert isinstance(self.collector, PolicyCollector)
+        labelled = self.collector.labels(rows, self.max_length, self.device)
+        self._labelled.append(torch.stack([_row_drift(labelled), labelled.rewards]).cpu())
+
+    def further_metrics(self) -> dict[str, float]:
+        """Return how well log-probabilities tell good held-out responses from bad ones, over all ranks."""
+        found = [each for of_rank in all_gather(self._labelled) for each in of_rank]
+        self._labelled = []
+        if not found:
+            return {}
+        drift, good = torch.cat(found, dim=1)
+        nearest = (drift * 1e4).round()  # two passes over the same weights differ by less, and are ties
+        return {"label/accuracy": separation(nearest, good > 0.5)}
 
     @property
     def _is_before_training(self) -> bool:
@@ -319,7 +339,7 @@ class PolicyStage(RolloutStage):
 
 
 def _row_drift(pairs: Rollout) -> Tensor:
-    """Return float32 [B], by which held-out pairs are compared: Σ (log π - log ref), or mean log π without a reference."""
+    """Return float32 [B], by which held-out responses are compared: Σ (log π - log ref), or mean log π without a reference."""
     if pairs.reference_logprobs is None:
         return row_mean(pairs.logprobs, pairs.mask)
     return ((pairs.logprobs - pairs.reference_logprobs) * pairs.mask).sum(-1)

@@ -21,7 +21,7 @@ from rlhf_lightning.seeding import VALIDATION, Randomness
 from rlhf_lightning.training.metrics import MetricLog
 from rlhf_lightning.types import Completions, RawRows
 
-SHOWN = ("reward/mean", "reward/true", "preference/accuracy")
+SHOWN = ("reward/mean", "reward/true", "preference/accuracy", "label/accuracy")
 """Held-out metrics on the progress bar."""
 
 

@@ -40,7 +40,9 @@ EXPECTED = {
     "reinforce": ONLINE,
     "dpo": ONLINE | PAIRS,
     "dpo_offline": STEP | PAIRS | {"kl/reference", "val/reward/true", "val/preference/accuracy"},
-    "kto": STEP | {"kl/mismatched", "implicit_reward/good", "implicit_reward/bad", "kl/reference", "val/reward/true"},
+    "kto": STEP
+    | {"kl/mismatched", "implicit_reward/good", "implicit_reward/bad", "kl/reference"}
+    | {"val/reward/true", "val/label/accuracy"},
     "reward": STEP | PAIRS | {"val/loss/policy", "val/preference/accuracy", "val/preference/calibration_error"},
     "sft": STEP | {"val/loss/policy", "val/reward/true", "val/response/length"},
 }

@@ -28,6 +28,7 @@ from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.models.reference import CopiedReference, ReferenceModel
 from rlhf_lightning.rewards import FunctionReward, LengthReward, Reward, WeightedSum
+from rlhf_lightning.rollouts.recorded import PolicyCollector
 from rlhf_lightning.stages import PolicyStage
 from rlhf_lightning.training import roles
 from rlhf_lightning.types import Batch, LossOutput, PolicyOutput, Rollout
@@ -330,6 +331,30 @@ def test_an_algorithm_of_labels_learns_from_recorded_responses(folder: str, tmp_
     assert (tmp_path / "reference_logprobs.safetensors").is_file()
     assert rollout.reference_logprobs is not None
     assert rollout.reference_logprobs[rollout.mask].lt(0).all()
+
+
+def test_held_out_labels_are_told_apart_by_what_the_policy_learned(folder: str, tmp_path: Path) -> None:
+    class HeldOut(Labelled):
+        validation_rows = Labelled.train_rows
+
+    stage, metrics = fitted(folder, tmp_path, FromLabels(), reference="full", data=HeldOut())
+    assert isinstance(stage.collector, PolicyCollector)
+    held_out = stage.collector.labels(HeldOut.validation_rows, None, stage.device)
+    assert held_out.reference_logprobs is not None
+    *good, third, fourth = ((held_out.logprobs - held_out.reference_logprobs) * held_out.mask).sum(-1).tolist()
+    expected = sum(a > b for a in good for b in (third, fourth)) / 4
+    assert float(stage.trainer.callback_metrics["val/label/accuracy"]) == expected
+    assert "val/label/accuracy" in metrics
+
+
+def test_labels_are_even_before_the_policy_learned(folder: str, tmp_path: Path) -> None:
+    class HeldOut(Labelled):
+        validation_rows = Labelled.train_rows
+
+    torch.manual_seed(3)
+    stage = PolicyStage(ModelConfig(folder), FromLabels(), reference="full", generation=Sampler(6))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    assert trainer.validate(stage, datamodule=HeldOut())[0]["val/label/accuracy"] == 0.5
 
 
 def test_mismatched_rows_are_marked_and_their_reference_is_a_model(folder: str, tmp_path: Path) -> None:
