@@ -11,6 +11,8 @@ alone        the model is loaded, held, and reads as many tokens once
 policy only  the policy's adapter learns by REINFORCE from the length of its replies: no critic, no reward model
 one base     critic and reward model are adapters on the policy's base, the reference is the base; also with AdamW8bit
 four models  share_base false, reference full
+with, without a reference
+             all weights of the policy learn by REINFORCE without a KL penalty; reference full, or none
 
 `weights` are all that the roles hold, each tensor once. `resident` and `peak` are what is held in the end and was held at most,
 with gradients, moments, activations and loading: on a GPU by tensors, on the CPU by the process (VmRSS and VmHWM of Linux) above
@@ -33,7 +35,8 @@ from torch.utils.data import DataLoader
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm, load_reward_model, load_tokenizer
 from rlhf_lightning.models.quantization import quantize_
 
-KINDS = ("alone", "policy only", "one base", "one base, AdamW8bit", "four models")
+REFERENCES = {"with a reference": "full", "without a reference": "none"}
+KINDS = ("alone", "policy only", "one base", "one base, AdamW8bit", "four models", *REFERENCES)
 LORA = LoraOptions(r=16)
 
 
@@ -86,19 +89,21 @@ def alone(folder, options):
 def run(folder, options, kind):
     from bitsandbytes.optim import AdamW8bit
 
+    from rlhf_lightning.algorithms.kl_penalty import KLPenalty
     from rlhf_lightning.algorithms.ppo import PPO
     from rlhf_lightning.algorithms.reinforce import REINFORCE
     from rlhf_lightning.generation.local import Sampler
     from rlhf_lightning.rewards import LengthReward, ModelReward
     from rlhf_lightning.stages import PolicyStage
 
-    only, adamw = kind == "policy only", AdamW8bit if "8bit" in kind else torch.optim.AdamW
+    only, adamw = kind in ("policy only", *REFERENCES), AdamW8bit if "8bit" in kind else torch.optim.AdamW
+    lora, kl = (None, KLPenalty(coef=0.0)) if kind in REFERENCES else (LORA, KLPenalty())
     kept = {"dtype": options.dtype, "quantization": options.quantization, "gradient_checkpointing": True}
     stage = PolicyStage(
-        ModelConfig(str(folder / "base"), lora=LORA, **kept),
-        (REINFORCE if only else PPO)(responses_per_prompt=2, epochs=1, minibatches=8),
+        ModelConfig(str(folder / "base"), lora=lora, **kept),
+        (REINFORCE if only else PPO)(responses_per_prompt=2, epochs=1, minibatches=8, kl=kl),
         LengthReward(8) if only else ModelReward(str(folder / "reward"), dtype=options.dtype),
-        reference="full" if kind == "four models" else "adapter",
+        reference={"four models": "full", **REFERENCES}.get(kind, "adapter"),
         critic="separate",
         share_base=kind != "four models",
         generation=Sampler(options.response),
@@ -115,7 +120,7 @@ def run(folder, options, kind):
     trainer = Trainer(accelerator=options.device, devices=1, max_epochs=1, default_root_dir=folder, **quiet)
     trainer.fit(stage, datamodule=Prompts(options.rows, options.prompt))
     others = [] if only else [stage.reward.model]
-    others += [stage.collector.reference._model] if kind == "four models" else []
+    others += [stage.collector.reference._model] if kind in ("four models", "with a reference") else []
     return tensors(stage, *others), stage
 
 

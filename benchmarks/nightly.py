@@ -23,6 +23,7 @@ RANDOM_OPTIONS = "drawn_at_random"
 """Part of the name of the test of command lines with random options."""
 COMBINATIONS = 100
 KILLS = 20
+FLIPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def steps(jobs: int) -> dict[str, Step]:
         ),
         "mutations": Step(("tests/mutations/run.py", "-j", str(jobs))),
         "kills": Step(("benchmarks/kill.py", "--kills", str(KILLS))),
+        "flips": Step(("benchmarks/flips.py", "--flips", str(FLIPS))),
     }
 
 

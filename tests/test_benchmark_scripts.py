@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 import subprocess
@@ -10,8 +11,10 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import flips
 import kill
 import learning
 import nightly
@@ -19,12 +22,14 @@ import packing
 import pytest
 import sampling
 import soak
+import torch
 import yaml
 from peers import ours
 from peers.work import EQUAL_WORK, Job
 
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.generation import local
+from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
 from tests.guarded import python_path
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +118,16 @@ def test_a_run_that_is_killed_is_resumed_and_compared(tmp_path: Path) -> None:
     assert re.fullmatch(r"reinforce +whole +writing \d+, scoring \d+, updating \d+, saving \d+", whole)
     assert last.startswith("1 kills (1 while ")
     assert last.endswith("1 of 1 equal")
+
+
+def test_flips_are_refused_and_one_that_is_not_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpoints().save_checkpoint(
+        {"pytorch-lightning_version": "2", "weights": torch.arange(512.0), "loss": [1, math.nan]}, path
+    )
+    assert flips.try_flips(path, 40, Random(0)) == (40, 0)
+    monkeypatch.setattr(flips, "load", lambda path: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8))
+    assert flips.try_flips(path, 40, Random(0)) == (0, 40)
 
 
 def test_the_nightly_report_says_what_failed_and_at_which_commit() -> None:

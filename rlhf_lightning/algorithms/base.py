@@ -187,7 +187,7 @@ class PolicyGradient(Algorithm):
         if self.bootstraps and (penalty := getattr(self, "truncation_penalty", 0.0)):
             raise UserError(
                 f"{type(self).__name__}.bootstrap_truncated is true and truncation_penalty is {penalty}: the first treats a "
-                "truncated response as one that goes on, the second as one that ended badly; set truncation_penalty to 0, or "
+                "truncated response as incomplete, the second as one that ended badly; set truncation_penalty to 0, or "
                 "bootstrap_truncated to false"
             )
 

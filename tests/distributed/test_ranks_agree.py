@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from algorithm_kinds import OFFLINE_RUNS
-from leavings import metrics, weights
+from leavings import column, metrics, weights
 
 from rlhf_lightning.__main__ import main
 from tests.guarded import python_path
+from tests.ties import REFILLED
 
 pytestmark = pytest.mark.distributed
 
@@ -60,6 +61,40 @@ def test_one_process_and_two_take_the_same_steps(
     assert all(torch.allclose(alone[key], raise_on_all_ranks[key], atol=2e-4) for key in alone)
     for first, second in zip(numbers(tmp_path / "one"), numbers(two), strict=True):
         assert first == pytest.approx(second, rel=2e-3, abs=1e-4)
+
+
+ONE_MINIBATCH = ["--model.algorithm.minibatches", "1", "--model.algorithm.epochs", "2", "--model.iterations", "3"]
+"""Each process splits its own prompts into minibatches, so with several of them the steps depend on the processes."""
+GENERATED = {
+    "refilled": [*REFILLED, *ONE_MINIBATCH],
+    "refilled_to_a_smaller_rollout": [*REFILLED, *ONE_MINIBATCH, "--model.algorithm.max_refills", "1"],
+    "ppo_with_holes": [
+        *("--config", "ppo.yaml", *ONE_MINIBATCH, "--model.generation", "tests.holes.ReadingSampler"),
+        *("--model.algorithm.bootstrap_truncated", "true", "--model.generation.max_new_tokens", "8"),
+    ],
+}
+"""Runs whose rollouts are generated: the same random numbers give the same responses on any number of processes."""
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [(name, "ddp") for name in GENERATED] + [("refilled", "fsdp"), ("ppo_with_holes", "fsdp")],
+)
+def test_one_process_and_two_generate_and_learn_alike(
+    name: str, strategy: str, run_on_two: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["fit", *GENERATED[name], *SMALL, "--data.batch_size", "5", "--trainer.val_check_interval", "1.0"]
+    two = run_on_two(f"{name}-{strategy}-two", *words, "--config", f"{strategy}.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--trainer.default_root_dir", "one", "--trainer.enable_progress_bar", "false"]) == 0
+    alone, together = weights(tmp_path / "one/export"), weights(two / "export")
+    assert all(torch.allclose(alone[key], together[key], atol=2e-4) for key in alone)
+    for first, second in zip(metrics(tmp_path / "one"), metrics(two), strict=True):
+        assert {n: float(x) for n, x in first.items() if x} == pytest.approx(
+            {n: float(x) for n, x in second.items() if x}, rel=5e-3, abs=1e-3
+        )
+    if name.startswith("refilled"):
+        assert max(column(two, "rollout/requests")) > 1
 
 
 def test_a_process_without_a_row_keeps_step(run_on_two: Callable[..., Path]) -> None:

@@ -12,10 +12,11 @@ from random import Random
 import pytest
 from algorithm_kinds import OFFLINE_RUNS, ONLINE_RUNS
 from combinations import SEEDS, drawn
-from leavings import ROLLOUTS, SMALL, differing, equal, lines, metrics, weights
+from leavings import ROLLOUTS, SMALL, column, differing, equal, lines, metrics, weights
 
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.run.last_checkpoint import newest_complete
+from tests.ties import REFILLED
 
 CHECKPOINTS = """
 trainer:
@@ -32,6 +33,7 @@ RUNS = {
     "ppo_adaptive": ([*PPO, *ROLLOUTS, "--model.algorithm.kl.target", "0.05"], 4),
     "ppo_stopped": ([*PPO, *ROLLOUTS, "--model.algorithm.update_kl_limit", "0.01"], 4),
     "eight_bits": ([*PPO, *ROLLOUTS, "--model.optimizer", "bitsandbytes.optim.AdamW8bit"], 4),
+    "refilled": ([*REFILLED, *ROLLOUTS], 4),
     "lora": ([*PPO, "--config", "lora.yaml", *ROLLOUTS], 4),
     "dpo": (["--config", "dpo.yaml", *ROLLOUTS, "--model.algorithm.epochs", "3"], 3),
     "dpo_offline": (["--config", "dpo_offline.yaml"], 4),
@@ -68,6 +70,8 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(name: str, run: Call
     for step in (boundary - 1, boundary, boundary + 1):
         _goes_on(whole, step, [*words, *SMALL], run)
     assert steps > boundary + 1
+    if name == "refilled":
+        assert max(column(whole, "rollout/requests")) > 1
 
 
 def _rows(folder: Path, step: int) -> list[dict[str, str]]:
