@@ -16,7 +16,8 @@ import sys
 
 import torch
 
-from rlhf_lightning.functional.annotators import FIRST, Votes, dawid_skene, majority, reconciled_by_strengths
+from rlhf_lightning.functional.annotators import dawid_skene, majority, reconciled_by_strengths
+from rlhf_lightning.functional.votes import FIRST, Votes
 
 PAIRS, EACH, RELIABLE, GUESSING = 400, 4, 8, 4
 METHODS = {"Dawid-Skene": dawid_skene, "Bradley-Terry": reconciled_by_strengths}

@@ -10,15 +10,8 @@ import torch
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.records import Record
-from rlhf_lightning.functional.annotators import (
-    FIRST,
-    SECOND,
-    TIE,
-    Votes,
-    dawid_skene,
-    majority,
-    reconciled_by_strengths,
-)
+from rlhf_lightning.functional.annotators import dawid_skene, majority, reconciled_by_strengths
+from rlhf_lightning.functional.votes import FIRST, SECOND, TIE, Votes
 
 METHODS = {"majority": majority, "dawid-skene": dawid_skene, "bradley-terry": reconciled_by_strengths}
 """Name on the command line: a function of `functional.annotators`."""

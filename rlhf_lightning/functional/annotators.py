@@ -1,46 +1,18 @@
 """One probability from what several annotators said of a pair: majority, Dawid-Skene, Bradley-Terry with ties.
 
-Every function is deterministic and computes in float64. Choices are `FIRST`, `SECOND` or `TIE`.
+Every function is deterministic and computes in float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-FIRST, SECOND, TIE = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Votes:
-    """N choices between the two responses of I pairs, by A annotators."""
-
-    pairs: Tensor
-    """int64 [N]; number of the pair."""
-    annotators: Tensor
-    """int64 [N]; number of the annotator."""
-    choices: Tensor
-    """int64 [N]; FIRST, SECOND or TIE."""
-    responses: Tensor
-    """int64 [I, 2]; numbers of the first and the second response of each pair. Pairs may share responses."""
-    swapped: Tensor | None = None
-    """bool [N]; True where the second response was shown on the left. None: the first one always was."""
-    known: Tensor | None = None
-    """int64 [I]; what is known to be true of a pair, -1 of other pairs. `dawid_skene` learns from it how annotators err."""
-
-    @property
-    def annotator_count(self) -> int:
-        """A."""
-        return int(self.annotators.max()) + 1 if len(self.annotators) else 0
-
-    def table(self) -> Tensor:
-        """Return float64 [I, 3], how often each choice was made of each pair."""
-        found = torch.zeros(len(self.responses), 3, dtype=torch.float64)
-        return found.index_put_((self.pairs, self.choices), torch.ones((), dtype=torch.float64), accumulate=True)
+from rlhf_lightning.functional.bradley_terry import fit_strengths
+from rlhf_lightning.functional.votes import FIRST, SECOND, TIE, Votes
 
 
 @dataclass(frozen=True)
@@ -140,86 +112,16 @@ def _normalised(counts: Tensor) -> Tensor:
     return torch.where(total > 0, counts / total.clamp(min=1e-300), torch.full_like(counts, 1 / counts.shape[-1]))
 
 
-# -- Bradley-Terry with ties -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Strengths:
-    """Bradley-Terry strengths of R responses or models, on a logarithmic scale with mean about 0."""
-
-    means: Tensor
-    """float64 [R]."""
-    covariances: list[tuple[Tensor, Tensor]]
-    """Of each connected group: its members, int64 [n], and the covariance of their strengths, float64 [n, n]."""
-    reliabilities: Tensor
-    """float64 [A]; 1 for a usual annotator, 0 for one who answers at random, negative for one who answers the opposite."""
-    tie: float
-    """Davidson's ν: with two equal responses a tie is ν times as likely as the choice of the first."""
-
-    def deviations(self) -> Tensor:
-        """Return float64 [R], the standard deviation of each strength."""
-        found = torch.zeros_like(self.means)
-        for members, covariance in self.covariances:
-            found[members] = covariance.diagonal().sqrt()
-        return found
-
-    def difference_variances(self, pairs: Tensor) -> Tensor:
-        """Return float64 [I], the variance of the difference of the strengths of `pairs` [I, 2] that were compared."""
-        place = torch.zeros(len(self.means), dtype=torch.long)
-        group = torch.full((len(self.means),), -1, dtype=torch.long)
-        for number, (members, _) in enumerate(self.covariances):
-            place[members], group[members] = torch.arange(len(members)), number
-        found = torch.empty(len(pairs), dtype=torch.float64)
-        for index, (one, other) in enumerate(pairs.tolist()):
-            covariance = self.covariances[int(group[one])][1]
-            i, j = place[one], place[other]
-            found[index] = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
-        return found.clamp(min=0)
-
-
-def bradley_terry(votes: Votes, scale: float = 2.0, reliability: bool = True) -> Strengths:
-    """Estimate strengths by maximum a posteriori (Bradley and Terry 1952, ties of Davidson 1970, annotators of Chen et al. 2013).
-
-    With d the difference of the strengths times the annotator's reliability, the first response is chosen with weight e^(d/2),
-    the second with e^(-d/2), and a tie with ν.
-
-    Args:
-        votes: the choices.
-        scale: standard deviation of the normal prior of a strength; infinite for none.
-        reliability: estimate one for each annotator, with a normal prior of mean 1 and deviation 1; False: all are 1.
-    """
-    first, second = votes.responses[votes.pairs].unbind(-1)
-    strengths = torch.zeros(int(votes.responses.max()) + 1, dtype=torch.float64, requires_grad=True)
-    reliabilities = torch.ones(votes.annotator_count, dtype=torch.float64, requires_grad=reliability)
-    log_tie = torch.zeros((), dtype=torch.float64, requires_grad=bool((votes.choices == TIE).any()))
-
-    def logits() -> Tensor:
-        half = reliabilities[votes.annotators] * (strengths[first] - strengths[second]) / 2
-        tie = log_tie if log_tie.requires_grad else torch.tensor(-math.inf, dtype=torch.float64)
-        return torch.stack([half, -half, tie.expand_as(half)], -1)
-
-    def loss() -> Tensor:
-        likelihood = logits().log_softmax(-1).gather(-1, votes.choices[:, None]).sum()
-        prior = (strengths / scale).square().sum() + reliability * (reliabilities - 1).square().sum()
-        return prior / 2 - likelihood
-
-    _minimise(loss, [x for x in (strengths, reliabilities, log_tie) if x.requires_grad])
-    with torch.no_grad():
-        probabilities = logits().softmax(-1)
-        spread = (probabilities[:, FIRST] + probabilities[:, SECOND]) / 4
-        spread -= (probabilities[:, FIRST] - probabilities[:, SECOND]).square() / 4
-        weights = reliabilities[votes.annotators].square() * spread
-        covariances = list(_covariances(votes, weights, scale, len(strengths)))
-        return Strengths(strengths.detach(), covariances, reliabilities.detach(), float(log_tie.exp()))
+# -- Bradley and Terry --------------------------------------------------------------------------------------------------
 
 
 def reconciled_by_strengths(votes: Votes, scale: float = 2.0) -> Reconciled:
-    """Reconcile by `bradley_terry`: a usual annotator's probability of the first response, a tie counting half.
+    """Reconcile by `fit_strengths`: a usual annotator's probability of the first response, a tie counting half.
 
     The uncertainty of the strengths pulls it towards a half (MacKay 1992), so pairs of few votes are not certain.
     """
-    found = bradley_terry(votes, scale)
-    difference = found.means[votes.responses[:, 0]] - found.means[votes.responses[:, 1]]
+    found = fit_strengths(votes, scale)
+    difference = found.scores[votes.responses[:, 0]] - found.scores[votes.responses[:, 1]]
     variances = found.difference_variances(votes.responses)
     tie = found.tie if bool((votes.choices == TIE).any()) else 0.0
 
@@ -232,57 +134,3 @@ def reconciled_by_strengths(votes: Votes, scale: float = 2.0) -> Reconciled:
     return Reconciled(
         means, (expected(difference + deviation) - expected(difference - deviation)) / 2, found.reliabilities
     )
-
-
-def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
-    """Minimise a smooth function of `parameters`, in place."""
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-
-
-def _covariances(votes: Votes, weights: Tensor, scale: float, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each connected group of responses with the inverse of the Hessian of its strengths (Laplace's approximation).
-
-    Without a prior only differences have a variance; the pseudo-inverse gives these.
-    """
-    edges = votes.responses[votes.pairs]
-    groups = _groups(votes.responses, count)
-    group, place = torch.empty(2, count, dtype=torch.long)
-    for number, members in enumerate(groups):
-        group[members], place[members] = number, torch.arange(len(members))
-    order = group[edges[:, 0]].argsort()
-    sizes = group[edges[:, 0]].bincount(minlength=len(groups)).tolist()
-    for members, own in zip(groups, order.split(sizes), strict=True):
-        (i, j), w = place[edges[own]].unbind(-1), weights[own]
-        hessian = torch.eye(len(members), dtype=torch.float64) / scale**2
-        for row, column, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
-            hessian.index_put_((row, column), sign * w, accumulate=True)
-        yield members, torch.linalg.pinv(hessian, hermitian=True)
-
-
-def _groups(responses: Tensor, count: int) -> list[Tensor]:
-    """Return the members of each group of responses that comparisons connect."""
-    parent = list(range(count))
-
-    def root(x: int) -> int:
-        while parent[x] != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        return x
-
-    for one, other in responses.tolist():
-        parent[root(one)] = root(other)
-    groups: dict[int, list[int]] = {}
-    for x in range(count):
-        groups.setdefault(root(x), []).append(x)
-    return [torch.tensor(members) for members in groups.values()]

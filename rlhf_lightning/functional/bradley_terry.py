@@ -1,39 +1,102 @@
-"""Strengths of items from comparisons of two, with ties: Bradley and Terry (1952), ties by Davidson (1970)."""
+"""Strengths of responses or models from comparisons of two: Bradley and Terry (1952), ties by Davidson (1970)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from rlhf_lightning.functional.votes import FIRST, SECOND, TIE, Votes
+
 NORMAL_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """Hold the strengths of K items, in nats: the odds that i beats j, ties aside, are exp(scores[i] - scores[j])."""
+    """Hold the strengths of R responses or models, in nats: the odds that i beats j, ties aside, are e^(s_i - s_j)."""
 
     scores: Tensor
-    """float64 [K]; they sum to 0."""
-    errors: Tensor
-    """float64 [K]; standard errors, of the inverse information at the maximum."""
+    """float64 [R]; those of each connected group sum to 0."""
+    covariances: list[tuple[Tensor, Tensor]]
+    """Of each connected group: its members, int64 [n], and the covariance of their strengths, float64 [n, n]."""
+    reliabilities: Tensor
+    """float64 [A]; 1 for a usual annotator, 0 for one who answers at random, negative for one who answers the opposite."""
     tie: float
-    """Davidson's ν: a tie of equal items has the odds ν : 1 against a win of one of them; 0 without ties."""
+    """Davidson's ν: with two equal responses a tie is ν times as likely as the choice of the first; 0 without ties."""
+
+    @property
+    def errors(self) -> Tensor:
+        """float64 [R]; the standard error of each score, in its group whose mean is 0."""
+        found = torch.zeros_like(self.scores)
+        for members, covariance in self.covariances:
+            centered = covariance - covariance.mean(0) - covariance.mean(1, keepdim=True) + covariance.mean()
+            found[members] = centered.diagonal().clamp(min=0).sqrt()
+        return found
 
     def interval(self, item: int, z: float = NORMAL_95) -> tuple[float, float]:
         """Return the interval of one score: score ± z standard errors."""
         score, error = float(self.scores[item]), float(self.errors[item])
         return score - z * error, score + z * error
 
+    def difference_variances(self, pairs: Tensor) -> Tensor:
+        """Return float64 [I], the variance of the difference of the strengths of `pairs` [I, 2] that were compared."""
+        place = torch.zeros(len(self.scores), dtype=torch.long)
+        group = torch.full((len(self.scores),), -1, dtype=torch.long)
+        for number, (members, _) in enumerate(self.covariances):
+            place[members], group[members] = torch.arange(len(members)), number
+        found = torch.empty(len(pairs), dtype=torch.float64)
+        for index, (one, other) in enumerate(pairs.tolist()):
+            covariance = self.covariances[int(group[one])][1]
+            i, j = place[one], place[other]
+            found[index] = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
+        return found.clamp(min=0)
+
+
+def fit_strengths(votes: Votes, scale: float = 2.0, reliability: bool = True) -> Strengths:
+    """Estimate strengths by maximum a posteriori (Bradley and Terry 1952, ties of Davidson 1970, annotators of Chen et al. 2013).
+
+    With d the difference of the strengths times the annotator's reliability, the first response is chosen with weight e^(d/2),
+    the second with e^(-d/2), and a tie with ν.
+
+    Args:
+        votes: the choices.
+        scale: standard deviation of the normal prior of a strength; infinite for none.
+        reliability: estimate one for each annotator, with a normal prior of mean 1 and deviation 1; False: all are 1.
+    """
+    first, second = votes.responses[votes.pairs].unbind(-1)
+    strengths = torch.zeros(int(votes.responses.max()) + 1, dtype=torch.float64, requires_grad=True)
+    reliabilities = torch.ones(votes.annotator_count, dtype=torch.float64, requires_grad=reliability)
+    counts = torch.ones(len(votes.pairs), dtype=torch.float64) if votes.counts is None else votes.counts
+    has_ties = bool((votes.choices == TIE).any())
+    log_tie = torch.zeros((), dtype=torch.float64, requires_grad=has_ties)
+
+    def logits() -> Tensor:
+        half = reliabilities[votes.annotators] * (strengths[first] - strengths[second]) / 2
+        tie = log_tie if has_ties else torch.tensor(-math.inf, dtype=torch.float64)
+        return torch.stack([half, -half, tie.expand_as(half)], -1)
+
+    def loss() -> Tensor:
+        likelihood = (counts * logits().log_softmax(-1).gather(-1, votes.choices[:, None])[:, 0]).sum()
+        prior = (strengths / scale).square().sum() + reliability * (reliabilities - 1).square().sum()
+        return prior / 2 - likelihood
+
+    _minimise(loss, [x for x in (strengths, reliabilities, log_tie) if x.requires_grad])
+    with torch.no_grad():
+        probabilities = logits().softmax(-1)
+        spread = (probabilities[:, FIRST] + probabilities[:, SECOND]) / 4
+        spread -= (probabilities[:, FIRST] - probabilities[:, SECOND]).square() / 4
+        weights = counts * reliabilities[votes.annotators].square() * spread
+        covariances = list(_covariances(votes, weights, scale, len(strengths)))
+        tie = float(log_tie.exp()) if has_ties else 0.0
+        return Strengths(strengths.detach(), covariances, reliabilities.detach(), tie)
+
 
 def bradley_terry(wins: Tensor, ties: Tensor | None = None, ridge: float = 0.01) -> Strengths:
-    """Fit strengths by maximum likelihood.
-
-    With Davidson's ties, P(i beats j) = e^{s_i} / D, P(tie) = ν e^{(s_i + s_j) / 2} / D, and D is the sum of e^{s_i}, e^{s_j} and
-    ν e^{(s_i + s_j) / 2} (Davidson 1970, eq. 2.2).
+    """Fit the strengths of K items to tables of their comparisons.
 
     Args:
         wins: [K, K]; how often item i (row) beat item j (column). The diagonal is not read. Fractions are allowed.
@@ -41,7 +104,7 @@ def bradley_terry(wins: Tensor, ties: Tensor | None = None, ridge: float = 0.01)
         ridge: penalty ridge / 2 · Σ s², which bounds the strength of an item that won or lost every comparison.
 
     Returns:
-        The strengths; items that are connected to no other have a score near 0 and a large error.
+        The strengths; items that are connected to no other have a score near 0.
 
     Raises:
         ValueError: the matrices are not square, or have a negative or non-finite entry.
@@ -56,27 +119,18 @@ def bradley_terry(wins: Tensor, ties: Tensor | None = None, ridge: float = 0.01)
         raise ValueError(f"wins has shape {tuple(wins.shape)} and ties {tuple(ties.shape)}; both must be [K, K]")
     if not all(bool((x.isfinite() & (x >= 0)).all()) for x in (wins, ties)):
         raise ValueError("wins and ties must be finite and not negative")
-    count = len(wins)
-    first, second = torch.triu_indices(count, count, 1)
-    outcomes = torch.stack([wins[first, second], wins[second, first], (ties + ties.T)[first, second] / 2], -1)
-    has_ties = bool(outcomes[:, 2].sum() > 0)
-
-    def loss(parameters: Tensor) -> Tensor:
-        """Negative log-likelihood of K strengths and log ν, with the penalty."""
-        scores, log_tie = parameters[:count], parameters[count]
-        a, b = scores[first], scores[second]
-        logits = torch.stack([a, b, (a + b) / 2 + log_tie], -1) if has_ties else torch.stack([a, b], -1)
-        likelihood = (outcomes[:, : logits.shape[1]] * logits.log_softmax(-1)).sum()
-        tie_prior = 0.5e-6 * log_tie**2
-        return -likelihood + (ridge / 2 + 1e-9) * (scores**2).sum() + 0.5 * scores.sum() ** 2 + tie_prior
-
-    parameters = _minimum(loss, torch.zeros(count + 1, dtype=torch.float64))
-    covariance = torch.linalg.inv(torch.autograd.functional.hessian(loss, parameters))
-    # the sum of the scores is fixed at 0 by a term of the loss, whose share of the covariance does not belong to the errors
-    center = torch.eye(count, dtype=torch.float64) - 1 / count
-    errors = (center @ covariance[:count, :count] @ center).diagonal().clamp(min=0).sqrt()
-    scores = parameters[:count] - parameters[:count].mean()
-    return Strengths(scores, errors, math.exp(float(parameters[count])) if has_ties else 0.0)
+    first, second = torch.triu_indices(len(wins), len(wins), 1)
+    counts = torch.cat([wins[first, second], wins[second, first], (ties + ties.T)[first, second] / 2])
+    made = counts > 0
+    pairs = torch.arange(len(first)).repeat(3)[made]
+    votes = Votes(
+        pairs=pairs,
+        annotators=torch.zeros_like(pairs),
+        choices=torch.tensor([FIRST, SECOND, TIE]).repeat_interleave(len(first))[made],
+        responses=torch.stack([first, second], -1),
+        counts=counts[made],
+    )
+    return fit_strengths(votes, scale=math.inf if ridge == 0 else ridge**-0.5, reliability=False)
 
 
 def win_probability(difference: float) -> float:
@@ -88,17 +142,55 @@ def win_probability(difference: float) -> float:
     return float(torch.exp(-softplus(torch.tensor(-difference, dtype=torch.float64))))
 
 
-def _minimum(loss: object, start: Tensor) -> Tensor:
-    """Minimise a convex function by Newton's method with step halving."""
-    assert callable(loss)
-    parameters = start
-    for _ in range(200):
-        gradient = torch.autograd.functional.jacobian(loss, parameters)
-        step = torch.linalg.solve(torch.autograd.functional.hessian(loss, parameters), gradient)
-        size = 1.0
-        while size > 1e-8 and loss(parameters - size * step) > loss(parameters):
-            size /= 2
-        parameters = parameters - size * step
-        if float(step.abs().max()) < 1e-9:
-            break
-    return parameters
+def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+    """Minimise a smooth function of `parameters`, in place."""
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+
+
+def _covariances(votes: Votes, weights: Tensor, scale: float, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each connected group of responses with the inverse of the Hessian of its strengths (Laplace's approximation).
+
+    Without a prior only differences have a variance; the pseudo-inverse gives these.
+    """
+    edges = votes.responses[votes.pairs]
+    groups = _groups(votes.responses, count)
+    group, place = torch.empty(2, count, dtype=torch.long)
+    for number, members in enumerate(groups):
+        group[members], place[members] = number, torch.arange(len(members))
+    order = group[edges[:, 0]].argsort()
+    sizes = group[edges[:, 0]].bincount(minlength=len(groups)).tolist()
+    for members, own in zip(groups, order.split(sizes), strict=True):
+        (i, j), w = place[edges[own]].unbind(-1), weights[own]
+        hessian = torch.eye(len(members), dtype=torch.float64) / scale**2
+        for row, column, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+            hessian.index_put_((row, column), sign * w, accumulate=True)
+        yield members, torch.linalg.pinv(hessian, hermitian=True)
+
+
+def _groups(responses: Tensor, count: int) -> list[Tensor]:
+    """Return the members of each group of responses that comparisons connect."""
+    parent = list(range(count))
+
+    def root(x: int) -> int:
+        while parent[x] != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    for one, other in responses.tolist():
+        parent[root(one)] = root(other)
+    groups: dict[int, list[int]] = {}
+    for x in range(count):
+        groups.setdefault(root(x), []).append(x)
+    return [torch.tensor(members) for members in groups.values()]

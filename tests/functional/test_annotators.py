@@ -8,16 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_lightning.functional.annotators import (
-    FIRST,
-    SECOND,
-    TIE,
-    Votes,
-    bradley_terry,
-    dawid_skene,
-    majority,
-    reconciled_by_strengths,
-)
+from rlhf_lightning.functional.annotators import dawid_skene, majority, reconciled_by_strengths
+from rlhf_lightning.functional.bradley_terry import fit_strengths
+from rlhf_lightning.functional.votes import FIRST, SECOND, TIE, Votes
 
 pytestmark = pytest.mark.unit
 NUMBERS = json.loads((Path(__file__).parents[1] / "parity" / "crowd-kit-1.4.json").read_text())
@@ -70,7 +63,7 @@ def test_strengths_are_those_of_crowd_kit() -> None:
     votes = Votes(
         torch.arange(len(rows)), torch.zeros(len(rows), dtype=torch.long), torch.full((len(rows),), FIRST), rows
     )
-    found = bradley_terry(votes, scale=float("inf"), reliability=False).means.softmax(-1)
+    found = fit_strengths(votes, scale=float("inf"), reliability=False).scores.softmax(-1)
     torch.testing.assert_close(found, torch.tensor(given["scores"], dtype=torch.float64), atol=1e-5, rtol=0)
 
 
@@ -135,7 +128,7 @@ def test_ties_and_the_number_of_votes_move_a_probability_to_the_middle() -> None
 
 def test_uncertain_strengths_are_no_certain_preference() -> None:
     votes = votes_of(*((0, a, FIRST) for a in range(3)), pairs=1)
-    strengths = bradley_terry(votes).means
+    strengths = fit_strengths(votes).scores
     certain = (strengths[0] - strengths[1]).sigmoid()
     found = float(reconciled_by_strengths(votes).probabilities[0])
     assert 0.6 < found < float(certain) - 0.02
@@ -150,19 +143,19 @@ def test_strengths_of_models_and_their_deviations() -> None:
         pairs = torch.stack([torch.randperm(4, generator=generator)[:2] for _ in range(comparisons)])
         difference = strengths[pairs[:, 0]] - strengths[pairs[:, 1]]
         choices = (torch.rand(comparisons, generator=generator) > difference.sigmoid()).long()
-        return bradley_terry(
+        return fit_strengths(
             Votes(torch.arange(comparisons), torch.zeros(comparisons, dtype=torch.long), choices, pairs),
             reliability=False,
         )
 
     few, many = ranked(100), ranked(4000)
-    assert many.means.argsort().tolist() == [0, 1, 2, 3]  # type: ignore[attr-defined]
-    gaps = many.means - many.means.mean()  # type: ignore[attr-defined]
+    assert many.scores.argsort().tolist() == [0, 1, 2, 3]  # type: ignore[attr-defined]
+    gaps = many.scores - many.scores.mean()  # type: ignore[attr-defined]
     torch.testing.assert_close(gaps, strengths.double() - 0.75, atol=0.15, rtol=0)
     pair = torch.tensor([[3, 0]])
     ratio = few.difference_variances(pair) / many.difference_variances(pair)  # type: ignore[attr-defined]
     assert 20 < float(ratio) < 80  # 40 times the comparisons
-    assert (few.deviations() > many.deviations()).all()  # type: ignore[attr-defined]
+    assert (few.errors > many.errors).all()  # type: ignore[attr-defined]
 
 
 def test_pairs_without_votes_are_undecided() -> None:
