@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.base import Generated, GenerationRequest, Generator
@@ -45,18 +44,15 @@ class Sampler(Generator):
     def generate(self, request: GenerationRequest) -> Generated:
         """Implement `Generator.generate`."""
         assert request.model is not None, "the sampler decodes with request.model"
-        with generation_in_16_bits(request.model):
-            return self._generate(language_model(request.model), request)
-
-    def _generate(self, lm: Any, request: GenerationRequest) -> Generated:
-        prompts, mask = request.prompts, request.prompt_mask
+        lm, prompts, mask = language_model(request.model), request.prompts, request.prompt_mask
         state, copies = DecodingState(request), request.params.responses_per_prompt
         longest = prompts.shape[1] + request.params.max_new_tokens
-        if self.continuous_batching and rows_are_independent(lm, longest):
-            try:
-                ContinuousBatch(lm, prompts, mask, copies, self.max_batch_size, state).run()
-                return state.result()
-            except UnsupportedCacheError:
-                pass  # raised before the first token, so the state is still empty
-        decode_static(lm, prompts, mask, copies, self.max_batch_size, state)
+        with generation_in_16_bits(request.model):
+            if self.continuous_batching and rows_are_independent(lm, longest):
+                try:
+                    ContinuousBatch(lm, prompts, mask, copies, self.max_batch_size, state).run()
+                    return state.result()
+                except UnsupportedCacheError:
+                    pass  # raised before the first token, so the state is still empty
+            decode_static(lm, prompts, mask, copies, self.max_batch_size, state)
         return state.result()

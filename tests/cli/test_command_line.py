@@ -122,7 +122,8 @@ def test_progress_begins_with_what_was_measured_before_the_first_step(
     fit: Fit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit("out")
-    evaluation_mode, before, disk, first = capsys.readouterr().out.splitlines()[1:5]
+    threads, evaluation_mode, before, disk, first = capsys.readouterr().out.splitlines()[1:6]
+    assert threads.startswith("threads: 1 of ")
     assert evaluation_mode == "measuring held-out rows before the first step"
     assert re.fullmatch(r"before the first step  val/reward/mean 0\.0000  \d+ s", before)
     assert disk.startswith("checkpoints: about ")

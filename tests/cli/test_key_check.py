@@ -60,7 +60,7 @@ IN_WORDS = {
     "ppo --model SFTStage": ["expected one of: PolicyStage, RewardStage, SupervisedStage"],
     "ppo --model.optimizer AdmW": ["'AdamW'"],
     "ppo --model.policy.nam x": ["'model.policy.nam'", "'name_or_path'"],
-    "ppo --model.algorithm DPO --model.algorithm.clip_range 0.1": ["GRPO and PPO have it, DPO has not"],
+    "ppo --model.algorithm DPO --model.algorithm.clip_range 0.1": ["PPO", "have it, DPO has not"],
     "sft --model.max_prompt_length 3": ["PolicyStage has it, SupervisedStage has not", "'max_length'"],
     "ppo --model.batch_size 3": ["'model.batch_size'", "'data.batch_size'"],
     "sft --model.lr_scheduler ReduceLROnPlateau": ["lightning.pytorch.cli.ReduceLROnPlateau"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -124,9 +125,18 @@ def test_ratings_take_the_criteria(capsys: pytest.CaptureFixture[str]) -> None:
         assert lease.item.criteria == ("polite", "short")
 
 
+def _unknown(host: str, *args: object, **kwargs: object) -> None:
+    """What a name server says; the tests ask none."""
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "nosuch.invalid"])
-def test_an_address_of_another_machine_is_no_host(capsys: pytest.CaptureFixture[str], host: str) -> None:
+def test_an_address_of_another_machine_is_no_host(
+    capsys: pytest.CaptureFixture[str], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("uvicorn")
+    if not host[0].isdigit():
+        monkeypatch.setattr(socket, "getaddrinfo", _unknown)
     assert feedback("ask", "--pairs", write("pairs.jsonl", *PAIRS)) == 0
     assert feedback("serve", "--host", host, "--port", "0") == 2
     assert f"--host is {host}, which is no address of this machine; set --host" in capsys.readouterr().err

@@ -31,6 +31,15 @@ def is_local(host: Any) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def is_address(host: Any) -> bool:
+    """Tell whether a host is a number, which no name server is asked for."""
+    try:
+        ipaddress.ip_address(str(host).partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
 def _host(event: str, arguments: tuple[Any, ...]) -> Any:
     if event in ("socket.getaddrinfo", "socket.gethostbyname"):
         return arguments[0]
@@ -46,6 +55,8 @@ def guard(event: str, arguments: tuple[Any, ...]) -> None:
         ConnectionRefusedError: naming it.
     """
     if event not in EVENTS or LOG not in os.environ or is_local(host := _host(event, arguments)):
+        return
+    if event == "socket.getaddrinfo" and is_address(host):  # nobody is asked
         return
     with open(os.environ[LOG], "a") as file:
         file.write(f"{event} {host!r}\n{''.join(traceback.format_stack(limit=12)[:-1])}\n")
