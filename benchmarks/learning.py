@@ -123,7 +123,7 @@ def run_peer(kind: str, seed: int, folder: Path, peers: Path) -> None:
     job = folder / "job.json"
     options = {"trainer": kind, "seed": seed, "folder": str(folder.resolve()), "lr": 3e-4, "length": 24, "steps": steps}
     job.write_text(json.dumps({**work, **options}))
-    python = peers / ("trl-1.12" if kind == "PPO" else "trl-1.16") / "bin" / "python"
+    python = peers.absolute() / ("trl-1.12" if kind == "PPO" else "trl-1.16") / "bin" / "python"
     print(f"{folder}", flush=True)
     command = [str(python), "-m", "peers.learn", str(job.resolve())]
     subprocess.run(command, check=True, cwd=HERE, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})

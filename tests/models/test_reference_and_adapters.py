@@ -86,6 +86,12 @@ def test_a_reference_of_another_vocabulary_is_refused(
     other.add_tokens(["<tool>"])
     with pytest.raises(UserError, match=r"token \d+ is '<think>', and '<tool>' in the policy; set model.reference to"):
         ReferenceModel(str(tmp_path)).check_vocabulary(other)
+    exchanged = copy.deepcopy(tokenizer)
+    exchanged.add_tokens(["<tool>", "<think>"])  # the same tokens in another order
+    policy.add_tokens(["<tool>"])
+    policy.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"token \d+ is '<think>', and '<tool>' in the policy; set model.reference to"):
+        ReferenceModel(str(tmp_path)).check_vocabulary(exchanged)
 
 
 def train_a_little(model: nn.Module) -> None:
