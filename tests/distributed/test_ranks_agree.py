@@ -33,6 +33,7 @@ RECORDED = {
     **OFFLINE_RUNS,
 }
 PPO = ["--config", "ppo.yaml", "--config", "ddp.yaml", *SMALL, "--model.iterations", "2"]
+ROLES = (("user", "please"), ("assistant", "thanks"))
 TWO_MINIBATCHES = ["--model.algorithm.minibatches", "2", "--data.batch_size", "4"]
 
 
@@ -95,6 +96,29 @@ def test_one_process_and_two_generate_and_learn_alike(
         )
     if name.startswith("refilled"):
         assert max(column(two, "rollout/requests")) > 1
+
+
+def test_recorded_turns_are_learned_alike(
+    run_on_two: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A conversation of several turns is one row with holes: the user's later turns, which the policy reads."""
+    animals = "duck owl wolf fox hen cat dog cow".split()
+    rows = [
+        {"messages": [{"role": role, "content": f"{a} {b} ."} for a in (animal, other) for role, b in ROLES]}
+        for animal in animals
+        for other in animals[:3]
+    ]
+    path = tmp_path / "turns.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["fit", *SFT, "--model.model.chat_template", "dialogue", "--data", "InstructionData"]
+    words += ["--data.train", str(path), "--data.batch_size", "5"]
+    two = run_on_two("turns-two", *words, "--config", "ddp.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--trainer.default_root_dir", "one", "--trainer.enable_progress_bar", "false"]) == 0
+    alone, together = weights(tmp_path / "one/export"), weights(two / "export")
+    assert all(torch.allclose(alone[key], together[key], atol=2e-4) for key in alone)
+    for first, second in zip(numbers(tmp_path / "one"), numbers(two), strict=True):
+        assert first == pytest.approx(second, rel=2e-3, abs=1e-4)
 
 
 def test_a_process_without_a_row_keeps_step(run_on_two: Callable[..., Path]) -> None:
