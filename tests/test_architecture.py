@@ -31,7 +31,7 @@ BESIDE = ("callbacks", "configs")
 """Folders at the top of the repository that are installed below the package."""
 
 ROOMS = [
-    {"errors", "types", "distributed", "io", "console", "seeding", "session"},
+    {"bounded_yaml", "errors", "types", "distributed", "io", "console", "seeding", "session"},
     {"functional"},
     {"models"},
     {"algorithms", "rewards", "generation"},

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_lightning.cli import bounded_yaml
+from rlhf_lightning import bounded_yaml
 from rlhf_lightning.cli.shipped import shipped_folder
 from rlhf_lightning.errors import UserError, nearest, shown
 

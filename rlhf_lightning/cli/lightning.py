@@ -36,7 +36,7 @@ import rlhf_lightning.rewards
 import rlhf_lightning.run.strategies
 import rlhf_lightning.stages
 import rlhf_lightning.training.schedules
-from rlhf_lightning.cli import bounded_yaml
+from rlhf_lightning import bounded_yaml
 from rlhf_lightning.cli.failures import ParserEnd, raised_by, user_error
 from rlhf_lightning.cli.jsonargparse_errors import one_line_error
 from rlhf_lightning.cli.python_values import note_objects

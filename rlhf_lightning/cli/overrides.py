@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_lightning.cli import bounded_yaml
+from rlhf_lightning import bounded_yaml
 from rlhf_lightning.cli.config_files import merged
 
 SECTIONS = ("model", "data", "trainer")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf_lightning.cli.bounded_yaml import MAX_DEPTH, beyond_limits
+from rlhf_lightning.bounded_yaml import MAX_DEPTH, beyond_limits
 from rlhf_lightning.errors import UserError, check_seed, shown
 
 MAX_INTEGER = 2**63 - 1

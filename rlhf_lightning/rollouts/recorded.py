@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlhf_lightning.distributed import raise_on_all_ranks
 from rlhf_lightning.functional.masked import masked_mean
 from rlhf_lightning.rollouts.collector import Collector, reference_metrics
 from rlhf_lightning.rollouts.labels import encode_labels
@@ -37,7 +38,7 @@ class PolicyCollector(Collector):
         The arguments are those of `pairs`; `labelled` makes a rollout of `labels`.
         """
         collect = self.labels if labelled else self.pairs
-        rollout = collect(rows, max_length, device, count, policy)
+        rollout = raise_on_all_ranks(collect, rows, max_length, device, count, policy)
         lengths = rollout.mask.sum(-1).float()
         self.metrics = {"response/length": float(masked_mean(lengths, rollout.mask.any(-1), math.nan))}
         if policy:

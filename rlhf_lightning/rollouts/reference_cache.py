@@ -50,7 +50,7 @@ class ReferenceCache:
             atomic_write(self.path, lambda partial: save_file(self.cached, partial))
 
     def logprobs(self, tokens: Tensor, prompt_mask: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        """Return float32 [B, T], for recorded responses, 0 off the mask.
+        """Return float32 [B, T], for recorded responses, 0 off the mask; a row without a chosen token needs no entry.
 
         Args:
             tokens: int64 [B, P+T].
@@ -64,6 +64,8 @@ class ReferenceCache:
         zeros = torch.zeros(len(tokens), dtype=torch.long)
         logprobs = torch.zeros(mask.shape, dtype=torch.float32)
         for row, key in enumerate(content_keys(Rows(tokens, prompt_mask, mask, zeros, zeros.bool()))):
+            if not mask[row].any():  # the dummy row of a rank without rows
+                continue
             if key not in self.cached:
                 raise UserError(
                     "the data holds a pair that was not in it when the run began, so its reference log-probabilities are "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning import bounded_yaml
+
 MODELS = ("policy", "model")
 """Keys of a stage that hold its model."""
 
@@ -22,8 +24,10 @@ def is_same_kind(folder: Path, config: dict[str, Any]) -> bool:
     if not path.is_file():
         return True
     try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        text = path.read_text(encoding="utf-8")
+        bounded_yaml.check(text)
+        saved = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, OverflowError):  # also of another program, and damaged or endless
         return False
     return isinstance(saved, dict) and _fits(kind(config), kind(saved))
 

@@ -25,6 +25,8 @@ LATE = (
     r"(Early stopping) conditioned on metric `(.+?)` which is not available.*following: `(.*)`",
     r"`(ModelCheckpoint)\(monitor='(.+?)'\)` could not find .*? metrics: \[(.*?)\]",
 )
+PEER = r"Connection (closed|reset) by peer|remote (process|peer) (has )?(exited|terminated)|Socket closed"
+"""What gloo and NCCL say when a process of the run has ended."""
 INTERVAL = r"`val_check_interval` \((\d+)\) must be less than or equal to the number of the training batches \((\d+)\)"
 
 
@@ -67,8 +69,13 @@ class MonitorCheck(Callback):
 
 
 def readable_late_error(error: BaseException) -> str | None:
-    """Reduce an error of Lightning about a monitor or an interval to one line; return None for another error."""
+    """Reduce an error about a monitor, an interval or a process that ended to one line; return None for another error."""
     text = " ".join(str(error).split())
+    if re.search(PEER, text):
+        return (
+            "another process of this run has ended, and this one cannot go on without it; read the last line of that process, "
+            "and resume with --ckpt_path last"
+        )
     for pattern in LATE:
         if found := re.search(pattern, text):
             who, monitor, known = found.groups()

@@ -66,6 +66,11 @@ class RunOptions(Callback):
         """Note the options of callbacks: the state of some, such as EarlyStopping, holds the options of the run before."""
         self.of_callbacks = constructor_options(trainer.callbacks)  # type: ignore[attr-defined]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the config of the run to the loggers, as hyper-parameters."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.config)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give callbacks and the optimizer their options: Lightning restored those of the checkpoint."""
         for callback, name, value in self.of_callbacks:

@@ -189,7 +189,7 @@ class Stage(LightningModule):
         keep_float32(self.trainer.precision_plugin)
         if self.trainer.state.fn == "fit":
             check_trainer(self.trainer)
-            check_optimizer(self.make_optimizer)
+            check_optimizer(self.make_optimizer, self.trainer.precision)
             self.reset_run()
         self.loaders.bind(self.train_loader, self.read_rows)
 

@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor
 from rlhf_lightning.errors import UserError
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+LEAST_EPSILON = 2.4e-4
+"""Square root of the smallest float16."""
 QUANTISED_FROM = 4096
 """Smallest number of elements of a weight whose moments bitsandbytes keeps in 8 bits."""
 
@@ -37,17 +39,41 @@ def build_optimizer(make: MakeOptimizer, trained: list[nn.Parameter]) -> torch.o
         _check_sharded(optimizer)
     if type(optimizer).__module__.startswith("bitsandbytes") and trained:
         _check_kernel(type(optimizer).__name__, make, trained)
+    _check_epsilon(optimizer)
     _use_fused_kernel(optimizer)
     return optimizer
 
 
-def check_optimizer(make: MakeOptimizer) -> None:
+def check_optimizer(make: MakeOptimizer, precision: str = "32-true") -> None:
     """Check the arguments of the optimizer on a weight made for this check, before the model is loaded.
+
+    Args:
+        make: builds the optimizer.
+        precision: of the trainer.
 
     Raises:
         UserError: they are wrong.
     """
-    _made(make, [nn.Parameter(torch.zeros(1))])
+    dtype = torch.float16 if precision == "16-true" else torch.float32
+    _check_epsilon(_made(make, [nn.Parameter(torch.zeros(1, dtype=dtype))]))
+
+
+def _check_epsilon(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer whose divisor may be 0: in float16 the square of a gradient below 2.4e-4 is 0, and so is 1e-8.
+
+    Raises:
+        UserError: its epsilon is smaller, and it keeps its moments in the dtype of float16 weights.
+    """
+    if type(optimizer).__module__.startswith("bitsandbytes"):  # which keeps them in 8 or 32 bits
+        return
+    for group in optimizer.param_groups:
+        half = any(weight.dtype == torch.float16 for weight in group["params"])
+        if half and group.get("eps") is not None and group["eps"] < LEAST_EPSILON:
+            raise UserError(
+                f"optimizer.eps is {group['eps']}, and the weights that train are float16, in which the divisor of "
+                f"{type(optimizer).__name__} would be 0; set trainer.precision to bf16-true or 16-mixed, or optimizer.eps to "
+                "1e-3 or more"
+            )
 
 
 def _made(make: MakeOptimizer, weights: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -221,3 +221,13 @@ def test_a_command_line_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Own(LightningModule, LightningDataModule, args=words, **options)
     assert own.datamodule.rows == 6
     assert len(rows(Path())) == 4  # in the current folder, as Lightning's
+
+
+def test_loggers_get_the_config_as_hyper_parameters(fit: Callable[..., Path]) -> None:
+    csv = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "theirs", "--model.lr", "0.25"]
+    fit("out", *csv)
+    (path,) = Path("theirs").rglob("hparams.yaml")
+    known = yaml.safe_load(path.read_text())
+    assert known["model"] == {"class_path": "own.OwnStage", "init_args": {"fault": "", "lr": 0.25}}
+    assert known["data"]["class_path"] == "own.OwnRows"
+    assert known["seed_everything"] == 0

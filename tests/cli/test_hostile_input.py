@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlhf_lightning import bounded_yaml
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.cli import bounded_yaml
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]\n" for i in range(1, 10)

@@ -128,6 +128,7 @@ def test_a_process_without_a_row_keeps_step(run_on_two: Callable[..., Path]) -> 
         "ppo": [*PPO, *one_step],
         "generate": [*PPO, *one_step, *generate],
         "reward": ["--config", "reward.yaml", "--config", "ddp.yaml", *SMALL],
+        "dpo_offline": ["--config", "dpo_offline.yaml", "--config", "ddp.yaml", *SMALL],
     }.items():
         limited = [*words, "--trainer.max_steps", "8", "--data.batch_size", "1", "--trainer.limit_val_batches", "1"]
         rows = metrics(run_on_two(f"{name}-one-row", "fit", *limited))

@@ -197,3 +197,15 @@ def test_options_drawn_at_random_go_together(seed: int, run_on_two: Callable[...
         extended = run_on_two(f"drawn-{seed}-extended", *words, "--ckpt_path", last)
         assert differing(whole, extended) == []
         assert equal(weights(extended / "export"), weights(whole / "export"))
+
+
+def test_two_processes_leave_one_file_of_predictions_in_the_order_of_the_data(
+    run_on_two: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["predict", "--config", "ppo.yaml", "--data.size", "8", "--data.validation_size", "7"]
+    words += ["--data.validation_batch_size", "3", "--model.predict_responses", "2"]
+    two = run_on_two("predicted", *words, "--config", "ddp.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--trainer.default_root_dir", "alone", "--trainer.enable_progress_bar", "false"]) == 0
+    assert [path.name for path in sorted(two.glob("predictions*"))] == ["predictions.jsonl"]
+    assert (two / "predictions.jsonl").read_text() == Path("alone/predictions.jsonl").read_text()

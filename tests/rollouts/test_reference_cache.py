@@ -41,5 +41,7 @@ def test_the_cache_finds_recorded_responses_whatever_their_padding(
             logprobs = reference.logprobs(rows.tokens, rows.prompt_mask, rows.mask, 0.7)
             torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
     unknown = encode_pairs(encoder, [{**PAIRS[0], "prompt": "thank"}], None)
+    empty = cache.logprobs(unknown.tokens, unknown.prompt_mask, torch.zeros_like(unknown.mask), 0.7)
+    assert not empty.any()  # of a rank without rows
     with pytest.raises(UserError, match="was not in it when the run began"):
         cache.logprobs(unknown.tokens, unknown.prompt_mask, unknown.mask, 0.7)

@@ -161,3 +161,10 @@ def test_what_a_config_leaves_open_is_of_the_same_kind(tmp_path: Any) -> None:
     assert not is_same_kind(tmp_path, {"model": {"init_args": {"algorithm": "PPO"}, "algorithm": "DPO"}})
     assert not is_same_kind(tmp_path, {"model": {"class_path": "RewardStage"}})
     assert not is_same_kind(tmp_path, {"model": {"policy": {"lora": {"r": 2}}}})
+
+
+def test_a_saved_config_without_end_is_of_another_kind(tmp_path: Any) -> None:
+    doubled = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    for text in (f"a0: &a0 [1]\n{doubled}", "a: &a [*a]\n", "[" * 5000, "a: " + "9" * 6000):
+        (tmp_path / "config.yaml").write_text(text)
+        assert not is_same_kind(tmp_path, CONFIG)

@@ -18,7 +18,7 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.generation.local import Sampler
 from rlhf_lightning.models.loading import ModelConfig
 from rlhf_lightning.stages import SupervisedStage
-from rlhf_lightning.training.optimizers import adamw, build_optimizer
+from rlhf_lightning.training.optimizers import adamw, build_optimizer, check_optimizer
 
 
 def weights_changed(make: Any) -> tuple[nn.Parameter, Any]:
@@ -107,3 +107,17 @@ def test_gradients_are_clipped_in_mixed_precision(tiny_model_folder: Callable[[s
     trainer.fit(stage, datamodule=Rows())
     assert norms == pytest.approx([1e-3], rel=0.02)
     assert trainer.optimizers[0].param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+def test_an_epsilon_that_is_nothing_in_float16_is_refused(kind: Any) -> None:
+    half = nn.Parameter(torch.ones(4, dtype=torch.float16))
+    line = r"^optimizer.eps is 1e-08, and the weights that train are float16, .* set trainer.precision to bf16-true or 16-mixed"
+    with pytest.raises(UserError, match=line):
+        check_optimizer(kind, "16-true")  # before weights are loaded
+    with pytest.raises(UserError, match=line):
+        build_optimizer(kind, [half])
+    for precision in ("bf16-true", "16-mixed", "32-true"):
+        check_optimizer(kind, precision)
+    build_optimizer(partial(kind, eps=1e-3), [half])
+    build_optimizer(partial(torch.optim.SGD, lr=0.1, momentum=0.9), [half])
