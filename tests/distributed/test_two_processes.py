@@ -15,6 +15,8 @@ from leavings import differing, equal, lines, metrics, weights
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf_lightning.__main__ import main
+
 pytestmark = pytest.mark.distributed
 
 DATA = ["--data.size", "16", "--data.validation_size", "7", "--data.batch_size", "4"]
