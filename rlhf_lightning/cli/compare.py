@@ -146,7 +146,7 @@ def _reward_of_file(path: Path) -> Reward:
     import yaml
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from rlhf_lightning.cli import bounded_yaml
+    from rlhf_lightning import bounded_yaml
     from rlhf_lightning.cli.lightning import add_current_folder
     from rlhf_lightning.rewards.base import Reward
 
@@ -154,8 +154,7 @@ def _reward_of_file(path: Path) -> Reward:
         raise UserError(f"--judge is {path}, and there is no such file")
     text = path.read_text(encoding="utf-8")
     try:
-        bounded_yaml.check(text)
-        values = yaml.safe_load(text)
+        values = bounded_yaml.load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if isinstance(values, dict) and set(values) == {"reward"}:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rlhf_lightning.feedback.argument_types import address, count, port
 from rlhf_lightning.feedback.people import INVITATION, ROLES
 from rlhf_lightning.feedback.settings import Settings
 from rlhf_lightning.feedback.status import status_lines
-from rlhf_lightning.feedback.store import Store
+from rlhf_lightning.feedback.store import Store, removed_if_new
 
 RECONCILE = ("majority", "dawid-skene", "bradley-terry")
 """Names of `annotators.METHODS`, which imports torch."""
@@ -172,7 +171,7 @@ def ask(options: argparse.Namespace) -> None:
     from rlhf_lightning.feedback import ask as sources
     from rlhf_lightning.feedback.candidates import ItemTemplate
 
-    with _removed_if_new(options.store), Store(options.store, create=True) as store:
+    with removed_if_new(options.store), Store(options.store, create=True) as store:
         settings = _updated(store, judgements_per_item=options.judgements, criteria=options.criteria)
         criteria = settings.criteria if options.kind == "rating" else ()
         template = ItemTemplate(options.kind, settings.judgements_per_item, criteria, options.image_column)
@@ -184,24 +183,6 @@ def ask(options: argparse.Namespace) -> None:
             print(sources.ask_argilla(store, options.argilla, template), flush=True)
         if options.prompts:
             print(sources.ask_models(store, options.prompts, *_generation(options, template)), flush=True)
-
-
-@contextmanager
-def _removed_if_new(path: Path) -> Iterator[None]:
-    """Remove a store that a failed command has made and left without items."""
-    is_new = not Path(path).exists()
-    try:
-        yield
-    except BaseException:
-        if is_new and Path(path).is_file():
-            with Store(path) as store, store.database.read() as connection:
-                kept = [
-                    connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("items", "candidates")
-                ]
-            if not any(kept):
-                for suffix in ("", "-wal", "-shm"):
-                    Path(f"{path}{suffix}").unlink(missing_ok=True)
-        raise
 
 
 def _check_sources(options: argparse.Namespace) -> None:

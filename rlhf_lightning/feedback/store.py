@@ -328,3 +328,21 @@ def _progress(connection: sqlite3.Connection, annotator: int) -> tuple[int, int]
         0
     ]
     return done, done + still_open - among_open
+
+
+@contextlib.contextmanager
+def removed_if_new(path: Path) -> Iterator[None]:
+    """Remove a store that a failed command has made and left without items."""
+    is_new = not Path(path).exists()
+    try:
+        yield
+    except BaseException:
+        if is_new and Path(path).is_file():
+            with Store(path) as store, store.database.read() as connection:
+                kept = [
+                    connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("items", "candidates")
+                ]
+            if not any(kept):
+                for suffix in ("", "-wal", "-shm"):
+                    Path(f"{path}{suffix}").unlink(missing_ok=True)
+        raise

@@ -24,9 +24,7 @@ def is_same_kind(folder: Path, config: dict[str, Any]) -> bool:
     if not path.is_file():
         return True
     try:
-        text = path.read_text(encoding="utf-8")
-        bounded_yaml.check(text)
-        saved = yaml.safe_load(text)
+        saved = bounded_yaml.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OverflowError):  # also of another program, and damaged or endless
         return False
     return isinstance(saved, dict) and _fits(kind(config), kind(saved))

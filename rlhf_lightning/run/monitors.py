@@ -73,7 +73,7 @@ def readable_late_error(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if re.search(PEER, text):
         return (
-            "another process of this run has ended, and this one cannot go on without it; read the last line of that process, "
+            "another process of this run has ended, without which this one cannot continue; read the last line of that process, "
             "and resume with --ckpt_path last"
         )
     for pattern in LATE:

@@ -316,10 +316,10 @@ def test_the_documented_way_from_an_empty_folder_to_a_reward_model() -> None:
 def test_an_ask_that_fails_leaves_no_empty_store(tmp_path: Path) -> None:
     store, file = tmp_path / "judgements.sqlite", tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "no pair"}\n')
-    assert main(["feedback", "ask", str(store), "--pairs", str(file)]) == 2
+    assert main(["feedback", "ask", "--store", str(store), "--pairs", str(file)]) == 2
     assert not list(tmp_path.glob("judgements*"))
     file.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
-    assert main(["feedback", "ask", str(store), "--pairs", str(file)]) == 0
+    assert main(["feedback", "ask", "--store", str(store), "--pairs", str(file)]) == 0
     file.write_text('{"prompt": "no pair"}\n')
-    assert main(["feedback", "ask", str(store), "--pairs", str(file)]) == 2
+    assert main(["feedback", "ask", "--store", str(store), "--pairs", str(file)]) == 2
     assert store.is_file()  # with what was there before
