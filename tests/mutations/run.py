@@ -28,7 +28,7 @@ import pytest
 from faults import ROOT, SEARCHED, Fault, read_faults, read_sources
 from patterns import Source
 
-COPIED = (*SEARCHED, "benchmarks", "configs", "tests")
+COPIED = (*SEARCHED, "benchmarks", "configs", "docs", "tests")
 TIME_LIMIT = 120.0
 """Seconds; a fault that keeps its tests busy for longer counts as caught."""
 PRELOADED = ["torch", "transformers", "lightning.pytorch", "pytest"]
