@@ -67,8 +67,8 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
             "class_path 'lame.Thing' of algorithm cannot be imported: No module named 'crutch'",
         ),
         (
-            ["--model.algorithm", "lamee.Imitation"],
-            "class_path 'lamee.Imitation' of algorithm cannot be imported: No module named 'lamee' (in model)",
+            ["--model.algorithm", "lamee.Zigzag"],
+            "class_path 'lamee.Zigzag' of algorithm cannot be imported: No module named 'lamee' (in model)",
         ),
         (["--trainer.strategy", "dpp"], "trainer.strategy is 'dpp', which is unknown; did you mean 'ddp'?"),
         (["--trainer.accelerator", "gpuu"], "trainer: You selected an invalid accelerator name"),

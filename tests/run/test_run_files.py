@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from callbacks.sample_table import SampleTable
+from rlhf_lightning.callbacks.sample_table import SampleTable
 from rlhf_lightning.console import print_once
 from rlhf_lightning.io import json_line
 from rlhf_lightning.run.curves import draw
