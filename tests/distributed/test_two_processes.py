@@ -205,7 +205,14 @@ def test_two_processes_leave_one_file_of_predictions_in_the_order_of_the_data(
     run_on_two: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["predict", "--config", "ppo.yaml", "--data.size", "8", "--data.validation_size", "7"]
-    words += ["--data.validation_batch_size", "3", "--model.predict_responses", "2"]
+    words += [
+        "--data.validation_batch_size",
+        "3",
+        "--model.predict_responses",
+        "2",
+        "--model.predict_temperature",
+        "1.0",
+    ]
     two = run_on_two("predicted", *words, "--config", "ddp.yaml")
     monkeypatch.chdir(tmp_path)
     assert main([*words, "--trainer.default_root_dir", "alone", "--trainer.enable_progress_bar", "false"]) == 0
