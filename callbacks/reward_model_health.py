@@ -8,8 +8,9 @@ from rlhf_lightning.data import PreferenceData
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation import Evaluation, SampleRequest, ValidationResults
 from rlhf_lightning.evaluation.base import Ask
-from rlhf_lightning.evaluation.reward_health import agreement, disagreement, pair_metrics, rank_correlation
+from rlhf_lightning.evaluation.reward_health import agreement, pair_metrics, rank_correlation
 from rlhf_lightning.evaluation.scores import reward_name, scores_of_responses
+from rlhf_lightning.functional.ensembles import disagreement
 from rlhf_lightning.types import RawRows
 
 

@@ -242,7 +242,7 @@ class Rollout(Rows):
     that is no weighted sum."""
 
 
-NOT_PER_TOKEN = ("tokens", "prompt_mask", "components", "component_weights")
+NOT_PER_TOKEN = ("tokens", "prompt_mask", "components", "component_weights", "bootstrap")
 """Fields of two dimensions whose second is not that of `mask`."""
 
 
@@ -308,3 +308,5 @@ class PreferenceBatch(Rows):
     """float32 []; groups (responses, for a regression) of the whole optimiser step."""
     probabilities: Tensor | None = field(default=None, kw_only=True)
     """float32 [B]; probability that a pair's better response, by `ratings`, is better. None: 1 everywhere."""
+    bootstrap: Tensor | None = field(default=None, kw_only=True)
+    """float32 [B, K]; how often the bootstrap sample of each of K heads has the group of a row. None: once."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import torch
-from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.regression import spearman_corrcoef
 
@@ -52,21 +51,3 @@ def rank_correlation(scores: Sequence[float], others: Sequence[float]) -> float:
         return math.nan
     columns = torch.tensor(known, dtype=torch.float64).T
     return float(spearman_corrcoef(columns[0], columns[1]))
-
-
-def disagreement(scores: Sequence[Sequence[float]]) -> float:
-    """Return the mean over responses of the standard deviation over rewards, each standardised over the responses.
-
-    Args:
-        scores: one sequence per reward; responses with NaN are skipped.
-    """
-    table = torch.tensor(scores, dtype=torch.float64)
-    table = table[:, ~table.isnan().any(0)]
-    if table.shape[1] < 2:
-        return math.nan
-    return float(_standardised(table).std(0, correction=0).mean())
-
-
-def _standardised(table: Tensor) -> Tensor:
-    deviation = table.std(1, correction=0, keepdim=True)
-    return (table - table.mean(1, keepdim=True)) / torch.where(deviation > 0, deviation, 1.0)

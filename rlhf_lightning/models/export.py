@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_lightning.io import apply_umask
@@ -22,7 +23,12 @@ from rlhf_lightning.models.reward_model import NORMALIZATION_FILE, score_normali
 
 
 def export_model(
-    model: Any, tokenizer: Any, folder: Path | str, stop_tokens: list[int], state: dict[str, Tensor] | None = None
+    model: Any,
+    tokenizer: Any,
+    folder: Path | str,
+    stop_tokens: list[int],
+    state: dict[str, Tensor] | None = None,
+    files: dict[str, dict[str, Tensor]] | None = None,
 ) -> None:
     """Save weights (or the adapter's weights) as safetensors, config, generation config and tokenizer, all or nothing.
 
@@ -36,6 +42,7 @@ def export_model(
         folder: created or replaced.
         stop_tokens: ids that end a response, for the generation config.
         state: the gathered weights of a sharded model; None reads them from the model.
+        files: tensors of further safetensors files, by the name of the file.
     """
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +56,8 @@ def export_model(
                 model.save_pretrained(partial, **({} if state is None else {"state_dict": _tied(model, state)}))
         _save_generation(language_model(model), tokenizer, stop_tokens, partial)
         tokenizer.save_pretrained(partial)
+        for name, tensors in (files or {}).items():
+            save_file(tensors, partial / name, metadata={"format": "pt"})
         for path in (partial, *partial.rglob("*.safetensors")):
             apply_umask(path)
         _replace(partial, folder)

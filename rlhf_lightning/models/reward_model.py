@@ -26,24 +26,30 @@ def score_rows(model: nn.Module, rows: Rows) -> Tensor:
 
     transformers looks for the last token other than the pad token, which is wrong where the stop token is the pad token.
     """
+    scores = score_heads(model, rows)
+    return scores.squeeze(-1) if scores.shape[-1] == 1 else scores.mean(-1)
+
+
+def score_heads(model: nn.Module, rows: Rows) -> Tensor:
+    """Score each row by every head; float32 [B, K]. See `score_rows`."""
     lm: Any = language_model(model)
 
     def score(batch: Rows) -> tuple[Tensor]:
-        return (lm.score(final_hidden_states(backbone_of(lm), batch)).float().squeeze(-1),)
+        return (lm.score(final_hidden_states(backbone_of(lm), batch)).float(),)
 
     return cast(Tensor, map_micro_batches(backbone_of(lm), rows, score)[0])
 
 
 class RewardModel(nn.Module):
-    """Score responses with a sequence classifier of one output."""
+    """Score responses with a sequence classifier of one output, or of one output for each head of an ensemble."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, rows: Rows) -> Tensor:
-        """Score rows with `score_rows`; float32 [B]."""
-        return score_rows(self.model, rows)
+    def forward(self, rows: Rows, each_head: bool = False) -> Tensor:
+        """Score rows with `score_rows`, float32 [B]; or by each of K heads, float32 [B, K]."""
+        return score_heads(self.model, rows) if each_head else score_rows(self.model, rows)
 
     def probe_capabilities(self) -> None:
         """Probe whether rows may be packed; a method of the model, so that sharding can hook it."""

@@ -42,8 +42,8 @@ STAGE = {
     FREE: "calibrate max_tokens_per_batch on_nonfinite on_unscored predict_responses predict_score predict_temperature",
     NAMED: "optimizer",
     FIXED: (
-        "algorithm centering class_path completion_only correction critic evaluation_rewards generation iterations lr_scheduler "
-        "margin max_length max_prompt_length objective overlap reference reward share_base text"
+        "algorithm centering class_path completion_only correction critic evaluation_rewards freeze_backbone generation heads "
+        "iterations lr_scheduler margin max_length max_prompt_length objective overlap reference reward share_base text"
     ),
 }
 """An option of the stage, with all options of the plug-in that it holds, unless they have an entry of their own."""

@@ -14,14 +14,17 @@ from torchmetrics.functional.classification import binary_accuracy, binary_calib
 from rlhf_lightning.data.screening import Screening
 from rlhf_lightning.distributed import all_gather, shard
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.functional.ensembles import disagreement
 from rlhf_lightning.functional.masked import masked_moments
 from rlhf_lightning.functional.preference_losses import bradley_terry_loss
 from rlhf_lightning.models.encoding import Encoded, recorded_rows
 from rlhf_lightning.models.loading import ModelConfig, load_reward_config, load_reward_model
+from rlhf_lightning.models.reward_heads import add_heads, averaged_heads, freeze_all_but_head, saved_heads
 from rlhf_lightning.models.reward_model import RewardModel, normalize_scores, set_normalization
 from rlhf_lightning.rollouts.preferences import pair_probability
 from rlhf_lightning.rollouts.step_loader import StepLoader
 from rlhf_lightning.stages.stage import Stage
+from rlhf_lightning.training.bootstrap import mean_over_heads, row_weights
 from rlhf_lightning.training.checks import check_minimum
 from rlhf_lightning.training.network import sharded_by_strategy
 from rlhf_lightning.training.nonfinite import OnNonFinite
@@ -46,6 +49,10 @@ class RewardStage(Stage):
         margin: subtract the margin that a row records from the difference of its scores.
         centering: λ of the term that keeps scores around 0; 0.01 is usual.
         calibrate: after training shift and scale scores so that those of the training data have mean 0 and variance 1.
+        heads: an ensemble of this many linear heads on one backbone; the score is their mean. Each learns from a bootstrap sample
+            of the rows (`bootstrap_weights`): the loss is convex in a head, so heads that differ by their start alone would
+            become the same one. `val/reward/disagreement` is how far they differ.
+        freeze_backbone: train the heads alone.
         max_length: tokens of prompt and response together; longer rows lose the beginning of the prompt, then the end.
         optimizer: of the weights that train.
         lr_scheduler: steps with the optimizer.
@@ -62,6 +69,8 @@ class RewardStage(Stage):
         margin: bool = True,
         centering: float = 0.0,
         calibrate: bool = False,
+        heads: int = 1,
+        freeze_backbone: bool = False,
         max_length: int | None = None,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -69,10 +78,13 @@ class RewardStage(Stage):
     ) -> None:
         super().__init__(optimizer, lr_scheduler, on_nonfinite, TextEncoding(model), model.max_tokens_per_batch)
         check_minimum(2, max_length=max_length)  # a token of the prompt and one of the response
+        check_minimum(1, heads=heads)
         self.objective, self.margin, self.centering = objective, margin, centering
         self.calibrate, self.max_length = calibrate, max_length
+        self.heads, self.freeze_backbone = heads, freeze_backbone
         self.scorer: RewardModel | None = None
         self.compared: list[Tensor] = []
+        self.by_head: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
         """Check rows, load the tokenizer, and bind the loaders, before any weight is loaded."""
@@ -107,7 +119,12 @@ class RewardStage(Stage):
     def configure_model(self) -> None:
         """Load the model and its head."""
         if self.scorer is None:
-            self.scorer = sharded_by_strategy(self, RewardModel(load_reward_model(self.text.config)))
+            model = load_reward_model(self.text.config)
+            if self.heads > 1:
+                add_heads(model, self.heads, self.text.config.seed, saved_heads(self.text.config))
+            if self.freeze_backbone:
+                freeze_all_but_head(model)
+            self.scorer = sharded_by_strategy(self, RewardModel(model))
 
     @property
     def model(self) -> nn.Module:
@@ -145,10 +162,11 @@ class RewardStage(Stage):
 
         A regression learns the probability that a response of a pair is the better one as its rating.
         """
-        prompts, responses, groups, ratings, margins, probabilities = [], [], [], [], [], []
+        prompts, responses, groups, ratings, margins, probabilities, bootstrap = [], [], [], [], [], [], []
         for index, row in enumerate(rows):
-            p = pair_probability(row)
-            for response, (_, rating) in zip(self.encoded(row), responses_of(row), strict=True):
+            p, encoded_row = pair_probability(row), self.encoded(row)
+            bootstrap += [row_weights(encoded_row, self.text.config.seed, self.heads)] * len(encoded_row)
+            for response, (_, rating) in zip(encoded_row, responses_of(row), strict=True):
                 prompts.append(response.prompt)
                 responses.append(response.response)
                 groups.append(index)
@@ -163,6 +181,7 @@ class RewardStage(Stage):
             ratings=torch.tensor(ratings),
             margins=torch.tensor(margins),
             probabilities=torch.tensor(probabilities),
+            bootstrap=torch.stack(bootstrap) if self.heads > 1 else None,
         )
 
     def weigh(self, batch: PreferenceBatch) -> Tensor:
@@ -182,16 +201,23 @@ class RewardStage(Stage):
 
     def loss(self, batch: PreferenceBatch) -> LossOutput:
         """Score every response once and compare."""
-        return self.loss_of_scores(self(batch), batch)
+        return self.loss_of_scores(self.scores_to_learn(batch), batch)
+
+    def scores_to_learn(self, batch: PreferenceBatch) -> Tensor:
+        """Return float32 [B], the score of each response; of K > 1 heads float32 [B, K], each head's."""
+        scores: Tensor = self(batch) if self.heads == 1 else self.network(batch, each_head=True)
+        return scores
 
     def loss_of_scores(self, scores: Tensor, batch: PreferenceBatch) -> LossOutput:
         """Return the sum over groups of the mean over their pairs; for a regression the sum of squared errors.
 
         Args:
-            scores: float32 [B].
+            scores: float32 [B], or [B, K] of K heads: the loss is then the mean over heads, each on its bootstrap sample.
             batch: of B responses.
         """
-        loss = self.losses(scores, batch).double().sum() + 0 * scores.sum()
+        losses = mean_over_heads(lambda head, rows: self.losses(head, batch, rows), scores, batch.bootstrap)
+        loss = losses.double().sum() + 0 * scores.sum()
+        scores = scores if scores.dim() == 1 else scores.mean(-1)
         means = {"loss/policy": (loss.detach(), self.weigh(batch))}
         if self.objective == "pairs":
             better, worse, _ = comparisons(batch)
@@ -203,11 +229,14 @@ class RewardStage(Stage):
             }
         return LossOutput(loss, means)
 
-    def losses(self, scores: Tensor, batch: PreferenceBatch) -> Tensor:
-        """Return one loss per group with a comparison; for a regression one per response."""
+    def losses(self, scores: Tensor, batch: PreferenceBatch, row_weights: Tensor | None = None) -> Tensor:
+        """Return one loss per group with a comparison, for a regression one per response; times `row_weights`, float [B]."""
         if self.objective == "regression":
-            return (scores - batch.ratings).square()[batch.mask.any(-1)]
+            errors = (scores - batch.ratings).square()
+            return (errors if row_weights is None else errors * row_weights)[batch.mask.any(-1)]
         better, worse, weights = comparisons(batch)
+        if row_weights is not None:
+            weights = weights * row_weights[better]
         margins, p = batch.margins[better], probabilities(batch, better)
         losses = bradley_terry_loss(scores[better], scores[worse], margins, self.centering, p) * weights
         groups, place = torch.unique(batch.groups[better], return_inverse=True)
@@ -218,7 +247,10 @@ class RewardStage(Stage):
     def measure(self, rows: RawRows) -> None:
         """Measure the loss, and the comparisons for accuracy and calibration."""
         batch, held_out = self._encode_compared(rows).to(self.device), self.validation.held_out
-        scores = self(batch)
+        scores = self.scores_to_learn(batch)
+        if self.heads > 1:
+            self.by_head.append(scores.T.cpu())
+            scores = scores.mean(-1)
         held_out.add("loss/policy", self.losses(scores, batch).tolist())
         held_out.add("reward/mean", scores.tolist())
         better, worse, _ = comparisons(batch)
@@ -228,17 +260,20 @@ class RewardStage(Stage):
         self.compared.append(torch.stack([scores[better] - scores[worse], probabilities(batch, better)]).cpu())
 
     def further_metrics(self) -> dict[str, float]:
-        """Return accuracy and calibration error of the comparisons of all ranks."""
+        """Return accuracy and calibration error of the comparisons of all ranks, and how far heads disagree."""
+        by_head = [each for of_rank in all_gather(self.by_head) for each in of_rank]
+        self.by_head = []
+        heads = {"reward/disagreement": disagreement(torch.cat(by_head, 1).tolist())} if by_head else {}
         found = [each for of_rank in all_gather(self.compared) for each in of_rank]
         self.compared = []
         if not found:
-            return {}
+            return heads
         # every comparison enters in both orders: else the label would always be 1, which no calibration error can use
         difference, p = torch.cat(found, dim=1)
         scored, judged = torch.sigmoid(torch.cat([difference, -difference])), torch.cat([p, 1 - p])
         # its validation alone refuses labels between 0 and 1; it compares the means of both in each bin
         error, decided = binary_calibration_error(scored, judged, n_bins=10, validate_args=False), judged != 0.5
-        metrics = {"preference/calibration_error": float(error)}
+        metrics = heads | {"preference/calibration_error": float(error)}
         if decided.any():
             accuracy = binary_accuracy(scored[decided], (judged[decided] > 0.5).long())
             metrics["preference/accuracy"] = float(accuracy)
@@ -272,8 +307,9 @@ class RewardStage(Stage):
         set_normalization(self.model, float(mean), float(variance.sqrt()))
 
     def save_export(self, folder: Path, state: dict[str, Tensor] | None) -> None:
-        """Save the model with its head and score normalisation, and the tokenizer."""
-        self.text.export(self.model, folder, state)
+        """Save the model with the mean of its heads and its score normalisation, all heads beside it, and the tokenizer."""
+        with averaged_heads(self.model, state) as (averaged, files):
+            self.text.export(self.model, folder, averaged, files)
 
 
 def responses_of(row: dict[str, Any]) -> list[tuple[Any, float]]:

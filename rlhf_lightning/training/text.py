@@ -39,15 +39,22 @@ class TextEncoding:
         """The tokenizer; available from `setup` on."""
         return self.encoder.tokenizer
 
-    def export(self, model: nn.Module, folder: Path, state: dict[str, Tensor] | None) -> None:
+    def export(
+        self,
+        model: nn.Module,
+        folder: Path,
+        state: dict[str, Tensor] | None,
+        files: dict[str, dict[str, Tensor]] | None = None,
+    ) -> None:
         """Save the model (or its adapter), tokenizer and generation config in Hugging Face form.
 
         Args:
             model: the language model.
             folder: where to.
             state: full weights of the network under whose name `model` it is, where it is sharded.
+            files: tensors of further safetensors files, by the name of the file.
         """
-        export_model(model, self.tokenizer, folder, self.encoder.stop_tokens, sub_state(state, "model."))
+        export_model(model, self.tokenizer, folder, self.encoder.stop_tokens, sub_state(state, "model."), files)
 
     def report_truncated(self) -> None:
         """Print how many texts were truncated since the last call."""

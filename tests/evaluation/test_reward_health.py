@@ -8,7 +8,8 @@ from random import Random
 import pytest
 
 from rlhf_lightning.evaluation.perturbations import PERTURBATIONS, perturbed
-from rlhf_lightning.evaluation.reward_health import agreement, disagreement, pair_metrics, rank_correlation
+from rlhf_lightning.evaluation.reward_health import agreement, pair_metrics, rank_correlation
+from rlhf_lightning.functional.ensembles import disagreement
 
 
 def test_pairs_by_hand() -> None:
