@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +55,7 @@ def add_heads(model: nn.Module, count: int, seed: int, saved: Tensor | None = No
 def head_weights(model: nn.Module) -> Tensor:
     """Return [K, H], the weight of every head."""
     holder, name = _head_place(model)
-    weight: Tensor = holder.get_submodule(name).weight.detach()
-    return weight
+    return cast(nn.Linear, holder.get_submodule(name)).weight.detach()
 
 
 def freeze_all_but_head(model: nn.Module) -> None:
@@ -108,7 +108,7 @@ def averaged_heads(
 def _replace_head(model: nn.Module, weights: Tensor) -> None:
     """Put a linear layer with these weights, float [K, H], in the place of the head."""
     holder, name = _head_place(model)
-    old = holder.get_submodule(name)
+    old = cast(nn.Linear, holder.get_submodule(name))
     new = nn.Linear(weights.shape[1], len(weights), bias=False, device=old.weight.device, dtype=old.weight.dtype)
     with torch.no_grad():
         new.weight.copy_(weights)
