@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import UserError
+from rlhf_lightning.feedback import rank
 from rlhf_lightning.feedback.answers import KINDS
 from rlhf_lightning.feedback.argument_types import address, count, port
 from rlhf_lightning.feedback.people import INVITATION, ROLES
@@ -19,7 +20,7 @@ from rlhf_lightning.feedback.store import Store, removed_if_new
 
 RECONCILE = ("majority", "dawid-skene", "bradley-terry")
 """Names of `annotators.METHODS`, which imports torch."""
-HELP = "collect human judgements: ask, serve, status, export, backup, invite, forget"
+HELP = "collect human judgements: ask, rank, serve, status, export, backup, invite, forget"
 GENERATION = (
     "per_prompt",
     "responses",
@@ -47,6 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     _ask_arguments(
         _command(commands, "ask", ask, "add items to judge: generated responses, recorded pairs, known answers")
     )
+    rank.add_arguments(_command(commands, "rank", rank.run, rank.HELP))
     _serve_arguments(_command(commands, "serve", serve, "serve the page that people judge on"))
     status_parser = _command(commands, "status", status, "print progress, agreement and annotators")
     status_parser.add_argument("--json", action="store_true", help="print one JSON object")

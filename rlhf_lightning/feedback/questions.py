@@ -124,7 +124,9 @@ class Thompson(Strategy):
         heads = len(next(iter(scores.values())))
         best = Counter(max(scores, key=lambda name: scores[name][head]) for head in range(heads))
         first = {name: best[name] / heads for name in scores}
-        chances = [self._ordered(a, b, first) + self._ordered(b, a, first) for a, b in (pair.responses for pair in pairs)]
+        chances = [
+            self._ordered(a, b, first) + self._ordered(b, a, first) for a, b in (pair.responses for pair in pairs)
+        ]
         total = sum(chances)
         return [chance / total for chance in chances] if total else [1 / len(pairs)] * len(pairs), 0.0
 

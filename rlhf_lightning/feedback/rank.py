@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from rlhf_lightning.errors import UserError
@@ -30,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     names = ", ".join(STRATEGIES)
     parser.add_argument("--strategy", required=True, metavar="NAME", help=f"{names}, or the import path of a Strategy")
-    parser.add_argument("--reward", metavar="FOLDER", help="export of a reward model; RewardStage.heads makes several heads")
+    parser.add_argument(
+        "--reward", metavar="FOLDER", help="export of a reward model; RewardStage.heads makes several heads"
+    )
     parser.add_argument("--random-share", type=float, default=0.2, help="questions that chance chooses (%(default)s)")
     parser.add_argument("--round", type=int, metavar="N", help="of the feedback loop (the newest in the store)")
     parser.add_argument(
@@ -99,7 +100,9 @@ def read_state(store: Store, round_: int, every: int) -> RoundState:
         ]
         judged = _judged(connection, round_, every)
     if not pairs:
-        raise UserError(f"store {store.database.path} has no pair of texts of round {round_} to rank; add some with feedback ask")
+        raise UserError(
+            f"store {store.database.path} has no pair of texts of round {round_} to rank; add some with feedback ask"
+        )
     return RoundState([r for r in pairs if r.id not in judged], [r for r in pairs if r.id in judged])
 
 

@@ -20,7 +20,7 @@ from rlhf_lightning.playground import task
 from tests.guarded import python_path
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["ask", "serve", "status", "export", "backup", "invite", "forget"]
+COMMANDS = ["ask", "rank", "serve", "status", "export", "backup", "invite", "forget"]
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,13 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
         (["backup", "x.db"], "store feedback.db is not there"),
         (["forget", "Ada"], "store feedback.db is not there"),
         (["serve"], "store feedback.db is not there"),
+        (["rank", "--strategy", "random"], "store feedback.db is not there"),
+        (["rank", "--strategy", "margin"], "--strategy margin reads scores; set --reward to the export"),
+        (["rank", "--strategy", "random", "--reward", "r"], "--strategy random reads no scores; remove --reward"),
+        (["rank", "--strategy", "margins"], "--strategy is 'margins'; did you mean 'margin'"),
+        (["rank", "--strategy", "nosuch.Mine"], "--strategy is nosuch.Mine, which cannot be imported"),
+        (["rank", "--strategy", "random", "--random-share", "2"], "--random-share is 2.0; set it from 0 to 1"),
+        (["rank", "--strategy", "random", "--every", "0"], "--every is 0; set it to 1 or more"),
         (["ask"], "nothing to ask; set --prompts, --pairs, --gold, --training or --argilla"),
         (["ask", "--prompts", "p.jsonl"], "--prompts needs a --model that responds; set --pairs instead"),
         (["ask", "--model", "m"], "--model needs --prompts"),
