@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from feedback_items import pair
+from feedback_items import Clock, pair
 from safetensors.torch import load_file, save_file
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.feedback.items import digest
+from rlhf_lightning.feedback.items import NewItem, NewResponse, digest
 from rlhf_lightning.feedback.questions import Margin
-from rlhf_lightning.feedback.rank import Response, rank_round, read_state
+from rlhf_lightning.feedback.rank import Response, key_of, rank_round, read_state
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.models.paths import resolve_path
 from rlhf_lightning.models.reward_heads import HEADS_FILE
+from rlhf_lightning.playground import task
 
 
 def queue(store: Store) -> list[tuple[int, float]]:
@@ -51,8 +52,10 @@ def test_the_queue_is_a_function_of_judgements_round_and_seed(
     capsys.readouterr()
 
 
-def test_what_somebody_has_on_the_screen_keeps_its_probability(store: Store, person: Callable[..., int]) -> None:
-    store._clock = __import__("time").time  # the command reads the clock of the machine
+def test_what_somebody_has_on_the_screen_keeps_its_probability(
+    store: Store, clock: Clock, person: Callable[..., int]
+) -> None:
+    clock.now = time.time()  # which the command reads
     store.add([pair(n) for n in range(6)])
     lease = store.next(person("Ada"))
     assert lease is not None
@@ -62,29 +65,24 @@ def test_what_somebody_has_on_the_screen_keeps_its_probability(store: Store, per
     assert max(ranked.values()) < 1
 
 
-def test_scores_decide_and_judged_prompts_come_last(
-    store: Store, person: Callable[..., int], judge: Callable[..., int]
-) -> None:
+def test_scores_decide(store: Store, person: Callable[..., int], judge: Callable[..., int]) -> None:
     store.add([pair(n) for n in range(3)])
     judge(person("Ada"), choice=0)
     state = read_state(store, 0, 1)
     assert [record.id for record in state.asked] == [1]
-    scores = {
-        Response(digest(record.prompt), digest(text)): (float(record.id * place),)
-        for record in state.open
-        for place, text in enumerate(record.responses)
-    }
-    ranked = rank_round(state, Margin(), scores, 0.0, 0, 0)
-    assert [question.probability for question in ranked] == [1.0, 1.0]
-    assert ranked != rank_round(
-        state, Margin(), {name: (-each[0] * (each[0] != 1) * 0.1,) for name, each in scores.items()}, 0.0, 0, 0
-    )
+    for closest in (2, 3):
+        scores = {
+            Response(digest(record.prompt), digest(text)): (float(place) * (1 if record.id == closest else 5),)
+            for record in state.open
+            for place, text in enumerate(record.responses)
+        }
+        ranked = rank_round(state, Margin(), scores, 0.0, 0, 0)
+        assert [question.probability for question in ranked] == [1.0, 1.0]
+        assert ranked[0].key == key_of(next(record for record in state.open if record.id == closest))
 
 
 def ensemble(folder: Path, heads: int) -> str:
     """The playground's reward model with heads around its own."""
-    import shutil
-
     shutil.copytree(resolve_path("playground/reward"), folder)
     weight = load_file(folder / "model.safetensors")["score.weight"]
     noise = torch.randn(heads, weight.shape[1], generator=torch.Generator().manual_seed(0))
@@ -94,9 +92,6 @@ def ensemble(folder: Path, heads: int) -> str:
 
 @pytest.mark.parametrize("strategy", ["margin", "disagreement", "thompson"])
 def test_every_strategy_ranks_with_a_reward_model(store: Store, tmp_path: Path, strategy: str) -> None:
-    from rlhf_lightning.feedback.items import NewItem, NewResponse
-    from rlhf_lightning.playground import task
-
     rows = task.preferences(8, 0, False)
     store.add(
         NewItem("pair", row["prompt"], (NewResponse(row["chosen"]), NewResponse(row["rejected"]))) for row in rows
