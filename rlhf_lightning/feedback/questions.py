@@ -100,7 +100,9 @@ class Disagreement(_Greedy):
 
     def value(self, pair: Pair) -> float:
         """Return the variance over heads of the probability that the first response is better."""
-        return statistics.pvariance([_sigmoid(a - b) for a, b in zip(*pair.scores, strict=True)])
+        chances = [_sigmoid(a - b) for a, b in zip(*pair.scores, strict=True)]
+        mean = statistics.fmean(chances)
+        return statistics.fmean((chance - mean) ** 2 for chance in chances)
 
 
 @dataclass(frozen=True)
