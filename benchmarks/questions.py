@@ -1,4 +1,4 @@
-"""Which questions to ask: accuracy of a reward model against the true order of held-out pairs, for each strategy of `feedback rank`.
+"""Which questions to ask: a reward model's accuracy on the true order of held-out pairs, by strategy of `feedback rank`.
 
 usage: python benchmarks/questions.py [--seeds 5] [--first-seed 5] [--budget 256] [--share 0.2]
 
