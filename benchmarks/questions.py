@@ -3,7 +3,7 @@
 usage: python benchmarks/questions.py [--seeds 5] [--first-seed 5] [--budget 256] [--share 0.2]
 
 400 prompts of the playground have three replies each, so three pairs. Simulated annotators answer the first 32 questions of the
-ranked queue; then an ensemble of ten heads learns from all answers and ranks the queue anew. The backbone is the playground's
+ranked queue; then an ensemble of ten heads learns from all answers and ranks the queue again. The backbone is the playground's
 supervised model, frozen; a head is the maximum of the Bradley-Terry likelihood of its bootstrap sample around a random prior.
 """
 

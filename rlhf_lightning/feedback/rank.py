@@ -1,4 +1,4 @@
-"""`feedback rank`: order the questions of a round anew, by what a reward model can learn from them."""
+"""`feedback rank`: order the questions of a round by what a reward model can learn from them."""
 
 from __future__ import annotations
 
