@@ -68,7 +68,7 @@ def test_a_trained_ensemble_is_exported_and_continued(tmp_path: Path) -> None:
     assert torch.equal(head_weights(plain), heads)  # a later run continues every head
 
 
-def test_new_heads_lie_around_the_old_one() -> None:
+def test_new_heads_are_centred_on_the_old_one() -> None:
     model = load_reward_model(ModelConfig("playground/reward"))
     old = head_weights(model).clone()
     add_heads(model, 6, 3)
