@@ -17,6 +17,7 @@ from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.pipeline import ChunkScores, scores_of, split_evenly
+from rlhf_lightning.rollouts.preferences import encode_pairs as encode_pairs  # also imported from here by others
 from rlhf_lightning.rollouts.scored import RequestStatistics, Scored
 from rlhf_lightning.seeding import Randomness
 from rlhf_lightning.types import Completions, PolicyOutput, RawRows, Rollout, Rows
