@@ -23,6 +23,7 @@ COMMANDS = {
     "schema": "rlhf_lightning.cli.schema",
     "report": "rlhf_lightning.report.command",
     "compare": "rlhf_lightning.cli.compare",
+    "chat": "rlhf_lightning.cli.chat",
     "feedback": "rlhf_lightning.feedback.command",
 }
 """Subcommand: its module, which has `HELP`, `arguments(parser)` and `run(options) -> int` and imports nothing heavy.
