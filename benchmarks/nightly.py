@@ -64,6 +64,7 @@ def steps(jobs: int) -> dict[str, Step]:
         "mutations": Step(("tests/mutations/run.py", "-j", str(jobs))),
         "kills": Step(("benchmarks/kill.py", "--kills", str(KILLS))),
         "flips": Step(("benchmarks/flips.py", "--flips", str(FLIPS))),
+        "parts of Lightning": Step(("benchmarks/lightning_parts.py",)),
     }
 
 

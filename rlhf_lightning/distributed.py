@@ -95,18 +95,33 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
 def shared_errors() -> Iterator[None]:
     """Raise on every rank at the end of the block if the block failed on one.
 
-    Without this the other ranks would wait for the failed one forever.
+    Without this the other ranks would wait for the failed one forever. The block must not communicate.
 
     Raises:
-        UserError: the block failed here, or on another rank.
+        UserError: the block failed on another rank.
+        Exception: the block failed here.
     """
-    failure: UserError | None = None
+    failure: Exception | None = None
     try:
         yield
-    except UserError as error:
+    except Exception as error:
         failure = error
     if any_rank(failure is not None):
-        raise failure or UserError("another rank of this run failed; read the message of that rank")
+        raise of_all_ranks(failure or UserError("another rank of this run failed; read the message of that rank"))
+
+
+def of_all_ranks(error: Exception) -> Exception:
+    """Mark an error that every rank raises, or another error in its place, at the same point."""
+    error.on_all_ranks = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_of_all_ranks(error: BaseException) -> bool:
+    """Tell whether every rank has failed with this one, or there is one alone: then the ranks may still communicate."""
+    cause: BaseException | None = error
+    while cause is not None and not getattr(cause, "on_all_ranks", False):
+        cause = cause.__cause__ or cause.__context__
+    return world_size() == 1 or cause is not None
 
 
 def raise_on_all_ranks(work: Callable[..., Result], *args: Any) -> Result:

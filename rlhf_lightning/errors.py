@@ -12,6 +12,9 @@ class UserError(ValueError):
     The line names the file, row or key, the value found there, why it is refused, and the value to set instead.
     """
 
+    on_all_ranks = False
+    """Every rank raises an error at this point, so that all of them may still communicate, for example to save a checkpoint."""
+
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """Format the end of a message about an unknown name: `did you mean 'x'?`, or the list of valid names.

@@ -22,7 +22,7 @@ from jsonargparse._loaders_dumpers import yaml_load
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -231,7 +231,7 @@ def _callbacks_of_a_run(users: list[Callback], given: Any) -> list[Callback]:
     callbacks: list[Callback] = [
         Threads(), Resume(), Samples(), Summary(), Curves(), Export(), Predictions(), OutOfMemory()
     ]  # fmt: skip
-    if given.get("enable_progress_bar") is not False:
+    if given.get("enable_progress_bar") is not False and not any(isinstance(each, ProgressBar) for each in users):
         callbacks.append(Progress())
     if given.get("enable_checkpointing") is not False and not any(isinstance(each, Checkpoints) for each in users):
         callbacks.append(Checkpoints())

@@ -18,7 +18,15 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from rlhf_lightning.console import print_once
-from rlhf_lightning.distributed import all_gather, broadcast, interleave_shards, rank, shard, shard_places
+from rlhf_lightning.distributed import (
+    all_gather,
+    broadcast,
+    interleave_shards,
+    of_all_ranks,
+    rank,
+    shard,
+    shard_places,
+)
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation.answers import answer, checked_request, chosen_rewards
 from rlhf_lightning.evaluation.base import Evaluation, Sample, SampleRequest, ValidationResults
@@ -90,7 +98,7 @@ def run_evaluations(stage: EvaluatedStage, results: ValidationResults | None) ->
         if outcome.failure:
             failed.append(type(evaluation).__name__)
             if evaluation.strict:
-                raise UserError(outcome.failure)
+                raise of_all_ranks(UserError(outcome.failure))
             print_once(outcome.failure)
         if outcome.export is not None:
             measured = None if results is None else {**results.metrics, **metrics}

@@ -18,8 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rlhf_lightning.console import print_once
-from rlhf_lightning.distributed import all_gather, any_rank
-from rlhf_lightning.errors import UserError
+from rlhf_lightning.distributed import all_gather, any_rank, is_of_all_ranks
+from rlhf_lightning.errors import UserError, text_of
 from rlhf_lightning.run.atomic_checkpoints import remove_abandoned
 from rlhf_lightning.run.last_checkpoint import newest_first
 from rlhf_lightning.run.signals import StoppedBySignal, requeue
@@ -27,8 +27,10 @@ from rlhf_lightning.training.lightning_compat import (
     cluster_environment,
     ends_with_this_batch,
     is_within_step,
+    rewind_validation,
     validation_follows,
 )
+from rlhf_lightning.training.random_states import set_random_states
 
 EARLIER = "earlier"
 """Folder for the checkpoints of an earlier run, until the run that starts over has written its first."""
@@ -38,7 +40,8 @@ class Checkpoints(Checkpoint):
     """Write `checkpoints/step-N.ckpt` after every validation, at the end, and when a signal stops the run.
 
     `last.ckpt` is a link to the newest. After SIGTERM, and after SLURM's signal before the end of a job's time, the current
-    optimiser step ends, a checkpoint is written and the run ends; likewise if a reward fails while a rollout is scored.
+    optimiser step ends, a checkpoint is written and the run ends; likewise if a reward fails while it scores a rollout or
+    held-out responses.
 
     Args:
         every_n_steps: write also after this number of optimiser steps.
@@ -98,10 +101,25 @@ class Checkpoints(Checkpoint):
         self.is_ending = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write if the run failed while a rollout was collected, where all ranks fail together."""
-        loader = getattr(getattr(pl_module, "loaders", None), "train", None)
-        if isinstance(exception, UserError) and getattr(loader, "collecting", False) and trainer.global_step:
+        """Write if the run failed while a rollout was collected or held-out rows were measured, on all ranks together.
+
+        A rank that failed alone must not save: it would wait for ranks that communicate about something else.
+        """
+        if trainer.state.fn != "fit" or self.is_ending or not trainer.global_step:
+            return
+        if not isinstance(exception, Exception) or not is_of_all_ranks(exception):
+            return
+        collecting = getattr(getattr(getattr(pl_module, "loaders", None), "train", None), "collecting", False)
+        before_validation = getattr(getattr(pl_module, "validation", None), "states_before", None)
+        if before_validation is not None:
+            set_random_states(before_validation)
+            rewind_validation(trainer)
+        elif not collecting:
+            return
+        try:
             self.save(trainer, is_extra=trainer.global_step != self.saved_step)
+        except Exception as error:  # the exception that ends the run says more
+            print(f"warning: step {trainer.global_step} could not be saved: {text_of(error)}", flush=True)
 
     def _due(self, step: int, module: LightningModule) -> bool:
         by_step = self.every_n_steps is not None and step % self.every_n_steps == 0

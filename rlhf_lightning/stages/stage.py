@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -18,7 +18,8 @@ from rlhf_lightning.models.sharding import full_state
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rollouts.responses import ResponseGenerator
 from rlhf_lightning.rollouts.row_source import rows_of
-from rlhf_lightning.training.checks import check_trainer
+from rlhf_lightning.training.checks import check_callbacks, check_nesting, check_trainer
+from rlhf_lightning.training.lightning_compat import validation_follows
 from rlhf_lightning.training.loaders import LoaderBinding
 from rlhf_lightning.training.loss_step import LossStep, MicroBatch
 from rlhf_lightning.training.metrics import MetricLog
@@ -26,10 +27,12 @@ from rlhf_lightning.training.network import evaluation
 from rlhf_lightning.training.nonfinite import NonFiniteGuard, OnNonFinite
 from rlhf_lightning.training.optimizers import build_optimizer, check_optimizer, scheduler_config
 from rlhf_lightning.training.precision import check_device, keep_float32
+from rlhf_lightning.training.random_states import random_states
 from rlhf_lightning.training.resume import ResumeState
 from rlhf_lightning.training.rows import check_rows
 from rlhf_lightning.training.schedules import resolve_total_steps
 from rlhf_lightning.training.text import TextEncoding
+from rlhf_lightning.training.update_size import UpdateSize
 from rlhf_lightning.training.validation import Validation
 from rlhf_lightning.types import LossOutput, RawRows
 
@@ -65,6 +68,7 @@ class Stage(LightningModule):
         self.loss_step = LossStep(self, max_tokens_per_batch)
         self.metric_log = MetricLog(self)
         self.nonfinite = NonFiniteGuard(self, on_nonfinite, self.metric_log)
+        self.update_size = UpdateSize(self)
         self.validation = Validation(self, self.metric_log)
         self.loaders = LoaderBinding(self)
         self.resume = ResumeState(self, self.loaders)
@@ -195,7 +199,8 @@ class Stage(LightningModule):
 
     def reset_run(self) -> None:
         """Forget the state that an earlier `fit` with this stage left."""
-        for owner in (self.loss_step, self.metric_log, self.nonfinite, self.validation, self.loaders, self.resume):
+        owners = (self.loss_step, self.metric_log, self.nonfinite, self.update_size, self.validation, self.loaders)
+        for owner in (*owners, self.resume):
             owner.reset()
 
     def record_step(self, micro_batches: list[MicroBatch], gradient_norm: Tensor) -> None:
@@ -217,6 +222,13 @@ class Stage(LightningModule):
 
     # -- hooks of Lightning --------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Add no callback; refuse those of the trainer that cannot work, before Lightning sets them up."""
+        check_nesting(self.trainer)
+        if self.trainer.state.fn == "fit":
+            check_callbacks(self.trainer)
+        return []
+
     def training_step(self, batch: Any, index: int) -> Tensor:
         """Return the loss of `batch`, divided by the weight of its optimiser step."""
         return self.loss_step.backward(batch, self.loss, self.loss_groups(batch), self.network.backbones())
@@ -232,7 +244,8 @@ class Stage(LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Take the step and free the gradients, which Lightning keeps through the next rollout and its first forward pass."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with self.update_size.measured():
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
 
     def on_train_start(self) -> None:
@@ -244,6 +257,7 @@ class Stage(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the metrics of the optimiser step or the rollout that has ended."""
         self.metric_log.report(self.metrics_after_batch(), self.shown_metrics)
+        self.validation.states_before = random_states() if validation_follows(self.trainer) else None
 
     def on_train_end(self) -> None:
         """Log metrics whose row training ended too early for."""

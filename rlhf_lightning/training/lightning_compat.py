@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -88,6 +89,17 @@ def is_tuner_callback(callback: Callback) -> bool:
     return bool(getattr(callback, "_early_exit", False))
 
 
+def running_methods(trainer: Trainer) -> list[str]:
+    """Return which of `fit`, `validate`, `test` and `predict` of the trainer run, the innermost first."""
+    names = {getattr(Trainer, f"_{name}_impl").__code__: name for name in ("fit", "validate", "test", "predict")}
+    frame, found = sys._getframe().f_back, []
+    while frame is not None:
+        if frame.f_code in names and frame.f_locals.get("self") is trainer:
+            found.append(names[frame.f_code])
+        frame = frame.f_back
+    return found
+
+
 def use_data_parallel_alone(strategy: ModelParallelStrategy) -> None:
     """Shard weights over all processes, with no tensor parallelism."""
     strategy._data_parallel_size, strategy._tensor_parallel_size = strategy.num_nodes * strategy.num_processes, 1
@@ -162,6 +174,16 @@ def validate_within_fit(trainer: Trainer) -> None:
     connector._first_loop_iter = first
 
 
+def rewind_validation(trainer: Trainer) -> None:
+    """Make a checkpoint that is written within a validation resume at the first batch of that validation."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    done = progress.total.completed - progress.current.completed
+    for counts, completed in ((progress.current, 0), (progress.total, done)):
+        counts.ready = counts.started = completed + 1  # as within the first batch
+        counts.processed = counts.completed = completed
+    progress.is_last_batch = False
+
+
 def restore_callback_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Give callbacks the metrics that they had when the checkpoint was written."""
     known = trainer._logger_connector._callback_metrics
@@ -196,6 +218,10 @@ class EndingLoop(FitLoop):
         both: list[Any] = [self.epoch_progress.current, self.epoch_progress.total]
         before = both[0].processed
         super().reset()
+        validation = self.epoch_loop.val_loop
+        if validation.restarted_mid_evaluation:  # the batch that was not measured counts when it is measured
+            total = validation.batch_progress.total
+            total.ready = total.started = total.processed
         self._owes_end_of_epoch = both[0].processed > before
         if self._owes_end_of_epoch:
             for counts in both:

@@ -13,7 +13,7 @@ import torch
 
 from rlhf_lightning.algorithms.base import Algorithm
 from rlhf_lightning.console import print_once
-from rlhf_lightning.distributed import raise_on_all_ranks, shared_errors
+from rlhf_lightning.distributed import of_all_ranks, raise_on_all_ranks, shared_errors
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.functional.advantages import explained_variance
 from rlhf_lightning.functional.masked import masked_mean
@@ -209,7 +209,9 @@ class RolloutSession:
         if self.on_unscored == "stop":
             for logger in self.module.loggers:  # the row of a rollout, whose step is not taken
                 logger.log_metrics({**metrics, GRADIENT_NORM: math.nan}, step=self.module.global_step)
-            raise UserError(f"{fault}; fix the reward, or set model.on_unscored to warn to skip such rollouts")
+            raise of_all_ranks(
+                UserError(f"{fault}; fix the reward, or set model.on_unscored to warn to skip such rollouts")
+            )
         print_once(f"warning: {fault}; the rollout is skipped")
 
     def _measured(self, first: Scored, randomness: Randomness) -> Rollout:

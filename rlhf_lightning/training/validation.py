@@ -113,6 +113,8 @@ class Validation:
         """The highest mean score there can be, by metric, where a reward knows it."""
         self.unmeasured: set[str] = set()
         """Metrics whose evaluation failed in the last validation; callbacks find no valid number under these names."""
+        self.states_before: dict[str, Any] | None = None
+        """Random states before a validation that is not finished, from which a checkpoint of its failure resumes."""
         self._count = 0
         self._evaluated: set[str] = set()
 
@@ -145,6 +147,7 @@ class Validation:
         values |= _report_unscored(self.held_out.unscored(), prefix)
         own, failed = self._evaluate(values)
         values |= own
+        self.states_before = None
         if fitting:
             self.metric_log.tell_loggers({f"{prefix}/{name}": value for name, value in values.items()})
         for name, value in values.items():
@@ -178,7 +181,7 @@ class Validation:
 
     def reset(self) -> None:
         """Forget the validations of an earlier run."""
-        self._count, self._evaluated = 0, set()
+        self._count, self._evaluated, self.states_before = 0, set(), None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of validations so far."""

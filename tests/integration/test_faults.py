@@ -50,6 +50,14 @@ class Call(Callback):
         if trainer.global_step == self.step and self.what == "memory":
             torch.empty(2**60, dtype=torch.uint8)
 
+def judge_twice(responses):
+    count = len(list(Path(".").glob("asked-*")))
+    if Path("fail").exists():
+        Path(f"asked-{count}").touch()
+        if count == int(Path("fail").read_text()):
+            raise ConnectionError("the server is gone")
+    return torch.rand(len(responses)).tolist()
+
 def judge(responses):
     count = len(list(Path(".").glob("asked-*")))
     if Path("fail").exists():
@@ -144,6 +152,24 @@ def test_a_reward_that_fails_leaves_a_checkpoint_from_which_the_run_goes_on_exac
     assert Path("out/checkpoints/last.ckpt").resolve().name == "step-12.ckpt"
     Path("fail").unlink()
     resumed = run("out", *words, "--ckpt_path", "last")
+    assert differences(left(whole), left(resumed)) == []
+
+
+@pytest.mark.parametrize(("call", "step"), [(4, 4), (5, 4), (9, 8)])
+def test_a_reward_that_fails_in_a_validation_leaves_a_checkpoint_that_repeats_the_validation(
+    call: int, step: int, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Calls: two for held-out rows before the first step, two rollouts, two for held-out rows, two rollouts, two again."""
+    words = [*PPO, "--data.validation_size", "8", "--model.algorithm.epochs", "1"]
+    words += ["--model.reward", "FunctionReward", "--model.reward.function", "own.judge_twice"]
+    whole = run("whole", *words)
+    Path("fail").write_text(str(call))
+    assert main([*words, "--trainer.default_root_dir", "out", *QUIET]) == 2
+    assert "the server is gone" in capsys.readouterr().err.splitlines()[-1]
+    assert Path("out/checkpoints/last.ckpt").resolve().name == f"step-{step}.ckpt"
+    Path("fail").unlink()
+    resumed = run("out", *words, "--ckpt_path", "last")
+    assert column(resumed, "val/reward/mean") == column(whole, "val/reward/mean")
     assert differences(left(whole), left(resumed)) == []
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
     Checkpoint,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
@@ -29,6 +31,7 @@ from rlhf_lightning.models.loading import LoraOptions, ModelConfig
 from rlhf_lightning.rewards import LengthReward
 from rlhf_lightning.stages import PolicyStage, SupervisedStage
 from rlhf_lightning.stages.stage import Stage
+from rlhf_lightning.training.checks import check_callbacks
 
 ROWS = [
     {"prompt": f"say {word}", "completion": word}
@@ -193,6 +196,8 @@ def test_a_stage_whose_run_failed_is_trained_anew(
 @pytest.mark.parametrize(
     "callback",
     [
+        BackboneFinetuning(),
+        BatchSizeFinder(),
         GradientAccumulationScheduler({1: 2}),
         LearningRateFinder(),
         ModelPruning("l1_unstructured"),
@@ -207,6 +212,35 @@ def test_callbacks_that_would_do_nothing_or_something_else_are_refused(
     with pytest.raises(UserError, match=rf"^trainer.callbacks: {type(callback).__name__} cannot work here: "):
         fitted(stage, tmp_path, callback)
     assert not list(stage.parameters())  # no weight was loaded
+
+
+class BothRows(Rows):
+    def val_dataloader(self) -> Any:
+        return DataLoader(ROWS[:2], batch_size=2, collate_fn=list)  # type: ignore[arg-type]
+
+
+class ValidatesWithin(Callback):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        trainer.validate(pl_module, datamodule=BothRows(), verbose=False)
+
+
+def test_a_validation_that_a_training_hook_starts_is_refused_in_one_line(folder: str, tmp_path: Path) -> None:
+    stage = made("sft", folder)
+    with pytest.raises(
+        UserError, match=r"^trainer.validate was called within trainer.fit, whose loops it would reset; "
+    ):
+        fitted(stage, tmp_path, ValidatesWithin())
+    fitted(stage, tmp_path, max_epochs=1).validate(stage, datamodule=BothRows(), verbose=False)  # after fit it works
+
+
+@pytest.mark.parametrize("callback", [OnExceptionCheckpoint("."), ModelCheckpoint(save_on_exception=True)])
+def test_what_saves_on_an_exception_is_refused_on_several_processes(callback: Callback, tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", devices=2, logger=False, callbacks=[callback], default_root_dir=tmp_path)
+    with pytest.raises(
+        UserError, match=rf"^trainer.callbacks: {type(callback).__name__} cannot save on an exception on 2"
+    ):
+        check_callbacks(trainer)
+    check_callbacks(Trainer(accelerator="cpu", devices=1, logger=False, callbacks=[callback]))
 
 
 def test_double_precision_is_refused(folder: str, tmp_path: Path) -> None:
