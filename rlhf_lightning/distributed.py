@@ -120,7 +120,7 @@ def is_of_all_ranks(error: BaseException) -> bool:
     """Tell whether every rank has failed with this one, or there is one alone: then the ranks may still communicate."""
     cause: BaseException | None = error
     while cause is not None and not getattr(cause, "on_all_ranks", False):
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__
     return world_size() == 1 or cause is not None
 
 

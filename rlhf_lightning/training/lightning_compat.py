@@ -176,7 +176,7 @@ def validate_within_fit(trainer: Trainer) -> None:
 
 def rewind_validation(trainer: Trainer) -> None:
     """Make a checkpoint that is written within a validation resume at the first batch of that validation."""
-    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     done = progress.total.completed - progress.current.completed
     for counts, completed in ((progress.current, 0), (progress.total, done)):
         counts.ready = counts.started = completed + 1  # as within the first batch
@@ -220,7 +220,7 @@ class EndingLoop(FitLoop):
         super().reset()
         validation = self.epoch_loop.val_loop
         if validation.restarted_mid_evaluation:  # the batch that was not measured counts when it is measured
-            total = validation.batch_progress.total
+            total: Any = validation.batch_progress.total
             total.ready = total.started = total.processed
         self._owes_end_of_epoch = both[0].processed > before
         if self._owes_end_of_epoch:

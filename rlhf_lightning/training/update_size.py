@@ -66,8 +66,8 @@ def sampled(weights: Iterable[nn.Parameter]) -> list[Tensor]:
     """Return a copy of evenly spaced elements of each weight, float32; of a sharded one those of this rank."""
     found = []
     for weight in weights:
-        local = weight.detach().to_local() if isinstance(weight, DTensor) else weight.detach()
-        flat = local.reshape(-1)
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        flat = local.detach().reshape(-1)
         found.append(flat[:: max(1, flat.numel() // SAMPLED)].to(torch.float32, copy=True))
     return found
 
