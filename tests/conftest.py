@@ -64,6 +64,7 @@ RUN_TESTS = (
     "feedback/test_security.py",
     "integration",
     "invariance",
+    "loop/test_loop.py",
     "playground",
     "run/test_checkpoints.py",
     "stages",

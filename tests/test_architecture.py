@@ -44,6 +44,7 @@ ROOMS = [
     {"feedback", "planning"},
     {"run"},
     {"report"},
+    {"loop"},
     {"cli"},
     {"__main__"},
 ]

@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "rlhf_lightning.cli.compare",
     "chat": "rlhf_lightning.cli.chat",
     "feedback": "rlhf_lightning.feedback.command",
+    "loop": "rlhf_lightning.cli.loop",
 }
 """Subcommand: its module, which has `HELP`, `arguments(parser)` and `run(options) -> int` and imports nothing heavy.
 

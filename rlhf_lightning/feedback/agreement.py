@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -15,20 +14,11 @@ from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.answers import TOLERANCE, correct
 from rlhf_lightning.feedback.items import text_of
 from rlhf_lightning.feedback.records import Judged, Record, read_records
+from rlhf_lightning.feedback.shares import Share, share
 from rlhf_lightning.feedback.store import Store
 
 Units = dict[tuple[int, ...], dict[int, float]]
 """What each annotator said of each unit: a pair, two responses of a ranking, or a response to rate."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of so many `cases` with its 95 % interval (Wilson 1927)."""
-
-    share: float
-    low: float
-    high: float
-    cases: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +56,8 @@ class AnnotatorRow:
     """How often the longer one was, among pairs of different lengths."""
     first_model: Share | None = None
     """How often that of the store's first model was, among its pairs with another model."""
+    others: Share | None = None
+    """How often the annotator chose as most of the others did, among pairs where most others chose one of the two."""
     reliability: float | None = None
     """On pairs, of the method that was asked for; see `annotators.Reconciliation`."""
 
@@ -303,6 +295,7 @@ def _row(records: Sequence[Record], annotator: int, first: str | None, empty: An
         left=share([judged.order[0] == judged.answer["choice"] for _, judged in decided]),
         longer=share([found for r, j in decided if (found := _longer(r, j)) is not None]),
         first_model=share([found for r, j in decided if (found := _first_model(r, j, first)) is not None]),
+        others=share([found for r, j in own if (found := _as_others(r, j)) is not None]),
     )
 
 
@@ -326,16 +319,10 @@ def _first_model(record: Record, judged: Judged, first: str | None) -> bool | No
     return record.models[judged.answer["choice"]] == first
 
 
-def share(cases: Sequence[bool], z: float = 1.959964) -> Share | None:
-    """Return the share of true cases; None where there are none.
-
-    >>> found = share([True] * 8 + [False] * 2)
-    >>> found.share, round(found.low, 3), round(found.high, 3), found.cases
-    (0.8, 0.49, 0.943, 10)
-    """
-    count = len(cases)
-    if not count:
+def _as_others(record: Record, judged: Judged) -> bool | None:
+    """Whether an annotator chose as most others of a pair; None where most others chose neither of the two."""
+    if record.kind != "pair":
         return None
-    p = sum(cases) / count
-    middle, spread = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return Share(p, (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count), count)
+    choices = Counter(other.answer["choice"] for other in record.votes if other.annotator != judged.annotator)
+    most = next((choice for choice in (0, 1) if 2 * choices[choice] > choices.total()), None)
+    return None if most is None else judged.answer["choice"] == most

@@ -67,18 +67,26 @@ def ask_models(store: Store, prompts: str, sampling: Sampling, builder: ItemBuil
     Raises:
         UserError: a model or the file of prompts is no good; found before any weights are loaded.
     """
-    rows = read_prompts(prompts)
+    items = generated_items(store, read_prompts(prompts), sampling, builder)
+    note = f"; {builder.identical} prompts got too few different responses" if builder.identical else ""
+    return _added(store, "generated items", items, note)
+
+
+def generated_items(store: Store, rows: Sequence[Row], sampling: Sampling, builder: ItemBuilder) -> list[NewItem]:
+    """Generate responses of every model to the `prompt` of each row, keep them in the store, and return the items they give.
+
+    Raises:
+        UserError: a model is no good; found before any weights are loaded.
+    """
     for model in sampling.models:
         load_encoder(model, sampling.generation)
     found: list[list[tuple[str, str]]] = [[] for _ in rows]
     for model in sampling.models:
         for row, responses in enumerate(_responses(store, model, rows, sampling)):
             found[row] += [(response, str(model.name_or_path)) for response in responses]
-    items = [
+    return [
         item for row, candidates in zip(rows, found, strict=True) for item in builder.items(row["prompt"], candidates)
     ]
-    note = f"; {builder.identical} prompts got too few different responses" if builder.identical else ""
-    return _added(store, "generated items", items, note)
 
 
 def _responses(store: Store, model: ModelConfig, rows: Sequence[Row], sampling: Sampling) -> Iterator[list[str]]:

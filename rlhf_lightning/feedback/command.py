@@ -52,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     _serve_arguments(_command(commands, "serve", serve, "serve the page that people judge on"))
     status_parser = _command(commands, "status", status, "print progress, agreement and annotators")
     status_parser.add_argument("--json", action="store_true", help="print one JSON object")
+    status_parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures, too")
     status_parser.add_argument(
         "--reconcile", choices=RECONCILE[1:], help="show how reliable each annotator is, by this"
     )
@@ -278,6 +279,11 @@ def status(options: argparse.Namespace) -> None:
 
     with Store(options.store) as store:
         found = overview(store, options.reconcile)
+    if options.html is not None:
+        from rlhf_lightning.feedback.export import write_text
+        from rlhf_lightning.feedback.pictures import store_page
+
+        write_text(options.html, store_page(str(options.store), found))
     print(json.dumps(dataclasses.asdict(found)) if options.json else "\n".join(status_lines(found)))
 
 

@@ -170,3 +170,11 @@ class WorkQueue:
         if taken:
             raise UserError(f"item {item} is with another adjudicator at present; take another one")
         return self.assign(annotator, item, adjudication=True)
+
+
+def rng_of(connection: sqlite3.Connection, seed: int | None) -> random.Random | None:
+    """Return random numbers that are a function of the seed and of the number of leases so far; None without a seed."""
+    if seed is None:
+        return None
+    leases = connection.execute("SELECT coalesce(max(id), 0) FROM leases").fetchone()[0]
+    return random.Random(f"{seed} {leases}")

@@ -44,8 +44,12 @@ def hashed(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-def invite(connection: sqlite3.Connection, name: str, roles: tuple[str, ...], now: float) -> str:
+def invite(
+    connection: sqlite3.Connection, name: str, roles: tuple[str, ...], now: float, pseudonym: str | None = None
+) -> str:
     """Return a new token of somebody; an earlier token of the same name, and its sessions, end.
+
+    The pseudonym of somebody new is random unless it is given.
 
     Raises:
         UserError: the name is empty, or there is no such role.
@@ -59,7 +63,7 @@ def invite(connection: sqlite3.Connection, name: str, roles: tuple[str, ...], no
     token, text = new_token(), " ".join(sorted(set(roles)))
     known = connection.execute("SELECT annotator FROM people WHERE name = ?", (name,)).fetchone()
     if known is None:
-        identity = add_annotator(connection, text, now)
+        identity = add_annotator(connection, text, now, pseudonym)
         connection.execute("INSERT INTO people VALUES (?, ?)", (identity, name))
     else:
         identity = known["annotator"]

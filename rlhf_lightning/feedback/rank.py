@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.feedback.items import Content, digest
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     with Store(options.store) as store:
         round_ = _round(store, options.round)
         state = read_state(store, round_, options.every)
-        scores = _scores(options.reward, strategy, state.open) if strategy.heads else {}
+        scores = head_scores(options.reward, strategy, state.open) if strategy.heads else {}
         questions = rank_round(state, strategy, scores, options.random_share, options.seed, round_)
         moved = reorder(store, state.open, questions)
     at_random = sum(question.random for question in questions)
@@ -77,6 +77,18 @@ class RoundState:
     def key(self) -> str:
         """A digest of which pairs were judged, whoever judged them and in whatever order."""
         return digest(sorted(key_of(record) for record in self.asked))
+
+
+class Comparison(Protocol):
+    """A pair that is in the store, or could be."""
+
+    @property
+    def prompt(self) -> Content:
+        """The prompt."""
+
+    @property
+    def responses(self) -> Sequence[Content | None]:
+        """Two responses."""
 
 
 class Response(NamedTuple):
@@ -110,7 +122,7 @@ def rank_round(
     state: RoundState, strategy: Strategy, scores: dict[Response, Scores], random_share: float, seed: int, round_: int
 ) -> list[Question]:
     """Rank the open pairs of a round: a function of its judgements, its number, the scores and the seed."""
-    pairs = [_pair(record, scores) for record in state.open]
+    pairs = [pair_of(record, scores) for record in state.open]
     asked = Counter(digest(record.prompt) for record in state.asked)
     return rank(pairs, asked, strategy, random_share, f"{seed} {round_} {state.key}")
 
@@ -130,7 +142,7 @@ def reorder(store: Store, records: Sequence[Record], questions: Sequence[Questio
     return len(moved)
 
 
-def key_of(record: Record) -> str:
+def key_of(record: Comparison) -> str:
     """Return a digest of a pair's texts: it orders the pairs of a round, whichever was added first."""
     return digest([record.prompt, sorted(digest(response) for response in record.responses)])
 
@@ -154,14 +166,15 @@ def _judged(connection: sqlite3.Connection, round_: int, every: int) -> set[int]
     return {place.item for place in latest_at(connection, rows[barrier - 1]["id"])} if barrier else set()
 
 
-def _pair(record: Record, scores: dict[Response, Scores]) -> Pair:
+def pair_of(record: Comparison, scores: dict[Response, Scores]) -> Pair:
+    """Return a pair with the scores of its responses; none where they were not scored."""
     names = [Response(digest(record.prompt), digest(response)) for response in record.responses]
     first, second = names
     found = (scores.get(first, ()), scores.get(second, ()))
     return Pair(key_of(record), first.prompt, (first.text, second.text), found)
 
 
-def _scores(reward: str, strategy: Strategy, records: Sequence[Record]) -> dict[Response, Scores]:
+def head_scores(reward: str, strategy: Strategy, records: Sequence[Comparison]) -> dict[Response, Scores]:
     """Score every response of the pairs by every head.
 
     Raises:

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -151,14 +154,50 @@ def serve(store: Store, *, host: str = "127.0.0.1", port: int = 8080, root_path:
     store.database.lock_for_serving()
     root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
     listener = _listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    print(f"feedback: http://{shown}:{listener.getsockname()[1]}{root_path}/ (stop with Ctrl-C)", flush=True)
+    print(f"feedback: {_address(host, listener)}{root_path}/ (stop with Ctrl-C)", flush=True)
+    _warn(host)
+    with listener:
+        _server(store, root_path).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def serving(store: Store, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve a store's pages in a thread, as long as the block runs.
+
+    Yields:
+        The address of the pages, without a slash at its end.
+
+    Raises:
+        UserError: Another server has the store, or the address cannot be listened on.
+    """
+    store.database.lock_for_serving()
+    listener = _listen(host, port)
+    _warn(host)
+    server = _server(store, "")
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    with listener:
+        thread.start()
+        try:
+            yield _address(host, listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def _warn(host: str) -> None:
     if host not in LOOPBACK:
         print(
             f"warning: --host is {host}, so everybody on the network reaches the pages, and without TLS reads the cookies and "
             "judgements on their way. Set --host 127.0.0.1 and use ssh -L or a reverse proxy with TLS",
             flush=True,
         )
+
+
+def _server(store: Store, root_path: str) -> uvicorn.Server:
     config = uvicorn.Config(
         create_app(store, root_path),
         http=TimedH11Protocol,
@@ -169,8 +208,7 @@ def serve(store: Store, *, host: str = "127.0.0.1", port: int = 8080, root_path:
         server_header=False,
         timeout_graceful_shutdown=5,
     )
-    with listener:
-        uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
 
 
 def _listen(host: str, port: int) -> socket.socket:

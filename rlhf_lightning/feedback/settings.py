@@ -34,6 +34,8 @@ class Settings:
     """Reasons to choose from."""
     criteria: tuple[str, ...] = ("helpful", "harmless", "honest")
     """Of a rating; of items that are added from now on."""
+    seed: int | None = None
+    """What chance decides for annotators is a function of this seed and of the questions before; None: of nothing."""
 
     def __post_init__(self) -> None:
         """Check the ranges.

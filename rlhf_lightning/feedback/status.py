@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlhf_lightning.feedback.agreement import Agreement, AnnotatorRow, Overview, Share
+    from rlhf_lightning.feedback.agreement import Agreement, AnnotatorRow, Overview
+    from rlhf_lightning.feedback.shares import Share
 
 COLUMNS = ("annotator", "name", "judged", "skipped", "gold", "training", "seconds", "left", "longer", "first model")
 
@@ -18,7 +19,7 @@ def status_lines(overview: Overview) -> list[str]:
     lines += [f"agreement   {_agreement(found)}" for found in overview.agreement]
     if overview.recorded is not None:
         lines.append(
-            f"recorded    {_share(overview.recorded)} of {overview.recorded.cases} choices are those of the file"
+            f"recorded    {said_share(overview.recorded)} of {overview.recorded.cases} choices are those of the file"
         )
     if overview.annotators:
         lines += ["", *_table(_rows(overview.annotators))]
@@ -59,9 +60,9 @@ def _cells(row: AnnotatorRow) -> tuple[str, ...]:
         _of(row.gold_right, row.gold_total),
         _of(row.training_right, row.training_total),
         "-" if row.seconds_median is None else f"{row.seconds_median:.1f}",
-        _share(row.left),
-        _share(row.longer),
-        _share(row.first_model),
+        said_share(row.left),
+        said_share(row.longer),
+        said_share(row.first_model),
     )
 
 
@@ -69,7 +70,8 @@ def _of(right: int, total: int) -> str:
     return f"{right}/{total}" if total else "-"
 
 
-def _share(found: Share | None) -> str:
+def said_share(found: Share | None) -> str:
+    """Return a share and its interval."""
     return "-" if found is None else f"{found.share:.2f} ({found.low:.2f}-{found.high:.2f})"
 
 

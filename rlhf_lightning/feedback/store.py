@@ -49,7 +49,7 @@ from rlhf_lightning.feedback.judgements import (
     save,
     undo,
 )
-from rlhf_lightning.feedback.leases import Lease, WorkQueue
+from rlhf_lightning.feedback.leases import Lease, WorkQueue, rng_of
 from rlhf_lightning.feedback.people import Annotator
 from rlhf_lightning.feedback.settings import Settings, read_settings, write_settings
 
@@ -124,10 +124,10 @@ class Store(AbstractContextManager["Store"]):
 
     # people
 
-    def invite(self, name: str, roles: tuple[str, ...] = ("annotator",)) -> str:
+    def invite(self, name: str, roles: tuple[str, ...] = ("annotator",), pseudonym: str | None = None) -> str:
         """Return a new token for somebody; an earlier one ends. See `people.invite`."""
         with self.database.write() as connection:
-            return people.invite(connection, name, roles, self._clock())
+            return people.invite(connection, name, roles, self._clock(), pseudonym)
 
     def invited(self, token: str) -> Annotator | None:
         """Return whose invitation a token is; None where it is nobody's."""
@@ -305,7 +305,8 @@ class Store(AbstractContextManager["Store"]):
     @contextlib.contextmanager
     def _queue(self, write: bool = True) -> Iterator[WorkQueue]:
         with self.database.write() if write else self.database.read() as connection:
-            yield WorkQueue(connection, read_settings(connection), self._clock(), self._rng)
+            settings = read_settings(connection)
+            yield WorkQueue(connection, settings, self._clock(), rng_of(connection, settings.seed) or self._rng)
 
 
 def _id(number: int) -> int:

@@ -106,6 +106,23 @@ def claimed(folder: Path, is_new: bool) -> Iterator[Path]:
         os.close(held)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Say whether a process writes to the folder of a run."""
+    try:
+        held = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(held)
+    return False
+
+
 def _made(folder: Path, is_new: bool) -> Path:
     while True:
         try:

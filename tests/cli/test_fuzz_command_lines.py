@@ -25,7 +25,9 @@ from rlhf_lightning.cli.lightning import ParsedCLI
 from rlhf_lightning.cli.main import main
 from rlhf_lightning.models.config import LoraOptions, ModelConfig
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted(
+    path for path in (Path(__file__).parents[2] / "configs").glob("*.yaml") if not path.stem.startswith("loop")
+)
 OVERLAYS = [path for path in CONFIGS if not yaml.safe_load(path.read_text()).get("model", {}).get("class_path")]
 SECONDS, GIBIBYTE = 10, 2**20  # of processor time; resource counts KiB
 HOSTILE = [

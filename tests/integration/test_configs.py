@@ -12,7 +12,11 @@ from leavings import ROLLOUTS, SMALL, lines, metrics, weights
 
 from rlhf_lightning.__main__ import main
 
-CONFIGS = {path.stem: path for path in (Path(__file__).parents[2] / "configs").glob("*.yaml")}
+OF_THE_LOOP = {"loop", "loop_reward"}
+"""Read by `loop`; see tests/loop."""
+CONFIGS = {
+    path.stem: path for path in (Path(__file__).parents[2] / "configs").glob("*.yaml") if path.stem not in OF_THE_LOOP
+}
 PREDICTING = {"pairs"}
 """Read by `predict`; see tests/integration/test_predicted_pairs.py."""
 OVERLAYS = {name for name, path in CONFIGS.items() if "data" not in yaml.safe_load(path.read_text())}
