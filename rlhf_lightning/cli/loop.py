@@ -116,7 +116,7 @@ def check_page() -> None:
 
 
 def check_stages(config: LoopConfig, tree: Tree) -> Stages:
-    """Read the stages' configs with the overlays of the first and the second round; nothing is loaded or started.
+    """Read the stages' configs with the overlays of the first round; nothing is loaded or started.
 
     Raises:
         UserError: a config is wrong, or does not suit the loop.
@@ -165,7 +165,7 @@ def _built(names: Sequence[str], config: LoopConfig, tree: Tree, what: str) -> t
     overlay = {"reward": reward_overlay, "policy": policy_overlay}[what]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{what}.yaml"
-        write_yaml(path, overlay(config, tree.round(1), tree.round(0)))
+        write_yaml(path, overlay(config, tree.round(0), None))
         return build_without_trainer(read(["fit", *words, "--config", str(path)]))
 
 
