@@ -64,7 +64,7 @@ def curve_chart(title: str, x_label: str, curves: Sequence[Curve]) -> Markup:
 
 
 def interval_chart(title: str, rows: Sequence[tuple[str, Point]], middle: float | None = None) -> Markup:
-    """Draw a row with a point and its interval for each name, on an axis from 0 to 1.
+    """Picture a row with a point and its interval for each name, on an axis from 0 to 1.
 
     Args:
         title: says what the picture shows, also to screen readers.
