@@ -122,6 +122,8 @@ def check_stages(config: LoopConfig, tree: Tree) -> Stages:
         UserError: a config is wrong, or does not suit the loop.
     """
     from rlhf_lightning.feedback.candidates import read_prompts
+    from rlhf_lightning.loop.candidates import prompts_of_round
+    from rlhf_lightning.loop.simulated import check_prompts
     from rlhf_lightning.loop.steps import Stages
 
     reward, policy = _names(config.reward), _names(config.policy)
@@ -130,6 +132,9 @@ def check_stages(config: LoopConfig, tree: Tree) -> Stages:
     _built(reward, config, tree, "reward")
     stage, data = _built(policy, config, tree, "policy")
     prompts = [row["prompt"] for row in read_prompts(config.prompts)] if config.prompts else _prompts(data, policy[-1])
+    prompts_of_round(prompts, config.candidate_prompts, config.seed, 0)
+    if config.annotators == "simulated":
+        check_prompts(prompts)
     return Stages(reward, policy, stage.text.config, stage.generation, prompts)
 
 

@@ -89,8 +89,6 @@ class Loop:
         config = self.config
         count = config.candidate_prompts
         prompts = prompts_of_round(self.stages.prompts, count, config.seed, round_.number)
-        if config.annotators == "simulated":
-            simulated.check_prompts(prompts)
         model = model_of(self.stages.start, None if before is None else export_of(before.policy))
         print(f"round {round_.number}: {model.name_or_path} answers {count} prompts", flush=True)
         counts = (config.responses, config.pairs_per_prompt)

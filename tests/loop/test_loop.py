@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from leavings import equal, lines, weights
+from loop_cases import stay_in_process, write_configs
 
 pytest.importorskip("starlette")
 
@@ -49,44 +50,71 @@ def leavings(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def whole(tiny: Path, in_process: list[list[str]]) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a loop that nobody interrupted."""
-    assert loop() == 0
-    return (tiny / "loop").rename(tiny / "whole")
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_configs(folder)
+        stay_in_process(patch)
+        assert loop() == 0
+    return folder / "loop"
 
 
-def test_the_tree_is_ordinary_runs_and_a_second_call_does_nothing(
-    tiny: Path, in_process: list[list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert loop() == 0
+def test_the_tree_is_ordinary_runs(whole: Path) -> None:
     for name in ROUNDS:
-        assert {path.name for path in (tiny / "loop" / name).iterdir()} == set(STEPS)
-    first, second = (yaml.safe_load(Path(f"loop/{name}/reward.yaml").read_text()) for name in ROUNDS)
+        assert {path.name for path in (whole / name).iterdir()} == set(STEPS)
+    first, second = (yaml.safe_load((whole / name / "reward.yaml").read_text()) for name in ROUNDS)
     assert first.keys() == {"seed_everything", "data"}
     assert second["model"] == {"init_args": {"model": {"name_or_path": "loop/round-00/reward/export"}}}
     assert second["data"]["init_args"] == {
         "train": "loop/round-01/labels.jsonl",
         "validation": "loop/round-01/held_out.jsonl",
     }
-    policy = yaml.safe_load(Path("loop/round-01/policy.yaml").read_text())
+    policy = yaml.safe_load((whole / "round-01/policy.yaml").read_text())
     assert policy["model"] == {"init_args": {"reward": {"init_args": {"name_or_path": "loop/round-01/reward/export"}}}}
-    assert json.loads(Path("loop/round-01/ask.json").read_text())["model"] == "loop/round-00/policy/export"
-    both = [lines(Path(f"loop/{name}/{file}")) for name in ROUNDS for file in ("labels.jsonl", "held_out.jsonl")]
+    used = yaml.safe_load((whole / "round-01/policy/config.yaml").read_text())
+    assert used["model"]["init_args"]["reward"]["init_args"]["name_or_path"] == "loop/round-01/reward/export"
+    assert json.loads((whole / "round-01/ask.json").read_text())["model"] == "loop/round-00/policy/export"
+
+
+def test_labels_are_frozen_sorted_and_never_held_out_and_learned(whole: Path) -> None:
+    both = [lines(whole / name / file) for name in ROUNDS for file in ("labels.jsonl", "held_out.jsonl")]
     assert [len(rows) for rows in both] == [8, 2, 16, 4]
     assert both[2][:8] == both[0]  # sorted by round, and the labels of a round stay
     assert {row["prompt"] for row in both[3]}.isdisjoint(row["prompt"] for row in both[2])
-    measured = Tree(Path("loop")).measured()
+
+
+def test_measurements_and_the_page(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = Tree(whole).measured()
     assert [row["judgements"] for row in measured] == [30, 60]
     assert 0 < measured[1]["policy"]["val/reward/true"] < 1
     assert 0 <= measured[1]["reward"]["val/preference/accuracy"] <= 1
-    runs = len(in_process)
-    assert runs == 4
+    assert all(row["name"] is None for row in measured[1]["annotators"])
+    page = (whole / "loop.html").read_text()
+    assert page.count("<svg") >= 5  # accuracy, agreement, rewards, annotators
+    monkeypatch.chdir(whole.parent)
+    (whole / "loop.html").unlink()
+    assert main(["loop", "--status"]) == 0
+    assert (whole / "loop.html").read_text() == page
+    assert "2 rounds are done; the next step is candidates of round 2." in capsys.readouterr().out
+
+
+def test_a_loop_that_is_done_does_nothing_and_refuses_other_options(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole.parent)
+    started = stay_in_process(monkeypatch)
     assert loop() == 0
-    assert len(in_process) == runs
     assert "all 2 rounds are done" in capsys.readouterr().out
+    assert started == []
     assert loop("--labels", "11") == 2
     assert "labels is 11, and the loop in loop has 10" in capsys.readouterr().err
+    assert loop("--monitor", "policy/val/reward/tru") == 2
+    assert "did you mean 'policy/val/reward/true'?" in capsys.readouterr().err
 
 
 def test_an_interruption_at_any_step_changes_nothing(
@@ -111,28 +139,6 @@ def test_an_interruption_at_any_step_changes_nothing(
     for name in ROUNDS:
         for stage in ("reward", "policy"):
             assert equal(weights(whole / name / stage / "export"), weights(tiny / "loop" / name / stage / "export"))
-
-
-def test_a_metric_that_does_not_rise_ends_the_loop(
-    tiny: Path, in_process: list[list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert loop("--rounds", "9", "--monitor", "policy/val/response/truncated", "--rounds_without_gain", "1") == 0
-    said = capsys.readouterr().out
-    found = re.search(r"loop: policy/val/response/truncated has had no new best value for 1 rounds", said)
-    assert found or "all 9 rounds" in said
-    assert len(Tree(Path("loop")).measured()) < 9
-    assert loop("--monitor", "policy/val/reward/tru") == 2
-    assert "did you mean 'policy/val/reward/true'?" in capsys.readouterr().err
-
-
-def test_iterated_policies_start_at_the_last_one(tiny: Path, in_process: list[list[str]]) -> None:
-    assert loop("--policy_start", "last", "--reward_start", "sft", "--held_out", "0") == 0
-    overlay = yaml.safe_load(Path("loop/round-01/policy.yaml").read_text())
-    assert overlay["model"]["init_args"]["policy"] == {"name_or_path": "loop/round-00/policy/export"}
-    overlay = yaml.safe_load(Path("loop/round-01/reward.yaml").read_text())
-    assert "model" not in overlay
-    assert overlay["data"] == {"init_args": {"train": "loop/round-01/labels.jsonl"}}
-    assert not Path("loop/round-00/held_out.jsonl").exists()
 
 
 def test_people_judge_on_the_page(

@@ -1,0 +1,165 @@
+"""Measure the feedback loop: whether kills change what it ends with, and what several rounds give.
+
+    python benchmarks/loop.py kill                     # ten kills at random moments, against a loop that nobody kills
+    python benchmarks/loop.py study --seeds 5          # three rounds against one round with three times the labels at once
+
+`kill` starts a tiny loop of three rounds with simulated annotators and kills it with SIGKILL: half of the time its present run
+too, half of the time the loop alone, so that the run lives on. Labels must be the same line by line, and the weights of every
+round's reward model and policy bit by bit. `study` prints the mean paired difference of the policy's true reward on held-out
+prompts, with its 95 % interval. Exit status 1 if a kill changed something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from questions import STUDENT
+from safetensors.torch import load_file
+
+ROUNDS = 3
+TINY = {
+    "loop.yaml": f"""
+reward: [reward.yaml, loop_reward.yaml, tiny_reward.yaml]
+policy: [ppo.yaml, tiny_policy.yaml]
+rounds: {ROUNDS}
+labels: 24
+judgements_per_item: 3
+annotators: simulated
+reconcile: dawid-skene
+""",
+    "tiny_reward.yaml": """
+trainer:
+  max_epochs: 4
+  callbacks: [{class_path: Checkpoints, init_args: {every_n_steps: 1}}]
+""",
+    "tiny_policy.yaml": """
+trainer:
+  callbacks: [{class_path: Checkpoints, init_args: {every_n_steps: 1}}]
+model: {init_args: {iterations: 4}}
+data: {init_args: {size: 256, validation_size: 16, batch_size: 32}}
+""",
+}
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Start the loop of a folder; its output goes to a file."""
+    command = [sys.executable, "-m", "rlhf_lightning", "loop", "--config", "loop.yaml", *words]
+    with open(folder / "log.txt", "ab") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+
+
+def run(folder: Path, *words: str) -> float:
+    """Run the loop of a folder to its end and return the seconds."""
+    began = time.monotonic()
+    if start(folder, *words).wait():
+        raise SystemExit((folder / "log.txt").read_text()[-2000:])
+    return time.monotonic() - began
+
+
+def kill(process: subprocess.Popen[bytes], with_run: bool) -> None:
+    """Kill the loop, and perhaps the run that it has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() if with_run else []
+    for number in (process.pid, *map(int, children)):
+        os.kill(number, signal.SIGKILL)
+    process.wait()
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Return what two loops did not end with alike."""
+    found = []
+    for number in range(ROUNDS):
+        first, second = (folder / "loop" / f"round-{number:02d}" for folder in (one, other))
+        for name in ("labels.jsonl", "held_out.jsonl"):
+            if (first / name).read_bytes() != (second / name).read_bytes():
+                found.append(f"{second / name}")
+        for stage in ("reward", "policy"):
+            weights = [load_file(folder / stage / "export" / "model.safetensors") for folder in (first, second)]
+            equal = weights[0].keys() == weights[1].keys() and all(
+                bool((value == weights[1][name]).all()) for name, value in weights[0].items()
+            )
+            if not equal:
+                found.append(f"{second / stage / 'export'}")
+    return found
+
+
+def kills(folder: Path, count: int, seed: int) -> int:
+    """Kill a loop at random moments, let it end, and compare it with another one."""
+    rng = random.Random(seed)
+    whole, killed = folder / "whole", folder / "killed"
+    for each in (whole, killed):
+        each.mkdir()
+        for name, text in TINY.items():
+            (each / name).write_text(text)
+    seconds = run(whole)
+    print(f"without a kill: {seconds:.0f} s", flush=True)
+    done = 0
+    while done < count:
+        process, with_run = start(killed), rng.random() < 0.5
+        end = time.monotonic() + rng.uniform(0.05, 0.4) * seconds
+        while time.monotonic() < end and process.poll() is None:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            break
+        state = sorted(path.relative_to(killed) for path in (killed / "loop").glob("round-*/*"))
+        kill(process, with_run)
+        done += 1
+        print(f"kill {done}{' with its run' if with_run else ''}: last file {state[-1] if state else '-'}", flush=True)
+    run(killed)
+    found = differences(whole, killed)
+    print("\n".join(found) or f"{done} kills: the labels and weights of all {ROUNDS} rounds are the same")
+    return 1 if found else 0
+
+
+def study(folder: Path, seeds: int, first_seed: int, labels: int) -> int:
+    """Compare rounds with one round of all labels."""
+    gains = []
+    print("| seed | before | three rounds | one round | difference |\n| --- | --- | --- | --- | --- |")
+    for seed in range(first_seed, first_seed + seeds):
+        rewards = []
+        for rounds in (ROUNDS, 1):
+            work = folder / f"{seed}-{rounds}"
+            work.mkdir()
+            words = ("--rounds", str(rounds), "--labels", str(labels * ROUNDS // rounds), "--seed", str(seed))
+            run(work, *words)
+            last = json.loads((work / "loop" / f"round-{rounds - 1:02d}" / "measured.json").read_text())
+            rewards.append(last["policy"]["val/reward/true"])
+        before = last["policy_before"]["val/reward/true"]
+        gains.append(rewards[0] - rewards[1])
+        cells = (f"{value:.3f}" for value in (before, *rewards))
+        print(f"| {seed} | {' | '.join(cells)} | {gains[-1]:+.3f} |", flush=True)
+    if seeds in STUDENT:
+        half = STUDENT[seeds] * statistics.stdev(gains) / seeds**0.5
+        print(f"mean paired difference {statistics.fmean(gains):+.3f} ± {half:.3f} ({seeds} seeds)")
+    return 0
+
+
+def main() -> int:
+    """Run one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("kill", "study"))
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of kills, or the first of the study")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--labels", type=int, default=64, help="of each of three rounds of the study")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.what == "kill":
+            return kills(Path(folder), options.kills, options.seed)
+        return study(Path(folder), options.seeds, options.seed, options.labels)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
