@@ -55,6 +55,8 @@ def map_micro_batches(backbone: Any, rows: Rows, compute: Callable[[Rows], RowTe
 
     With gradients the rows stay one micro-batch, because ranks that share weights wait for each other at every pass.
     Without gradients every rank has all weights (`Stage.evaluation_mode`) and takes as many micro-batches as it needs.
+    They are runs of packed sequences, because no loss group must stay together and ranks need not agree on a count; an
+    optimiser step is split by `micro_batches.micro_batches`.
 
     Args:
         backbone: determines the limit and the packing.
