@@ -21,6 +21,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "nightly.md"
 SLOW = "(slow or benchmark) and not distributed and not gpu"
 RANDOM_OPTIONS = "drawn_at_random"
 """Part of the name of the test of command lines with random options."""
+CHANGED_OPTIONS = "drawn_changes"
+"""Part of the name of the test of random options that change when a run is resumed."""
+CHANGES = 60
 COMBINATIONS = 100
 KILLS = 20
 FLIPS = 10_000
@@ -51,11 +54,14 @@ def steps(jobs: int) -> dict[str, Step]:
     """Return every step by name."""
     pytest = ("-m", "pytest", "-m")
     return {
-        "slow tests": Step((*pytest, SLOW, "-k", f"not {RANDOM_OPTIONS}", "-n", str(jobs))),
+        "slow tests": Step((*pytest, SLOW, "-k", f"not {RANDOM_OPTIONS} and not {CHANGED_OPTIONS}", "-n", str(jobs))),
         "two processes": Step((*pytest, "distributed")),
         "random options": Step(
             (*pytest, "slow and not distributed", "-k", RANDOM_OPTIONS, "-n", str(jobs)),
             (("COMBINATIONS", str(COMBINATIONS)),),
+        ),
+        "changed options": Step(
+            (*pytest, "slow", "-k", CHANGED_OPTIONS, "-n", str(jobs)), (("CHANGES", str(CHANGES)),)
         ),
         "generated input": Step(
             ("-m", "pytest", "tests/data/test_fuzz_readers.py", "tests/cli/test_fuzz_command_lines.py"),

@@ -47,6 +47,8 @@ STAGE = {
     ),
 }
 """An option of the stage, with all options of the plug-in that it holds, unless they have an entry of their own."""
+OPTIMIZER = {FIXED: "amsgrad capturable centered class_path differentiable foreach fused momentum"}
+"""Options that decide which state an optimizer keeps, which a checkpoint does not hold for another value."""
 DATA = {
     FREE: "num_workers predict test validation_batch_size",
     NAMED: "train validation",
@@ -71,7 +73,7 @@ TABLE: dict[str, OnChange] = {
     **_entries(STAGE, "model."),
     **_entries(MODEL, "model.policy.", "model.model."),
     **_entries(DATA, "data."),
-    "model.optimizer.class_path": FIXED,
+    **_entries(OPTIMIZER, "model.optimizer."),
     "model.generation.max_batch_size": NAMED,
     "model.reward.url": NAMED,
     **{f"model.reward.{name}": FREE for name in ("headers", "timeout", "retries", "backoff")},

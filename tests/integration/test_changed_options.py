@@ -24,6 +24,7 @@ LR = "model.optimizer.lr"
     [
         (SFT, {LR: "0.5", "data.batch_size": "8", "seed_everything": "3", "trainer.accumulate_grad_batches": "2",
                "trainer.precision": "bf16-true", "model.optimizer": "torch.optim.SGD", "trainer.max_steps": "1",
+               "model.optimizer.amsgrad": "true",
                "model.lr_scheduler.end_factor": "0.5", "model.generation.max_new_tokens": "3"}),
         (PPO, {"model.algorithm": "REINFORCE", "model.algorithm.epochs": "3", "model.algorithm.minibatches": "2",
                "model.iterations": "3", "model.reward": "PlaygroundReward", "data.size": "24",

@@ -11,7 +11,16 @@ import torch
 from rlhf_lightning.cli.shipped import SCHEMA
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.run.kind import is_same_kind
-from rlhf_lightning.run.resume_options import TABLE, Change, OnChange, changes, check_changes, check_end, entry
+from rlhf_lightning.run.resume_options import (
+    OPTIMIZER,
+    TABLE,
+    Change,
+    OnChange,
+    changes,
+    check_changes,
+    check_end,
+    entry,
+)
 from rlhf_lightning.training.optimizers import change_option
 
 SCHEMA_CONTENT = json.loads(SCHEMA.read_text())
@@ -50,7 +59,8 @@ def test_no_option_of_the_schema_is_missing_from_the_table() -> None:
 
 
 def test_the_table_has_no_option_that_is_not_in_the_schema() -> None:
-    wildcards = {"model.class_path", "data.class_path", "model.optimizer.class_path", "model.generation.max_batch_size"}
+    wildcards = {"model.class_path", "data.class_path", "model.generation.max_batch_size"}
+    wildcards |= {f"model.optimizer.{name}" for names in OPTIMIZER.values() for name in names.split()}
     wildcards |= {f"model.reward.{name}" for name in ("url", "headers", "timeout", "retries", "backoff")}
     assert sorted(set(TABLE) - options() - wildcards) == []
 
