@@ -122,14 +122,21 @@ def check_stages(config: LoopConfig, tree: Tree) -> Stages:
         UserError: a config is wrong, or does not suit the loop.
     """
     from rlhf_lightning.feedback.candidates import read_prompts
+    from rlhf_lightning.feedback.questions import strategy_of
+    from rlhf_lightning.feedback.settings import read_guidelines
     from rlhf_lightning.loop.candidates import prompts_of_round
     from rlhf_lightning.loop.simulated import check_prompts
     from rlhf_lightning.loop.steps import Stages
 
+    if config.guidelines is not None:
+        read_guidelines(Path(config.guidelines))
     reward, policy = _names(config.reward), _names(config.policy)
-    _check_classes(reward, "reward", {"model": "RewardStage", "data": "PreferenceData"})
-    _check_classes(policy, "policy", {"model": "PolicyStage", "model.reward": "ModelReward"})
-    _built(reward, config, tree, "reward")
+    scorer, _ = _built(reward, config, tree, "reward")
+    if scorer.heads < (needed := strategy_of(config.strategy).heads):
+        raise UserError(
+            f"strategy is {config.strategy}, which compares several heads, and the config of reward has {scorer.heads}; set "
+            f"its model.heads to {needed} or more, such as 10, or set strategy to random"
+        )
     stage, data = _built(policy, config, tree, "policy")
     prompts = [row["prompt"] for row in read_prompts(config.prompts)] if config.prompts else _prompts(data, policy[-1])
     prompts_of_round(prompts, config.candidate_prompts, config.seed, 0)
@@ -142,36 +149,63 @@ def _names(given: str | list[str]) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
-def _check_classes(names: Sequence[str], what: str, expected: dict[str, str]) -> None:
-    """Refuse a config whose classes the loop does not know how to join."""
-    from functools import reduce
-
-    from rlhf_lightning.cli.config_files import find_config, load_config, merged
-
-    content: Any = reduce(merged, (load_config(find_config(name)) for name in names), {})
-    for key, name in expected.items():
-        node = content
-        for part in key.split("."):
-            node = node.get("init_args", node) if isinstance(node, dict) else {}
-            node = node.get(part) if part in node else content.get(part)
-        found = node.get("class_path") if isinstance(node, dict) else node
-        if str(found).rpartition(".")[2] != name:
-            raise UserError(
-                f"{what} is {', '.join(names)}, whose {key} is {found}; the loop needs {name}: set {key}.class_path to {name}"
-            )
-
-
 def _built(names: Sequence[str], config: LoopConfig, tree: Tree, what: str) -> tuple[Any, Any]:
+    """Make the stage and the data of a config with the overlay of the first round."""
     from rlhf_lightning.cli.reading import build_without_trainer, read
     from rlhf_lightning.loop.runs import policy_overlay, reward_overlay
     from rlhf_lightning.loop.tree import write_yaml
 
     words = [word for name in names for word in ("--config", name)]
     overlay = {"reward": reward_overlay, "policy": policy_overlay}[what]
+    _check_classes(names, what, _given_classes(names))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{what}.yaml"
         write_yaml(path, overlay(config, tree.round(0), None))
-        return build_without_trainer(read(["fit", *words, "--config", str(path)]))
+        stage, data = build_without_trainer(read(["fit", *words, "--config", str(path)]))
+    made = {"model": stage, "data": data, "model.reward": getattr(stage, "reward", None)}
+    _check_classes(names, what, {key: type(each) for key, each in made.items()})
+    return stage, data
+
+
+def _given_classes(names: Sequence[str]) -> dict[str, type | None]:
+    """Return the classes of the package that configs name; an overlay that does not fit them has a less clear message."""
+    from functools import reduce
+
+    import rlhf_lightning
+    from rlhf_lightning import data, playground, rewards
+    from rlhf_lightning.cli.config_files import find_config, load_config, merged
+    from rlhf_lightning.run.kind import spread
+
+    content: Any = reduce(merged, (load_config(find_config(name)) for name in names), {})
+    model = spread(content.get("model"))
+    nodes = {"model": model, "data": spread(content.get("data")), "model.reward": spread(model.get("reward"))}
+    found: dict[str, type | None] = {}
+    for key, node in nodes.items():
+        name = str(node.get("class_path", "")).rpartition(".")[2]
+        homes = (rlhf_lightning, data, rewards, playground)
+        known = next((getattr(home, name) for home in homes if hasattr(home, name)), None)
+        found[key] = known if name else type(None)
+    return found
+
+
+def _check_classes(names: Sequence[str], what: str, found: dict[str, type | None]) -> None:
+    """Refuse classes that the loop cannot join; one that is not known yet passes."""
+    from rlhf_lightning.data import PreferenceData
+    from rlhf_lightning.rewards import ModelReward
+    from rlhf_lightning.stages.policy import PolicyStage
+    from rlhf_lightning.stages.reward import RewardStage
+
+    needed: dict[str, dict[str, type]] = {
+        "reward": {"model": RewardStage, "data": PreferenceData},
+        "policy": {"model": PolicyStage, "model.reward": ModelReward},
+    }
+    for key, kind in needed[what].items():
+        if (given := found[key]) is not None and not issubclass(given, kind):
+            name = "not set" if given is type(None) else given.__name__
+            raise UserError(
+                f"{what} is {', '.join(names)}, whose {key} is {name}; the loop needs {kind.__name__}: set {key}.class_path to "
+                f"{kind.__name__}"
+            )
 
 
 def _prompts(data: Any, name: str) -> list[Any]:

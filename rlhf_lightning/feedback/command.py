@@ -14,7 +14,7 @@ from rlhf_lightning.feedback import rank
 from rlhf_lightning.feedback.answers import KINDS
 from rlhf_lightning.feedback.argument_types import address, count, port
 from rlhf_lightning.feedback.people import INVITATION, ROLES
-from rlhf_lightning.feedback.settings import Settings
+from rlhf_lightning.feedback.settings import Settings, read_guidelines
 from rlhf_lightning.feedback.status import status_lines
 from rlhf_lightning.feedback.store import Store, removed_if_new
 
@@ -256,21 +256,13 @@ def serve(options: argparse.Namespace) -> None:
         names = ("title", "minimum_seconds", "lease_seconds", "gold_share", "strength", "reasons")
         _updated(store, **{name: getattr(options, name) for name in names})
         if options.guidelines is not None:
-            store.set_guidelines(_guidelines(options.guidelines))
+            store.set_guidelines(read_guidelines(options.guidelines))
         if not any("owner" in person.roles for person in store.people()):
             print(
                 f"nobody owns {options.store} yet: feedback invite NAME --role owner --store {options.store}",
                 flush=True,
             )
         serve_store(store, host=options.host, port=options.port, root_path=options.root_path)
-
-
-def _guidelines(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"guidelines {path} cannot be read: {reason}") from error
 
 
 def status(options: argparse.Namespace) -> None:

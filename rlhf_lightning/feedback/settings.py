@@ -7,6 +7,7 @@ import json
 import math
 import sqlite3
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.errors import UserError
@@ -76,3 +77,16 @@ def write_settings(connection: sqlite3.Connection, settings: Settings) -> None:
     """Replace the settings."""
     text = json.dumps(dataclasses.asdict(settings))
     connection.execute("INSERT OR REPLACE INTO settings VALUES ('settings', ?)", (text,))
+
+
+def read_guidelines(path: Path) -> str:
+    """Read a file of guidelines.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"guidelines {path} cannot be read: {reason}") from error

@@ -10,7 +10,7 @@ from rlhf_lightning.feedback.questions import strategy_of
 from rlhf_lightning.playground.task import ANNOTATORS
 
 Start = Literal["last", "sft"]
-CHANGEABLE = ("rounds", "monitor", "rounds_without_gain", "host", "port")
+CHANGEABLE = ("rounds", "monitor", "rounds_without_gain", "guidelines", "host", "port")
 """Options that may differ when the loop is continued; the others decide what its rounds hold."""
 
 
@@ -44,6 +44,7 @@ class LoopConfig:
         monitor: held-out metric that must rise, such as policy/val/reward/true or reward/val/preference/accuracy; by default
             the loop ends after `rounds` alone.
         rounds_without_gain: rounds in which `monitor` has no new best value, after which the loop ends.
+        guidelines: Markdown file that the page shows to people.
         host: address of the page.
         port: port of the page.
         seed: of everything that chance decides.
@@ -68,6 +69,7 @@ class LoopConfig:
     policy_start: Start = "sft"
     monitor: str | None = None
     rounds_without_gain: int = 2
+    guidelines: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     seed: int = 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rlhf_lightning.feedback.items import Content
 from rlhf_lightning.feedback.questions import strategy_of
 from rlhf_lightning.feedback.rank import head_scores
 from rlhf_lightning.feedback.server import serving
+from rlhf_lightning.feedback.settings import read_guidelines
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.generation.base import Generator
 from rlhf_lightning.loop import simulated
@@ -119,6 +121,8 @@ class Loop:
         by_people = config.annotators == "people"
         if not by_people:
             simulated.prepare(store, config.seed)
+        if config.guidelines is not None:
+            store.set_guidelines(read_guidelines(Path(config.guidelines)))
         host, port = (config.host, config.port) if by_people else ("127.0.0.1", 0)
         with serving(store, host=host, port=port) as address:
             if by_people:

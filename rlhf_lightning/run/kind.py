@@ -32,19 +32,19 @@ def is_same_kind(folder: Path, config: dict[str, Any]) -> bool:
 
 def kind(config: dict[str, Any]) -> dict[str, Any]:
     """Return what makes the kind of a run: its stage, the class of its algorithm, and the source and the adapter of its model."""
-    stage = _spread(config.get("model"))
+    stage = spread(config.get("model"))
     model = next((found for name in MODELS if isinstance(found := stage.get(name), dict)), {})
     source = {name: model.get(name) for name in ("name_or_path", "config")}
-    adapter = _spread(model.get("lora")) or None
+    adapter = spread(model.get("lora")) or None
     return {
         "stage": _name(stage),
-        "algorithm": _name(_spread(stage.get("algorithm"))),
+        "algorithm": _name(spread(stage.get("algorithm"))),
         "model": {name: value for name, value in source.items() if value is not None},
         "lora": adapter,
     }
 
 
-def _spread(node: Any) -> dict[str, Any]:
+def spread(node: Any) -> dict[str, Any]:
     """Return a class of a config as one dictionary of its path and its arguments."""
     if isinstance(node, str):
         return {"class_path": node}
@@ -54,7 +54,7 @@ def _spread(node: Any) -> dict[str, Any]:
     for name, value in node.items():
         if name != "init_args":  # of the command line, which spells keys without init_args
             both = isinstance(value, dict) and isinstance(found.get(name), dict | str)
-            found[name] = {**_spread(found[name]), **_spread(value)} if both else value
+            found[name] = {**spread(found[name]), **spread(value)} if both else value
     return found
 
 
