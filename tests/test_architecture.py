@@ -43,7 +43,7 @@ ROOMS = [
     {"stages"},
     {"feedback", "planning"},
     {"run"},
-    {"report"},
+    {"report", "tuning"},
     {"loop"},
     {"cli"},
     {"__main__"},

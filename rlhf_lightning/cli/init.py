@@ -10,7 +10,7 @@ from rlhf_lightning.cli.shipped import shipped_folder
 from rlhf_lightning.errors import UserError
 
 HELP = "copy configs/ and callbacks/ into a folder of your own"
-COPIED = {"configs": "*.yaml", "callbacks": "*.py"}
+COPIED = {"configs": "*.yaml", "configs/spaces": "*.yaml", "callbacks": "*.py"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "init": "rlhf_lightning.cli.init",
     "schema": "rlhf_lightning.cli.schema",
     "report": "rlhf_lightning.report.command",
+    "tune": "rlhf_lightning.cli.tune",
     "compare": "rlhf_lightning.cli.compare",
     "chat": "rlhf_lightning.cli.chat",
     "feedback": "rlhf_lightning.feedback.command",

@@ -40,7 +40,7 @@ def answer(
         responses: generates with the present weights.
         rewards: name to reward, loaded.
         randomness: random numbers of `rows`.
-        reference: for tables of tokens; None where the stage has none for generated text.
+        reference: for tables of tokens and likelihoods; None where the stage has none for generated text.
 
     Returns:
         The samples of each row.
@@ -56,6 +56,8 @@ def answer(
         found = _samples(completions, rewards)
         if request.token_tables:
             _add(found, "tokens", token_tables(completions, responses.policy, reference, responses.encoder))
+        if request.reference_likelihood and reference is not None:
+            _add_likelihood(found, completions, reference)
         if request.attribution_steps:
             _add(found, "attribution", _attributions(completions, rewards, request.attribution_steps))
         return found
@@ -113,6 +115,12 @@ def _samples(completions: Completions, rewards: Mapping[str, Reward]) -> list[Sa
 def _add(samples: list[Sample], name: str, values: list[Any]) -> None:
     for sample, value in zip(samples, values, strict=True):
         sample[name] = value
+
+
+def _add_likelihood(samples: list[Sample], completions: Completions, reference: ReferenceLogprobs) -> None:
+    logprobs = reference.logprobs(completions.tokens, completions.prompt_mask, completions.mask, 1.0)
+    _add(samples, "reference_logprob", logprobs.sum(-1).tolist())
+    _add(samples, "reference_tokens", completions.mask.sum(-1).tolist())
 
 
 def _attributions(completions: Completions, rewards: Mapping[str, Reward], steps: int) -> list[list[dict[str, Any]]]:

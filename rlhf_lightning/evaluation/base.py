@@ -55,6 +55,9 @@ class SampleRequest:
     token_tables: bool = False
     """Add `tokens` to every sample: one dictionary per token with `token`, `special`, `logprob`, and where the stage has them
     `reference_logprob`, `log_ratio` and `value`."""
+    reference_likelihood: bool = False
+    """Add to every sample, where the stage has a reference model, `reference_logprob`, the log-probability (nats) of the response
+    and its end under the reference at temperature 1, and `reference_tokens`, the number of these tokens."""
     attribution_steps: int = 0
     """Above 0, add `attribution` to every sample: the tokens of the first reward, a ModelReward, with their integrated gradients
     over so many points."""

@@ -6,15 +6,19 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_lightning.report.content import Report
 
 HELP = "make one page about runs: curves, samples side by side, warnings"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the runs and the options."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run, ended or in progress")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run, or of a study of tune")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="(report.html; Markdown is printed)")
     parser.add_argument("--title", help="heading of the page")
     parser.add_argument("--markdown", action="store_true", help="Markdown for a pull request instead of a page")
@@ -49,11 +53,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _markdown(options: argparse.Namespace) -> int:
-    from rlhf_lightning.report.content import report_of
     from rlhf_lightning.report.markdown import markdown_report
-    from rlhf_lightning.report.runs import read_runs
 
-    text = markdown_report(report_of(read_runs(options.runs), options.title))
+    text = markdown_report(_report(options))
     if options.output is None:
         print(text, end="")
     else:
@@ -62,12 +64,19 @@ def _markdown(options: argparse.Namespace) -> int:
     return 0
 
 
-def _page(options: argparse.Namespace, output: Path) -> None:
+def _report(options: argparse.Namespace) -> Report:
     from rlhf_lightning.report.content import report_of
-    from rlhf_lightning.report.page import html_report
     from rlhf_lightning.report.runs import read_runs
+    from rlhf_lightning.report.studies import expand_studies
 
-    save_page(output, html_report(report_of(read_runs(options.runs), options.title), options.follow))
+    folders, studies = expand_studies(options.runs)
+    return report_of(read_runs(folders), options.title, studies)
+
+
+def _page(options: argparse.Namespace, output: Path) -> None:
+    from rlhf_lightning.report.page import html_report
+
+    save_page(output, html_report(_report(options), options.follow))
 
 
 def _follow(options: argparse.Namespace, output: Path) -> None:

@@ -11,6 +11,7 @@ from rlhf_lightning.report.curves import curves, frontier, is_reward
 from rlhf_lightning.report.phases import Phases, phases
 from rlhf_lightning.report.runs import Group, RunFiles, differing_keys, grouped
 from rlhf_lightning.report.samples import coloured_tokens, side_by_side
+from rlhf_lightning.report.studies import StudyFiles
 from rlhf_lightning.report.warnings import Warned, warnings_of
 
 FACTS = (
@@ -37,7 +38,8 @@ class Change:
     group: str
     before: str
     after: str
-    best: str
+    attainable: str
+    """The best value that any responses to the held-out prompts could have; empty where it is not known."""
     rose: bool | None
     """None where the metric did not change."""
 
@@ -55,6 +57,7 @@ class Report:
     """Held-out metric to a row per group."""
     phases: Sequence[Phases]
     warnings: Sequence[Warned]
+    studies: Sequence[StudyFiles] = ()
 
     @property
     def main_changes(self) -> list[tuple[str, list[Change]]]:
@@ -77,8 +80,8 @@ class Report:
         }
 
 
-def report_of(runs: Sequence[RunFiles], title: str | None = None) -> Report:
-    """Collect the contents of a report about runs."""
+def report_of(runs: Sequence[RunFiles], title: str | None = None, studies: Sequence[StudyFiles] = ()) -> Report:
+    """Collect the contents of a report about runs, and about the studies that some of them are of."""
     groups = grouped(runs)
     keys = differing_keys(runs)
     if not keys:
@@ -86,7 +89,7 @@ def report_of(runs: Sequence[RunFiles], title: str | None = None) -> Report:
     elif len({run.seed for run in runs}) > 1:
         keys = [*keys, "seed_everything"]
     name = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    return Report(title or name, runs, groups, keys, _changes(groups), phases(runs), warnings_of(runs))
+    return Report(title or name, runs, groups, keys, _changes(groups), phases(runs), warnings_of(runs), studies)
 
 
 def _is_main(name: str) -> bool:

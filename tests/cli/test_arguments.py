@@ -141,7 +141,9 @@ def test_init_copies_configs_and_callbacks(capsys: pytest.CaptureFixture[str]) -
     assert main(["init", "mine"]) == 0
     generated = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert set(generated) == {path for path in Path("mine").rglob("*") if path.is_file()}
-    assert {"mine/configs/ppo.yaml", "mine/callbacks/win_rate.py"} <= {str(path) for path in generated}
+    assert {"mine/configs/ppo.yaml", "mine/configs/spaces/ppo.yaml", "mine/callbacks/win_rate.py"} <= {
+        str(path) for path in generated
+    }
     assert not list(Path("mine").rglob("__init__.py"))
     assert Path("mine/configs/ppo.yaml").read_bytes() == (shipped_folder("configs") / "ppo.yaml").read_bytes()
 

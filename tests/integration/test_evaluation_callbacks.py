@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from evaluation_cases import write
 from leavings import ROLLOUTS, SMALL, column, equal, lines, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_lightning import playground
+from rlhf_lightning.models.paths import resolve_path
 
 PPO = ["--config", "ppo.yaml", *SMALL, *ROLLOUTS]
 JUDGE = '''
@@ -41,6 +45,22 @@ trainer:
 """
 
 
+def perplexity(samples: list[dict[str, str]]) -> float:
+    """Compute the perplexity of responses under the playground's supervised model by transformers alone."""
+    path = resolve_path("playground/sft")
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path).eval()
+    nats, count = 0.0, 0
+    for sample in samples:
+        prompt = tokenizer(sample["prompt"], add_special_tokens=False)["input_ids"]
+        response = [*tokenizer(sample["response"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor([[*prompt, *response]])
+        labels = torch.cat([torch.full((1, len(prompt)), -100), ids[:, len(prompt) :]], 1)
+        with torch.no_grad():
+            nats += float(model(input_ids=ids, labels=labels).loss) * len(response)
+        count += len(response)
+    return math.exp(nats / count)
+
+
 def test_tables_texts_and_win_rates(
     run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,7 +70,8 @@ def test_tables_texts_and_win_rates(
         "class_path": "WeightedSum",
         "init_args": {"rewards": {"words": "PlaygroundReward"}, "weights": {"words": 2.0}},
     }
-    folder = run("out", "fit", *PPO, "--config", "tables.yaml", "--model.reward", json.dumps(reward))
+    words = ["--model.reward", json.dumps(reward), "--model.reference", "full"]
+    folder = run("out", "fit", *PPO, "--config", "tables.yaml", *words)
     said = capsys.readouterr().out
     assert "evaluation " not in said
     assert "val/samples at step 0" in said
@@ -64,6 +85,9 @@ def test_tables_texts_and_win_rates(
     assert all(row["kl"] == pytest.approx(0, abs=0.05) for row in _of(rollouts, 0))  # before the first step
     words = [[len(sample["response"].split()) for sample in _of(samples, step)] for step in (0, 8, 16)]
     assert column(folder, "val/text/words") == [pytest.approx(sum(each) / len(each)) for each in words]
+    assert column(folder, "val/text/perplexity") == [
+        pytest.approx(perplexity(_of(samples, step)), rel=1e-4) for step in (0, 8, 16)
+    ]
     first, last = _of(samples, 0), _of(samples, 16)
     for name, better in {
         "win_rate": lambda a, b: a["reward/true"] - b["reward/true"],
