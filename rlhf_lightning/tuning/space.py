@@ -192,7 +192,7 @@ def config_place(config: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
 
 
 def overlay(places: Mapping[str, tuple[str, ...]], values: Mapping[str, Value]) -> dict[str, Any]:
-    """Nest values under the places of their keys, as a config that lies over another.
+    """Nest values under the places of their keys, as a config to merge over another.
 
     >>> overlay({"model.lr": ("model", "init_args", "lr")}, {"model.lr": 0.1})
     {'model': {'init_args': {'lr': 0.1}}}
