@@ -144,7 +144,7 @@ class Study:
             trial = self.optuna.ask(self.space.distributions)
             lock = self._lock_of(trial.number)
             assert lock is not None
-            return self._prepared(Claimed(trial, lock))
+            return self._prepared(Claimed(trial, lock, reported=()))
 
     def _prepared(self, claimed: Claimed) -> Claimed:
         text = yaml.safe_dump(self.overlay(claimed.trial.params), sort_keys=False)

@@ -188,7 +188,11 @@ def test_a_search_that_is_killed_twice_ends_with_as_many_trials(monkeypatch: pyt
     study = study_of(4)
     assert sum(states(study)[state] for state in ("complete", "pruned")) == 4
     assert states(study)["running"] == 0
-    assert [row["number"] for row in study.rows() if row["state"] in ("complete", "pruned")] == [0, 1, 2, 3]
+    assert set(states(study)) <= {
+        "complete",
+        "pruned",
+        "fail",
+    }  # a kill between two values fails a trial that has not run
     complete = [row for row in study.rows() if row["state"] == "complete"]
     assert all(row["value"] == pytest.approx(row["params"]["model.lr"]) for row in complete)
     assert json.loads(Path("study/study.json").read_text())["target"] == 4
