@@ -436,17 +436,17 @@ def main() -> int:
     if options.sample is not None:
         places = sorted(random.Random(0).sample(range(len(chosen)), min(options.sample, len(chosen))))
         chosen = [chosen[place] for place in places]
+    whole = not options.parts and options.sample is None and len(options.stages) == len(STAGES)
+    out = options.out or (RESULTS if whole and len(options.processes) == 2 else None)
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         for each in outcomes(chosen, Path(scratch)):
             found.append(each)
+            if out is not None:
+                out.write_text(report(found))
             line = f"{each.processes} {each.stage:12} {each.part.kind} {each.part.name}: {each.result} {each.line}"
             print(line.rstrip(), flush=True)
     failed = sum(each.result == "FAILED" for each in found)
-    whole = not options.parts and options.sample is None and len(options.stages) == len(STAGES)
-    out = options.out or (RESULTS if whole and len(options.processes) == 2 else None)
-    if out is not None:
-        out.write_text(report(found))
     print(f"{len(found)} runs, {failed} failed")
     return int(failed > 0)
 

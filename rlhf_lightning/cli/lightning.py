@@ -9,6 +9,7 @@ import os
 import pkgutil
 import sys
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
 
 import yaml
-from jsonargparse import set_loader, set_parsing_settings
+from jsonargparse import Namespace, set_loader, set_parsing_settings
 from jsonargparse._loaders_dumpers import yaml_load
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -138,7 +139,7 @@ class RunConfig(SaveConfigCallback):
     """Write `config.yaml`, which repeats the run in another folder."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
-        config = config.clone()
+        config = _without_enums(config.clone())
         config["trainer"]["default_root_dir"] = None
         if "ckpt_path" in config:
             config["ckpt_path"] = None
@@ -214,6 +215,18 @@ class CLI(DeferredCLI):
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda each: each.as_dict() if hasattr(each, "as_dict") else str(each)))
+
+
+def _without_enums(value: Any) -> Any:
+    """Replace names of an enumeration by their text, such as the interval of `Timer`, which jsonargparse does not save."""
+    if isinstance(value, Enum):
+        return value.value if isinstance(value, str) else value
+    if isinstance(value, list):
+        return [_without_enums(each) for each in value]
+    if isinstance(value, Namespace | dict):
+        for name, each in vars(value).items() if isinstance(value, Namespace) else value.items():
+            value[name] = _without_enums(each)
+    return value
 
 
 def _as_list(value: Any) -> list[Any]:

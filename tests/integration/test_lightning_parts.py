@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning_parts
 import pytest
+import yaml
 from leavings import ROLLOUTS, SMALL
 from lightning_parts import LOADED, Part, judged, outcomes, parts
 
@@ -34,6 +35,13 @@ def test_a_progress_bar_of_lightning_takes_the_place_of_ours_and_shows_the_rewar
     assert "reward/mean" in said
     assert "val/reward/true" in said
     assert "batch 1/" not in said  # a line of ours
+
+
+def test_a_callback_with_an_option_of_an_enumeration_is_saved_in_the_config(run: Callable[..., Path]) -> None:
+    folder = run("out", *FIT, *callback("Timer", duration="00:01:00:00"), "--trainer.max_steps", "1")
+    (saved,) = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert saved["init_args"]["interval"] == "step"
+    run("again", "fit", "--config", str(folder / "config.yaml"))
 
 
 @pytest.mark.parametrize("name", ["BatchSizeFinder", "BackboneFinetuning"])
