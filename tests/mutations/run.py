@@ -121,7 +121,7 @@ def check(faults: list[Fault], jobs: int) -> int:
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         copies: SimpleQueue[Path] = SimpleQueue()
         for job in range(jobs):
-            copies.put(_copied(Path(folder).resolve() / str(job)))
+            copies.put(copied(Path(folder).resolve() / str(job)))
         sources = read_sources(Path(folder).resolve() / "0")
 
         def borrowed(fault: Fault) -> Outcome:
@@ -145,7 +145,8 @@ def check(faults: list[Fault], jobs: int) -> int:
     return survivors
 
 
-def _copied(copy: Path) -> Path:
+def copied(copy: Path) -> Path:
+    """Copy the package and its tests."""
     for name in COPIED:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
