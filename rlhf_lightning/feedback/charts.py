@@ -107,7 +107,7 @@ def _axis(place: Place, x_low: float, x_high: float, y_low: float, y_high: float
     for tick in _ticks(y_low, y_high, 4):
         (left, y), (right, _) = place(x_low, tick), place(x_high, tick)
         parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, f"{tick:g}", "end")]
-    for tick in _ticks(x_low, x_high, 5):
+    for tick in _ticks(x_low, x_high, 5, whole=True):
         x, y = place(tick, y_low)
         parts.append(_text(x, y + 16, f"{tick:g}", "middle"))
     return Markup("").join(parts)
@@ -120,15 +120,19 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low - spread, high + spread
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Return round numbers between two ends.
+def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
+    """Return round numbers between two ends, integers where they are to be whole.
 
-    >>> _ticks(0.47, 0.83, 4)
-    [0.5, 0.6, 0.7, 0.8]
+    >>> _ticks(0.47, 0.83, 4), _ticks(0.4, 0.49, 4)
+    ([0.5, 0.6, 0.7, 0.8], [0.4, 0.425, 0.45, 0.475])
+    >>> _ticks(-0.1, 2.1, 5, whole=True)
+    [0, 1, 2]
     """
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
+    if whole:
+        step = max(1, math.ceil(step))
     first = math.ceil(low / step)
     return [round(place * step, 10) for place in range(first, math.floor(high / step) + 1)]
 
