@@ -10,7 +10,22 @@
 The callbacks themselves are in `callbacks/`, one a file.
 """
 
-from rlhf_lightning.evaluation.base import Evaluation, EvaluationReport, Sample, SampleRequest, ValidationResults
+from rlhf_lightning.evaluation.base import (
+    Evaluation,
+    EvaluationReport,
+    ExportRequest,
+    Sample,
+    SampleRequest,
+    ValidationResults,
+)
 from rlhf_lightning.functional.statistics import win_rate
 
-__all__ = ["Evaluation", "EvaluationReport", "Sample", "SampleRequest", "ValidationResults", "win_rate"]
+__all__ = [
+    "Evaluation",
+    "EvaluationReport",
+    "ExportRequest",
+    "Sample",
+    "SampleRequest",
+    "ValidationResults",
+    "win_rate",
+]

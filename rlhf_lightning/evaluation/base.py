@@ -63,7 +63,15 @@ class SampleRequest:
     over so many points."""
 
 
-Ask = Callable[[SampleRequest], list[Sample]]
+@dataclass(frozen=True)
+class ExportRequest:
+    """Ask for an export of the model with its present weights, in Hugging Face form; the answer is empty."""
+
+    folder: str
+    """Folder to write; what is there is replaced. It does not exist afterwards if the export failed, which is printed."""
+
+
+Ask = Callable[[SampleRequest | ExportRequest], list[Sample]]
 """Have all ranks answer a request, each for its shard of the rows; samples come in the order of the rows."""
 
 

@@ -29,7 +29,7 @@ from rlhf_lightning.distributed import (
 )
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.evaluation.answers import answer, checked_request, chosen_rewards
-from rlhf_lightning.evaluation.base import Evaluation, Sample, SampleRequest, ValidationResults
+from rlhf_lightning.evaluation.base import Evaluation, ExportRequest, Sample, SampleRequest, ValidationResults
 from rlhf_lightning.evaluation.reports import Outcome, checked_report, failure_line
 from rlhf_lightning.evaluation.tables import log_tables
 from rlhf_lightning.models.export import add_model_card
@@ -113,8 +113,9 @@ def _lead(stage: EvaluatedStage, evaluation: Evaluation, results: ValidationResu
     """Run the user's code on rank zero; whatever it raises becomes an outcome that all ranks get."""
     assert results is not None
 
-    def ask(request: SampleRequest) -> list[Sample]:
-        request = checked_request(request)
+    def ask(request: SampleRequest | ExportRequest) -> list[Sample]:
+        if not isinstance(request, ExportRequest):
+            request = checked_request(request)
         broadcast(request)
         return _answer(stage, evaluation, request)
 
@@ -158,7 +159,7 @@ def export_atomically(stage: EvaluatedStage, folder: Path, metrics: Mapping[str,
 def _follow(stage: EvaluatedStage, evaluation: Evaluation) -> Outcome:
     """Answer the requests that rank zero sends, until it sends the outcome."""
     while True:
-        message: SampleRequest | Outcome = broadcast(None)
+        message: SampleRequest | ExportRequest | Outcome = broadcast(None)
         if isinstance(message, Outcome):
             return message
         try:
@@ -167,12 +168,15 @@ def _follow(stage: EvaluatedStage, evaluation: Evaluation) -> Outcome:
             continue
 
 
-def _answer(stage: EvaluatedStage, evaluation: Evaluation, request: SampleRequest) -> list[Sample]:
+def _answer(stage: EvaluatedStage, evaluation: Evaluation, request: SampleRequest | ExportRequest) -> list[Sample]:
     """Answer a request on all ranks.
 
     Raises:
         UserError: on every rank, where one of them failed.
     """
+    if isinstance(request, ExportRequest):
+        export_atomically(stage, Path(request.folder))
+        return []
     with stage.evaluating():
         own: list[list[Sample]] | str
         try:
