@@ -174,3 +174,12 @@ def test_simulated_annotators_refuse_what_they_cannot_judge() -> None:
     simulated.check_prompts(["name one fruit ."])
     with pytest.raises(UserError, match="'Who are you"):
         simulated.check_prompts(["name one fruit .", "Who are you?"])
+
+
+def test_an_answer_does_not_depend_on_the_side() -> None:
+    pages = [simulated.Page("", "", annotator, 0) for annotator in task.ANNOTATORS]
+    for candidate in candidates():
+        first, second = map(str, candidate.responses)
+        for page in pages:
+            chosen = page.prefers_first(str(candidate.prompt), first, second)
+            assert page.prefers_first(str(candidate.prompt), second, first) != chosen
