@@ -215,7 +215,9 @@ def test_the_clip_is_pessimistic_on_both_sides(ratio: float, advantage: float, e
 def test_the_upper_and_the_dual_clip() -> None:
     assert float(clipped_policy_loss(torch.tensor(1.5), torch.tensor(1.0), 0.2, 0.28)) == pytest.approx(-1.28)
     assert float(clipped_policy_loss(torch.tensor(9.0), torch.tensor(-1.0), 0.2, None, 3.0)) == pytest.approx(3.0)
-    assert float(clipped_policy_loss(torch.tensor(9.0), torch.tensor(1.0), 0.2, None, 3.0)) == pytest.approx(-1.2)
+    for advantage in (0.0, 0.5, 1.0):  # only negative ones are clipped twice
+        found = clipped_policy_loss(torch.tensor(9.0), torch.tensor(advantage), 0.2, None, 3.0)
+        assert float(found) == pytest.approx(-1.2 * advantage)
 
 
 def test_the_value_loss_takes_the_worse_of_the_two() -> None:

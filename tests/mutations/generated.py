@@ -40,7 +40,7 @@ class Group:
     """Least score: of all faults, or the lower bound of the interval where a sample is drawn."""
 
 
-ALGORITHMS = ("tests/functional", "tests/algorithms")
+ALGORITHMS = ("rlhf_lightning/functional", "rlhf_lightning/algorithms", "tests/functional", "tests/algorithms")
 ROLLOUTS = ("tests/rollouts", "tests/training")
 PACKING = ("tests/models/test_packing.py", "tests/models/test_micro_batches.py", "tests/invariance")
 GROUPS = {
@@ -59,6 +59,8 @@ OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult,
     ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
+TINY = 1e-6
+"""Smaller numbers keep a logarithm or a division finite, and twice as much does too."""
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
 
 
@@ -78,20 +80,20 @@ class GeneratedFault:
 
 
 def changed(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield every node that may stand in the place of `node`."""
+    """Yield every node that may stand in the place of `node`; a negative number is no operation: -1 and 1 are often one axis."""
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
         yield ast.Compare(node.left, [OPERATORS[type(node.ops[0])]()], node.comparators)  # type: ignore[list-item]
     elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         yield ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)  # type: ignore[arg-type]
     elif isinstance(node, ast.BoolOp):
         yield ast.BoolOp(OPERATORS[type(node.op)](), node.values)  # type: ignore[arg-type]
-    elif isinstance(node, ast.UnaryOp):
+    elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):
         yield node.operand
     elif isinstance(node, ast.IfExp):
         yield ast.IfExp(node.test, node.orelse, node.body)
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield ast.Constant(not node.value)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not 0 < node.value < TINY:
         yield ast.Constant(node.value + 1 if isinstance(node.value, int) else 2 * node.value or 1.0)
     elif isinstance(node, ast.Attribute) and node.attr in NAMES:
         yield ast.Attribute(node.value, NAMES[node.attr], node.ctx)
