@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,16 @@ def test_pairs_without_votes_are_undecided() -> None:
         assert found.probabilities[1] > 0.6
         if reconcile is not dawid_skene:  # whose prior is the share of the others
             assert found.probabilities[[0, 2]].tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_what_is_known_of_a_pair_is_learned_from_and_kept() -> None:
+    rows = [(0, 0, FIRST), (0, 1, SECOND), (1, 0, FIRST), (1, 1, SECOND), (2, 0, FIRST), (2, 1, SECOND)]
+    free = votes_of(*rows, pairs=3)
+    known = replace(free, known=torch.tensor([FIRST, FIRST, -1]))
+    found = dawid_skene(known)
+    assert found.probabilities[:2].tolist() == [1.0, 1.0]
+    assert found.probabilities[2] > 0.6  # the first annotator was right both times
+    assert found.reliabilities is not None
+    assert len(found.reliabilities) == known.annotator_count == 2
+    assert found.reliabilities[0] > found.reliabilities[1]
+    assert votes_of((0, 4, TIE), pairs=1).annotator_count == 5
