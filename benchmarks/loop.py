@@ -108,15 +108,19 @@ def kills(folder: Path, count: int, seed: int) -> int:
     done = 0
     while done < count:
         process, with_run = start(killed), rng.random() < 0.5
-        end = time.monotonic() + rng.uniform(0.05, 0.4) * seconds
+        end = time.monotonic() + rng.uniform(0.03, 0.25) * seconds
         while time.monotonic() < end and process.poll() is None:
             time.sleep(0.05)
         if process.poll() is not None:
-            break
-        state = sorted(path.relative_to(killed) for path in (killed / "loop").glob("round-*/*"))
+            print(f"the loop ended after {done} of {count} kills; set another --seed")
+            return 1
+        state = sorted((killed / "loop").glob("round-*/*"), key=lambda path: path.stat().st_mtime)
         kill(process, with_run)
         done += 1
-        print(f"kill {done}{' with its run' if with_run else ''}: last file {state[-1] if state else '-'}", flush=True)
+        print(
+            f"kill {done}{' with its run' if with_run else ''}: newest file {state[-1].relative_to(killed) if state else '-'}",
+            flush=True,
+        )
     run(killed)
     found = differences(whole, killed)
     print("\n".join(found) or f"{done} kills: the labels and weights of all {ROUNDS} rounds are the same")

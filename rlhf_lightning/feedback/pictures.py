@@ -73,9 +73,8 @@ def agreement_section(agreement: Sequence[Agreement]) -> Section:
 def annotators_section(annotators: Sequence[AnnotatorRow]) -> Section:
     """Return the section on each annotator."""
     with_others = [(row.pseudonym, _point(row.others)) for row in annotators if row.others is not None]
-    reliable = [
-        (row.pseudonym, _point(found)) for row in annotators if (found := reliability_interval(row)) is not None
-    ]
+    reliabilities = reliability_intervals(annotators)
+    reliable = [(name, _point(found)) for name, found in reliabilities.items()]
     charts = []
     if reliable:
         charts.append(interval_chart("Reliability of each annotator", reliable))
@@ -89,24 +88,19 @@ def annotators_section(annotators: Sequence[AnnotatorRow]) -> Section:
             f"{row.gold_right}/{row.gold_total}" if row.gold_total else "-",
             said_share(row.left),
             said_share(row.longer),
-            _reliability(row),
+            said_share(reliabilities[row.pseudonym]) if row.pseudonym in reliabilities else _number(row.reliability),
         ]
         for row in annotators
     ]
     return Section("Annotators", OF_OTHERS if rows else "Nobody is invited yet.", charts, ANNOTATORS, rows)
 
 
-def reliability_interval(row: AnnotatorRow) -> Share | None:
-    """Return an annotator's reliability as a share of the judgements; None where it is no share."""
-    value = row.reliability
-    if value is None or not 0 <= value <= 1 or not row.judgements:
-        return None
-    return interval(value, row.judgements)
-
-
-def _reliability(row: AnnotatorRow) -> str:
-    found = reliability_interval(row)
-    return _number(row.reliability) if found is None else said_share(found)
+def reliability_intervals(annotators: Sequence[AnnotatorRow]) -> dict[str, Share]:
+    """Return the annotators' reliabilities as shares of their judgements; none where they are weights, whose mean is 1."""
+    values = {row.pseudonym: row for row in annotators if row.reliability is not None and row.judgements}
+    if any(not 0 <= float(row.reliability or 0) <= 1 for row in values.values()):
+        return {}
+    return {name: interval(float(row.reliability or 0), row.judgements) for name, row in values.items()}
 
 
 def _point(found: Share | None) -> Point:

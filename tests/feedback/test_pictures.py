@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from feedback_items import pair
 
 from rlhf_lightning.__main__ import main
-from rlhf_lightning.feedback.agreement import overview
+from rlhf_lightning.feedback.agreement import AnnotatorRow, overview
 from rlhf_lightning.feedback.charts import Curve, Point, curve_chart, interval_chart
-from rlhf_lightning.feedback.pictures import store_page
+from rlhf_lightning.feedback.pictures import reliability_intervals, store_page
 from rlhf_lightning.feedback.store import Store
 
 pytest.importorskip("krippendorff")
@@ -69,3 +70,18 @@ def test_a_store_without_judgements_has_a_page(store: Store) -> None:
     page = store_page("feedback.db", overview(store))
     assert "Nothing was judged twice." in page
     assert "Nobody is invited yet." in page
+
+
+def test_weights_of_annotators_have_no_interval(store: Store, person: Callable[..., int]) -> None:
+    person("Ada")
+    person("Bo")
+    rows = [replace(row, judgements=20) for row in overview(store).annotators]
+
+    def intervals(*values: float | None) -> dict[str, tuple[float, float]]:
+        given: list[AnnotatorRow] = [replace(row, reliability=value) for row, value in zip(rows, values, strict=True)]
+        return {name: (found.low, found.high) for name, found in reliability_intervals(given).items()}
+
+    assert intervals(0.9, 1.1) == {}  # Bradley-Terry: their mean is 1
+    assert intervals(None, 0.5).keys() == {rows[1].pseudonym}
+    (low, high) = intervals(0.5, 1.0)[rows[0].pseudonym]
+    assert 0.2 < low < 0.5 < high < 0.8
