@@ -39,7 +39,9 @@ class UpdateSize:
         if self.warned or not every or step % every:
             yield
             return
-        trained = [weight for weight in self.module.parameters() if weight.requires_grad]
+        groups = (group for optimizer in self.module.trainer.optimizers for group in optimizer.param_groups)
+        weights = (weight for group in groups for weight in group["params"])  # shards, also while the module is whole
+        trained = [weight for weight in weights if weight.requires_grad]
         before = sampled(trained)
         yield
         ratio = relative_change(before, sampled(trained))

@@ -16,8 +16,9 @@ from rlhf_lightning.training.update_size import SAMPLED, UpdateSize, relative_ch
 def module(every: int = 1, step: int = 0) -> Any:
     layer: Any = nn.Linear(300, 300, bias=False)
     nn.init.normal_(layer.weight)
-    layer.trainer, layer.global_step = SimpleNamespace(log_every_n_steps=every), step
-    layer.optimizers = lambda: SimpleNamespace(param_groups=[{"lr": 0.25}])
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.25, "params": [layer.weight]}])
+    layer.trainer, layer.global_step = SimpleNamespace(log_every_n_steps=every, optimizers=[optimizer]), step
+    layer.optimizers = lambda: optimizer
     return layer
 
 
