@@ -68,7 +68,7 @@ class ExportRequest:
     """Ask for an export of the model with its present weights, in Hugging Face form; the answer is empty."""
 
     folder: str
-    """Folder to write; what is there is replaced. It does not exist afterwards if the export failed, which is printed."""
+    """Folder to write; what is there is replaced. A failure is printed, and leaves what is there."""
 
 
 Ask = Callable[[SampleRequest | ExportRequest], list[Sample]]

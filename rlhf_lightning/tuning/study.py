@@ -113,7 +113,9 @@ class Study:
                 self.optuna.set_user_attr("identity", identity)
             elif known != identity:
                 changed = ", ".join(name for name in identity if known.get(name) != identity[name])
-                raise UserError(f"{folder} holds a study with another {changed}; set --output to another folder")
+                raise UserError(
+                    f"{folder} holds a study with another {changed}; remove it, or set --output to another folder"
+                )
             started = len(self.optuna.get_trials(deepcopy=False)) if earlier else 0
             # A process that resumes must not repeat the first random values: they depend on the trials so far.
             self.optuna.sampler = optuna.samplers.TPESampler(seed=(seed + 7919 * started) % 2**32)

@@ -122,7 +122,8 @@ class TrialRun:
             if name not in names:
                 measured = [each for each in names if each.startswith("val/")]
                 raise UserError(
-                    f"no validation measures {name!r}, which the objective needs; {nearest(name, measured)}"
+                    f"no validation measures {name!r}, which the objective needs; a study keeps its objective, so remove "
+                    f"{self.folder.parent.parent} or set --output to another folder, and fix the name: {nearest(name, measured)}"
                 )
 
     def failure(self) -> str:

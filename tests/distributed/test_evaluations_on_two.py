@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from evaluation_cases import FAILING, WORKING, write
-from leavings import column, lines, metrics
+from leavings import column, equal, lines, metrics, weights
 
 pytestmark = pytest.mark.distributed
 
@@ -91,3 +91,35 @@ def test_the_evaluations_of_the_package(pair: object, run_on_two: Callable[..., 
     tokens = lines(out / "tables" / "policy_tokens.jsonl")
     assert {token["sample"] for token in tokens} == {0, 1, 2}
     assert {path.name for path in (out / "winner").iterdir()} >= {"config.json", "model.safetensors"}
+
+
+EXPORTS = """
+from rlhf_lightning import Evaluation
+from rlhf_lightning.evaluation import ExportRequest
+
+class Exports(Evaluation):
+    def evaluate(self, results, ask):
+        folder = results.folder / "asked"
+        assert ask(ExportRequest(str(folder / str(results.step)))) == []
+        ask(ExportRequest(str(results.folder / "config.yaml" / "export")))  # below a file
+        return {"exported": len(list(folder.iterdir()))}
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_an_export_that_an_evaluation_asks_for_has_the_weights_of_all_ranks(
+    strategy: str, pair: object, run_on_two: Callable[..., Path]
+) -> None:
+    folder: Path = pair.folder  # type: ignore[attr-defined]
+    (folder / "exports.py").write_text(EXPORTS)
+    (folder / "exports.yaml").write_text("trainer:\n  callbacks:\n    - class_path: exports.Exports\n")
+    before = [len(path.read_text()) if (path := folder / f"said.{rank}").exists() else 0 for rank in range(2)]
+    out = run_on_two(f"asked-{strategy}", *PPO, "--config", f"{strategy}.yaml", "--config", "exports.yaml")
+    said = [(folder / f"said.{rank}").read_text()[start:] for rank, start in enumerate(before)]
+    assert column(out, "val/exported") == [1, 2, 3]
+    first, last = (weights(out / "asked" / step) for step in ("0", "4"))
+    assert equal(last, weights(out / "export"))
+    assert first.keys() == last.keys()
+    assert not equal(first, last)
+    failures = [text.count("config.yaml/export failed: ") for text in said]
+    assert failures == [3, 0]  # a line of rank 0 per validation, and the run continues

@@ -133,8 +133,9 @@ def test_failed_trials_are_repeated_until_too_many_have_failed(
 def test_a_metric_that_no_validation_has_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECONDS_PER_VALIDATION", "0.5")
     study = study_of(3)
-    with pytest.raises(UserError, match="no validation measures 'val/reward/true'"):
+    with pytest.raises(UserError, match="no validation measures 'val/reward/true'") as raised:
         Search(study, SearchOptions([], ["--mode", "other"])).run()
+    assert "remove study or set --output to another folder, and fix the name: " in str(raised.value)
     assert not Path("study/trials/0000/summary.json").exists()  # found at the first validation, not at the end
 
 
@@ -148,7 +149,7 @@ def test_a_run_that_is_killed_resumes_from_its_checkpoint() -> None:
 def test_a_folder_has_one_study() -> None:
     study_of(1, config={"a": 1})
     study_of(2, config={"a": 1})
-    with pytest.raises(UserError, match="another config; set --output to another folder"):
+    with pytest.raises(UserError, match="another config; remove it, or set --output to another folder"):
         study_of(1, config={"a": 2})
     with pytest.raises(UserError, match="another objective"):
         study_of(1, {**SPACE, "objective": {"metric": "val/x"}}, config={"a": 1})
@@ -168,6 +169,15 @@ def test_trials_of_other_processes_are_counted_and_not_taken() -> None:
     assert again.trial.params == second.trial.params
     one.end(first, "COMPLETE", 0.1, 0.2)
     assert one.has_open()
+
+
+def test_a_resumed_study_does_not_repeat_its_first_values() -> None:
+    first = study_of(2).claim()
+    assert first is not None
+    second = study_of(2).claim()
+    assert second is not None
+    assert second.number == 1
+    assert second.trial.params["model.lr"] != first.trial.params["model.lr"]
 
 
 def test_a_search_that_is_killed_twice_ends_with_as_many_trials(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,334 @@
+"""Over-optimise a learned reward on the playground: whether callbacks notice it, and the curves of Gao et al. (2022).
+
+    python benchmarks/over_optimization.py alarms   # ten runs, half of them without a KL penalty; a second reward model judges
+    python benchmarks/over_optimization.py curve    # nine reward models, and a run on each: both rewards against the KL
+
+`alarms` prints when `OverOptimization` raised its alarm, and the true reward of the model that `KeepBest` exported. The exit
+status is 1 if the alarm or `KeepBest` is right on fewer than 4 of 5 runs whose true reward fell by more than 0.1, or if an alarm
+was raised with the penalty on. `curve` writes results/over_optimization.csv and .png. A run that is finished is not run again, so
+the command may be stopped and repeated; `--draw` only makes tables and plots of the runs that there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rlhf_lightning
+
+HERE = Path(__file__).parent
+Metrics = dict[str, float]
+
+ITERATIONS = 40
+EVALUATIONS = 10
+"""Of a run, without the one before training."""
+HELD_OUT = 256
+"""Prompts."""
+JUDGE_SEED = 100
+"""Of the judge's pairs and weights; no policy has it."""
+FALL = 0.1
+"""Of the true reward from its best to the end, above which a run was over-optimised."""
+EVALUATIONS_TO_SPEAK = 2
+MARGIN = 0.05
+"""Of the true reward, within which an export is as good as the best evaluation."""
+
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"hidden_size": 16, "intermediate_size": 44, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "medium": {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "large": {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 3, "num_attention_heads": 4},
+}
+LABELS = (256, 2048, 16384)
+UPDATES = 256
+"""Of every reward model, with 64 pairs each: those with fewer pairs see them more often."""
+
+
+def train(config: str, overlay: dict[str, Any], folder: Path) -> None:
+    """Run a config with an overlay in this process, unless the run is finished."""
+    if is_finished(folder):
+        return
+    print(folder, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "w") as log, redirect_stdout(log), redirect_stderr(log):
+        rlhf_lightning.fit([config, overlay], folder)
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether a run came to its end."""
+    return (folder / "summary.json").exists()
+
+
+def evaluations(folder: Path) -> list[Metrics]:
+    """Return the held-out metrics of every validation of a run, without `val/`, and the step."""
+    frame = rlhf_lightning.Run(folder).metrics.dropna(subset="val/reward/true")
+    held_out = frame[[name for name in frame if name == "step" or name.startswith("val/")]]
+    return held_out.rename(columns=lambda name: name.removeprefix("val/")).to_dict("records")
+
+
+# -- the alarm ---------------------------------------------------------------------------------------------------------
+
+
+def policy_overlay(
+    seed: int, coef: float | None, reward: Path | None, callbacks: list[Any], count: int
+) -> dict[str, Any]:
+    """Return what a policy run changes in ppo.yaml.
+
+    Args:
+        seed: of the run and of its prompts.
+        coef: KL coefficient; None is that of the file.
+        reward: run of the reward model to train on; None is the model of the file.
+        callbacks: evaluations.
+        count: validations, without the one before training.
+    """
+    model: dict[str, Any] = {"iterations": ITERATIONS}
+    if coef is not None:
+        model["algorithm"] = {"init_args": {"kl": {"coef": coef}}}
+    if reward is not None:
+        model["reward"] = reward_of(reward)
+    return {
+        "seed_everything": seed,
+        "trainer": {"val_check_interval": 1 / count, "callbacks": callbacks},
+        "model": {"init_args": model},
+        "data": {"init_args": {"validation_size": HELD_OUT, "seed": seed}},
+    }
+
+
+def reward_overlay(seed: int, labels: int, model: dict[str, Any]) -> dict[str, Any]:
+    """Return what the run of a reward model changes in reward.yaml: seed, number of labelled pairs, and its model."""
+    epochs = 64 * UPDATES // labels
+    return {
+        "seed_everything": seed,
+        "trainer": {"max_epochs": epochs, "val_check_interval": 1.0, "check_val_every_n_epoch": epochs},
+        "model": {"init_args": {**model, "lr_scheduler": {"init_args": {"total_iters": UPDATES}}}},
+        "data": {"init_args": {"size": labels, "seed": seed, "validation_size": 512}},
+    }
+
+
+def reward_of(folder: Path) -> dict[str, Any]:
+    """Return the reward that a run of reward.yaml has trained."""
+    return {"class_path": "ModelReward", "init_args": {"name_or_path": str((folder / "export").resolve())}}
+
+
+def train_judged(runs: Path, seed: int, penalty: str) -> Path:
+    """Train a policy on the shipped reward model, with a second one as judge."""
+    judge, folder = runs / "judge", runs / f"penalty-{penalty}" / str(seed)
+    train("reward.yaml", reward_overlay(JUDGE_SEED, 64 * UPDATES, {}), judge)
+    callbacks = [
+        {"class_path": "OverOptimization", "init_args": {"score": "reward/judge"}},
+        {"class_path": "KeepBest", "init_args": {"monitor": "val/reward/judge"}},
+    ]
+    overlay = policy_overlay(seed, 0.0 if penalty == "off" else None, None, callbacks, EVALUATIONS)
+    overlay["model"]["init_args"]["evaluation_rewards"] = {"judge": reward_of(judge)}
+    train("ppo.yaml", overlay, folder)
+    return folder
+
+
+def exported_reward(folder: Path) -> float:
+    """Return the true reward of the model that `KeepBest` exported, on the held-out prompts of its run."""
+    place = folder / "kept"
+    if not (place / "metrics.csv").exists():
+        words = ["--config", "ppo.yaml", "--model.policy.name_or_path", str(folder / "best")]
+        words += ["--data.validation_size", str(HELD_OUT), "--trainer.default_root_dir", str(place)]
+        command = [sys.executable, "-m", "rlhf_lightning", "validate", *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return evaluations(place)[-1]["reward/true"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Hold what the callbacks made of a run; evaluations count from 0, the one before training."""
+
+    best: float
+    last: float
+    alarm: int | None
+    """Evaluation at which the alarm was first raised."""
+    best_at: int
+    judge_best_at: int
+    kept: float
+    """True reward of the export."""
+
+    @property
+    def is_over_optimized(self) -> bool:
+        """The true reward fell."""
+        return self.best - self.last > FALL
+
+    @property
+    def spoke_in_time(self) -> bool:
+        """The alarm came within two evaluations of the best true reward."""
+        return self.alarm is not None and abs(self.alarm - self.best_at) <= EVALUATIONS_TO_SPEAK
+
+    @property
+    def kept_the_best(self) -> bool:
+        """The export is as good as the best evaluation."""
+        return self.best - self.kept <= MARGIN
+
+
+def outcome(rows: list[Metrics], kept: float) -> Outcome:
+    """Judge the callbacks by the evaluations of a run and the true reward of its export."""
+    true, judge = ([row[f"reward/{name}"] for row in rows] for name in ("true", "judge"))
+    alarms = [place for place, row in enumerate(rows) if row["over_optimization/alarm"]]
+    return Outcome(
+        max(true), true[-1], alarms[0] if alarms else None, true.index(max(true)), judge.index(max(judge)), kept
+    )
+
+
+def alarms_table(outcomes: dict[tuple[str, int], Outcome]) -> str:
+    """Return a Markdown table of all runs."""
+    lines = ["| KL penalty | seed | best true | last true | alarm at | best true at | best judge at | exported true |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for (penalty, seed), each in outcomes.items():
+        places = ("none" if each.alarm is None else each.alarm, each.best_at, each.judge_best_at)
+        cells = [penalty, seed, f"{each.best:.3f}", f"{each.last:.3f}", *places, f"{each.kept:.3f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def verdict(outcomes: dict[tuple[str, int], Outcome]) -> tuple[list[str], bool]:
+    """Return the lines about all runs, and whether the callbacks were right often enough."""
+    without = [each for (penalty, _), each in outcomes.items() if penalty == "off"]
+    with_penalty = [each for (penalty, _), each in outcomes.items() if penalty == "on"]
+    fell = [each for each in without if each.is_over_optimized]
+    spoke, kept = sum(each.spoke_in_time for each in fell), sum(each.kept_the_best for each in fell)
+    silent = sum(each.alarm is None for each in with_penalty)
+    lines = [
+        f"alarm within two evaluations on {spoke} of {len(fell)} seeds whose true reward falls by more than {FALL}",
+        f"KeepBest within {MARGIN} on {kept} of {len(fell)}",
+        f"no alarm on {silent} of {len(with_penalty)} with the penalty",
+    ]
+    enough = bool(fell) and min(spoke, kept) >= 0.8 * len(fell) and silent == len(with_penalty)
+    return lines, enough
+
+
+def alarms(runs: Path, seeds: Sequence[int], draw: bool) -> int:
+    """Train with and without the penalty, and compare the callbacks with the true reward."""
+    outcomes = {}
+    for penalty in ("off", "on"):
+        for seed in seeds:
+            folder = runs / f"penalty-{penalty}" / str(seed)
+            if not draw:
+                train_judged(runs, seed, penalty)
+            if is_finished(folder):
+                outcomes[penalty, seed] = outcome(evaluations(folder), exported_reward(folder))
+    lines, enough = verdict(outcomes)
+    print(alarms_table(outcomes), *lines, sep="\n")
+    return int(not enough)
+
+
+# -- the curve ---------------------------------------------------------------------------------------------------------
+
+
+def train_curve(runs: Path, size: str, labels: int, seed: int) -> Path:
+    """Train a reward model of a size on so many labels, from scratch, and a policy on it without a KL penalty."""
+    reward, folder = runs / f"reward-{size}-{labels}" / str(seed), runs / f"policy-{size}-{labels}" / str(seed)
+    config = {
+        "model_type": "llama",
+        "max_position_embeddings": 128,
+        "num_key_value_heads": SIZES[size]["num_attention_heads"],
+        **SIZES[size],
+    }
+    model = {"name_or_path": None, "config": config, "tokenizer": "playground/sft"}
+    train("reward.yaml", reward_overlay(seed, labels, {"model": model}), reward)
+    callbacks = [{"class_path": "KLFrontier"}]
+    train("ppo.yaml", policy_overlay(seed, 0.0, reward, callbacks, 2 * EVALUATIONS), folder)
+    return folder
+
+
+def accuracy(folder: Path) -> float:
+    """Return the accuracy of a reward model on held-out pairs."""
+    return rlhf_lightning.Run(folder).summary["val/preference/accuracy"]["after"]
+
+
+def curve_rows(runs: Path) -> list[dict[str, Any]]:
+    """Return one row per evaluation of every finished run."""
+    found = []
+    for size in SIZES:
+        for labels in LABELS:
+            for folder in sorted((runs / f"policy-{size}-{labels}").glob("*")):
+                if not is_finished(folder):
+                    continue
+                right = accuracy(runs / f"reward-{size}-{labels}" / folder.name)
+                for row in evaluations(folder):
+                    numbers = {"kl": row["kl/response"], "training": row["reward/mean"], "true": row["reward/true"]}
+                    place = {"size": size, "labels": labels, "seed": int(folder.name), "accuracy": right}
+                    found.append(place | {"step": int(row["step"])} | numbers)
+    return found
+
+
+def curve_table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table: the best true reward of every reward model, and where it ends."""
+    lines = [
+        "| reward model | labels | held-out accuracy | best true | at KL | last true | at KL | training, best true → last |"
+    ]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for size, labels, seed in dict.fromkeys((row["size"], row["labels"], row["seed"]) for row in rows):
+        own = [row for row in rows if (row["size"], row["labels"], row["seed"]) == (size, labels, seed)]
+        best, last = max(own, key=lambda row: row["true"]), own[-1]
+        cells = [size, labels, f"{best['accuracy']:.3f}"]
+        cells += [f"{each[key]:{form}}" for each in (best, last) for key, form in (("true", ".3f"), ("kl", ".1f"))]
+        lines.append("| " + " | ".join(map(str, [*cells, f"{best['training']:.2f} → {last['training']:.2f}"])) + " |")
+    return "\n".join(lines)
+
+
+def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw both rewards against the square root of the KL divergence, a column per size, a colour per number of labels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    panels = figure.subplots(2, len(SIZES), sharex=True, sharey="row")
+    for column, size in enumerate(SIZES):
+        for color, labels in enumerate(LABELS):
+            own = [row for row in rows if (row["size"], row["labels"]) == (size, labels)]
+            for seed in sorted({row["seed"] for row in own}):
+                series = sorted((row for row in own if row["seed"] == seed), key=lambda row: row["step"])
+                x = [math.sqrt(max(0.0, row["kl"])) for row in series]
+                for panel, key in zip(panels[:, column], ("training", "true"), strict=True):
+                    panel.plot(x, [row[key] for row in series], "o-", ms=3, color=f"C{color}", label=f"{labels} pairs")
+        panels[0, column].set_title(f"{size} reward model ({SIZES[size]['hidden_size']} wide)")
+        panels[1, column].set_xlabel("√KL(policy ‖ reference), nats per response")
+    panels[0, 0].set_ylabel("training reward, held out")
+    panels[1, 0].set_ylabel("true reward, held out (best 1)")
+    for panel in panels.flat:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[1, 0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def curve(runs: Path, seeds: Sequence[int], draw: bool) -> int:
+    """Train nine reward models and a policy on each, and draw both rewards against the KL."""
+    for seed in () if draw else seeds:
+        for labels in LABELS:
+            for size in SIZES:
+                train_curve(runs, size, labels, seed)
+    rows = curve_rows(runs)
+    with open(HERE / "results" / "over_optimization.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    draw_curve(rows, HERE / "results" / "over_optimization.png")
+    print(curve_table(rows))
+    return 0
+
+
+def main() -> int:
+    """Run one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=("alarms", "curve"))
+    parser.add_argument("--seeds", type=int, nargs="+", help="0 to 4 for alarms, 0 for curve")
+    parser.add_argument("--runs", type=Path, default=Path("runs/over_optimization"))
+    parser.add_argument("--draw", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    if options.study == "alarms":
+        return alarms(options.runs, options.seeds or range(5), options.draw)
+    return curve(options.runs, options.seeds or [0], options.draw)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
