@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -27,11 +26,10 @@ import rlhf_lightning
 HERE = Path(__file__).parent
 Metrics = dict[str, float]
 
-ITERATIONS = 40
-EVALUATIONS = 10
+ITERATIONS = 24
+"""Of PPO, with 64 prompts each."""
+EVALUATIONS = 8
 """Of a run, without the one before training."""
-HELD_OUT = 256
-"""Prompts."""
 JUDGE_SEED = 100
 """Of the judge's pairs and weights; no policy has it."""
 FALL = 0.1
@@ -40,14 +38,11 @@ EVALUATIONS_TO_SPEAK = 2
 MARGIN = 0.05
 """Of the true reward, within which an export is as good as the best evaluation."""
 
-SIZES: dict[str, dict[str, int]] = {
-    "small": {"hidden_size": 16, "intermediate_size": 44, "num_hidden_layers": 1, "num_attention_heads": 2},
-    "medium": {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "large": {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 3, "num_attention_heads": 4},
-}
-LABELS = (256, 2048, 16384)
-UPDATES = 256
-"""Of every reward model, with 64 pairs each: those with fewer pairs see them more often."""
+SIZES = {"small": (8, 1, 1), "medium": (24, 1, 2), "large": (64, 2, 4)}
+"""Width, layers and attention heads of a reward model."""
+LABELS = (128, 1024, 8192)
+UPDATES = 128
+"""Of every reward model, with 64 pairs each: one with fewer pairs sees them more often."""
 
 
 def train(config: str, overlay: dict[str, Any], folder: Path) -> None:
@@ -96,19 +91,32 @@ def policy_overlay(
         "seed_everything": seed,
         "trainer": {"val_check_interval": 1 / count, "callbacks": callbacks},
         "model": {"init_args": model},
-        "data": {"init_args": {"validation_size": HELD_OUT, "seed": seed}},
+        "data": {"init_args": {"batch_size": 64, "seed": seed}},
     }
 
 
-def reward_overlay(seed: int, labels: int, model: dict[str, Any]) -> dict[str, Any]:
-    """Return what the run of a reward model changes in reward.yaml: seed, number of labelled pairs, and its model."""
+def train_reward(seed: int, size: str, labels: int, folder: Path) -> None:
+    """Train a reward model of a size from scratch, on so many pairs of its own."""
+    width, layers, heads = SIZES[size]
+    config = {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": 128,
+    }
+    model = {"name_or_path": None, "config": config, "tokenizer": "playground/sft"}
+    scheduler = {"init_args": {"total_iters": UPDATES}}
     epochs = 64 * UPDATES // labels
-    return {
+    overlay = {
         "seed_everything": seed,
         "trainer": {"max_epochs": epochs, "val_check_interval": 1.0, "check_val_every_n_epoch": epochs},
-        "model": {"init_args": {**model, "lr_scheduler": {"init_args": {"total_iters": UPDATES}}}},
+        "model": {"init_args": {"model": model, "lr_scheduler": scheduler}},
         "data": {"init_args": {"size": labels, "seed": seed, "validation_size": 512}},
     }
+    train("reward.yaml", overlay, folder)
 
 
 def reward_of(folder: Path) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def reward_of(folder: Path) -> dict[str, Any]:
 def train_judged(runs: Path, seed: int, penalty: str) -> Path:
     """Train a policy on the shipped reward model, with a second one as judge."""
     judge, folder = runs / "judge", runs / f"penalty-{penalty}" / str(seed)
-    train("reward.yaml", reward_overlay(JUDGE_SEED, 64 * UPDATES, {}), judge)
+    train_reward(JUDGE_SEED, "large", LABELS[-1], judge)
     callbacks = [
         {"class_path": "OverOptimization", "init_args": {"score": "reward/judge"}},
         {"class_path": "KeepBest", "init_args": {"monitor": "val/reward/judge"}},
@@ -128,17 +136,6 @@ def train_judged(runs: Path, seed: int, penalty: str) -> Path:
     overlay["model"]["init_args"]["evaluation_rewards"] = {"judge": reward_of(judge)}
     train("ppo.yaml", overlay, folder)
     return folder
-
-
-def exported_reward(folder: Path) -> float:
-    """Return the true reward of the model that `KeepBest` exported, on the held-out prompts of its run."""
-    place = folder / "kept"
-    if not (place / "metrics.csv").exists():
-        words = ["--config", "ppo.yaml", "--model.policy.name_or_path", str(folder / "best")]
-        words += ["--data.validation_size", str(HELD_OUT), "--trainer.default_root_dir", str(place)]
-        command = [sys.executable, "-m", "rlhf_lightning", "validate", *words]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return evaluations(place)[-1]["reward/true"]
 
 
 @dataclass(frozen=True)
@@ -150,9 +147,9 @@ class Outcome:
     alarm: int | None
     """Evaluation at which the alarm was first raised."""
     best_at: int
-    judge_best_at: int
+    exported_at: int
     kept: float
-    """True reward of the export."""
+    """True reward of the model that `KeepBest` exported, at the evaluation when it did."""
 
     @property
     def is_over_optimized(self) -> bool:
@@ -170,21 +167,20 @@ class Outcome:
         return self.best - self.kept <= MARGIN
 
 
-def outcome(rows: list[Metrics], kept: float) -> Outcome:
-    """Judge the callbacks by the evaluations of a run and the true reward of its export."""
+def outcome(rows: list[Metrics]) -> Outcome:
+    """Judge the callbacks by the evaluations of a run."""
     true, judge = ([row[f"reward/{name}"] for row in rows] for name in ("true", "judge"))
     alarms = [place for place, row in enumerate(rows) if row["over_optimization/alarm"]]
-    return Outcome(
-        max(true), true[-1], alarms[0] if alarms else None, true.index(max(true)), judge.index(max(judge)), kept
-    )
+    exported = judge.index(rows[-1]["reward/judge/best"])
+    return Outcome(max(true), true[-1], alarms[0] if alarms else None, true.index(max(true)), exported, true[exported])
 
 
 def alarms_table(outcomes: dict[tuple[str, int], Outcome]) -> str:
     """Return a Markdown table of all runs."""
-    lines = ["| KL penalty | seed | best true | last true | alarm at | best true at | best judge at | exported true |"]
+    lines = ["| KL penalty | seed | best true | last true | alarm at | best true at | exported at | exported true |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for (penalty, seed), each in outcomes.items():
-        places = ("none" if each.alarm is None else each.alarm, each.best_at, each.judge_best_at)
+        places = ("none" if each.alarm is None else each.alarm, each.best_at, each.exported_at)
         cells = [penalty, seed, f"{each.best:.3f}", f"{each.last:.3f}", *places, f"{each.kept:.3f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -215,7 +211,7 @@ def alarms(runs: Path, seeds: Sequence[int], draw: bool) -> int:
             if not draw:
                 train_judged(runs, seed, penalty)
             if is_finished(folder):
-                outcomes[penalty, seed] = outcome(evaluations(folder), exported_reward(folder))
+                outcomes[penalty, seed] = outcome(evaluations(folder))
     lines, enough = verdict(outcomes)
     print(alarms_table(outcomes), *lines, sep="\n")
     return int(not enough)
@@ -227,16 +223,9 @@ def alarms(runs: Path, seeds: Sequence[int], draw: bool) -> int:
 def train_curve(runs: Path, size: str, labels: int, seed: int) -> Path:
     """Train a reward model of a size on so many labels, from scratch, and a policy on it without a KL penalty."""
     reward, folder = runs / f"reward-{size}-{labels}" / str(seed), runs / f"policy-{size}-{labels}" / str(seed)
-    config = {
-        "model_type": "llama",
-        "max_position_embeddings": 128,
-        "num_key_value_heads": SIZES[size]["num_attention_heads"],
-        **SIZES[size],
-    }
-    model = {"name_or_path": None, "config": config, "tokenizer": "playground/sft"}
-    train("reward.yaml", reward_overlay(seed, labels, {"model": model}), reward)
+    train_reward(seed, size, labels, reward)
     callbacks = [{"class_path": "KLFrontier"}]
-    train("ppo.yaml", policy_overlay(seed, 0.0, reward, callbacks, 2 * EVALUATIONS), folder)
+    train("ppo.yaml", policy_overlay(seed, 0.0, reward, callbacks, ITERATIONS // 2), folder)
     return folder
 
 
@@ -290,7 +279,7 @@ def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
                 x = [math.sqrt(max(0.0, row["kl"])) for row in series]
                 for panel, key in zip(panels[:, column], ("training", "true"), strict=True):
                     panel.plot(x, [row[key] for row in series], "o-", ms=3, color=f"C{color}", label=f"{labels} pairs")
-        panels[0, column].set_title(f"{size} reward model ({SIZES[size]['hidden_size']} wide)")
+        panels[0, column].set_title(f"{size} reward model ({SIZES[size][0]} wide)")
         panels[1, column].set_xlabel("√KL(policy ‖ reference), nats per response")
     panels[0, 0].set_ylabel("training reward, held out")
     panels[1, 0].set_ylabel("true reward, held out (best 1)")

@@ -18,6 +18,7 @@ import flips
 import kill
 import learning
 import nightly
+import over_optimization
 import packing
 import pytest
 import sampling
@@ -147,3 +148,35 @@ def test_the_nightly_steps_name_scripts_and_tests_that_exist() -> None:
     assert len(scripts) >= 2
     assert [script for script in scripts if not (ROOT / script).is_file()] == []
     assert any(nightly.RANDOM_OPTIONS in path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+def test_the_verdict_on_alarms_counts_runs_whose_true_reward_fell() -> None:
+    def run(true: list[float], judge: list[float], alarm: int | None) -> over_optimization.Outcome:
+        best, rows = -math.inf, []
+        for place, (value, score) in enumerate(zip(true, judge, strict=True)):
+            best = max(best, score)
+            rows.append({
+                "reward/true": value,
+                "reward/judge": score,
+                "reward/judge/best": best,
+                "over_optimization/alarm": float(place == alarm),
+            })  # fmt: skip
+        return over_optimization.outcome(rows)
+
+    rising, falling = [0.5, 0.6, 0.7, 0.8], [0.5, 0.8, 0.7, 0.6]
+    outcomes = {
+        ("off", 0): run(falling, [0, 1, 0.5, 0], 3),
+        ("off", 1): run(falling, [0, 0.5, 1, 0], None),  # exported where the true reward is 0.1 lower
+        ("off", 2): run(rising, [0, 1, 2, 3], 3),
+        ("on", 0): run(rising, [0, 1, 2, 3], None),
+        ("on", 1): run(rising, [0, 1, 2, 3], 1),
+    }
+    lines, enough = over_optimization.verdict(outcomes)
+    assert lines == [
+        "alarm within two evaluations on 1 of 2 seeds whose true reward falls by more than 0.1",
+        "KeepBest within 0.05 on 1 of 2",
+        "no alarm on 1 of 2 with the penalty",
+    ]
+    assert not enough
+    assert over_optimization.verdict({key: outcomes[key] for key in (("off", 0), ("on", 0))})[1]
+    assert "| off | 1 | 0.800 | 0.600 | none | 1 | 2 | 0.700 |" in over_optimization.alarms_table(outcomes)
