@@ -19,7 +19,7 @@ def for_cache(states: Tensor) -> Tensor:
     On the CPU it is float32, as torch's attention takes up to three times as long in bfloat16 for one query token
     (`Float32Attention`). Elsewhere it is that of autocast, or of the model.
     """
-    return states.float() if states.device.type == "cpu" else states.to(_attention_dtype(states))
+    return states.float() if states.device.type == "cpu" else states.to(compute_dtype(states))
 
 
 def keep_cache_dtype(cache: Any) -> None:
@@ -44,13 +44,14 @@ class Float32Attention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        dtype = _attention_dtype(args[0])
+        dtype = compute_dtype(args[0])
         with torch.autocast("cpu", enabled=False):
             output: Tensor = func(*map(_float32, args), **{name: _float32(x) for name, x in kwargs.items()})
         return output.to(dtype)
 
 
-def _attention_dtype(states: Tensor) -> torch.dtype:
+def compute_dtype(states: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products and attention of `states`: that of autocast, or their own."""
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models.backbone import backbone_of, capabilities_of, eval_mode, language_model
+from rlhf_lightning.models.half_precision import compute_dtype
 from rlhf_lightning.models.packed_forward import hidden_states_before, map_micro_batches
 from rlhf_lightning.types import Rows
 
@@ -72,6 +73,10 @@ class Head:
     def _chunk(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.logits(hidden)
         logits = logits if self.temperature == 1 else logits / self.temperature
+        if compute_dtype(hidden).itemsize == 2:  # the logits are rounded, so log_softmax, the faster way, is exact enough
+            every = logits.log_softmax(-1)
+            logprobs = every.gather(-1, targets[:, None]).squeeze(-1)
+            return logprobs, -(every.exp() * every).sum(-1) if self.entropy else logprobs
         normalizer = logits.logsumexp(-1)
         logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
         if not self.entropy:

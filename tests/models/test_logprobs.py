@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.models import logprobs as logprobs_module
 from rlhf_lightning.models.loading import LoraOptions, ModelConfig, load_causal_lm
-from rlhf_lightning.models.logprobs import check_head, token_scores
+from rlhf_lightning.models.logprobs import Head, check_head, token_scores
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.types import Rows
 from tests.conftest import ARCHITECTURES
@@ -54,6 +54,25 @@ def test_logprobs_and_entropy_at_a_temperature_do_not_depend_on_the_chunks(
     wanted = (expected.log_prob(rows.tokens[:, 4:]) + expected.entropy())[rows.mask].sum()
     for one, other in zip(found, torch.autograd.grad(wanted, weights), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_head_in_16_bits_is_as_exact_as_its_rounded_logits_allow(autocast: bool, tiny_model_folder: Folder) -> None:
+    model = load_causal_lm(ModelConfig(tiny_model_folder("llama"), dtype="float32" if autocast else "bfloat16"))
+    dtype, generator = torch.float32 if autocast else torch.bfloat16, torch.Generator().manual_seed(0)
+    hidden = torch.randn(7, model.config.hidden_size, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(model.config.vocab_size, (7,), generator=generator)
+    head = Head(model, 0.7, entropy=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = head.logits(hidden)
+        logprobs, entropy = head(hidden, targets)
+    assert entropy is not None
+    expected = torch.distributions.Categorical(logits=logits.double() / 0.7)
+    for found, wanted in ((logprobs, expected.log_prob(targets)), (entropy, expected.entropy())):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, wanted.float(), rtol=0, atol=2e-6)
+        gradients = [torch.autograd.grad(each.sum(), hidden, retain_graph=True)[0] for each in (found, wanted)]
+        torch.testing.assert_close(*gradients, rtol=0.02, atol=1e-3)
 
 
 SCALED: dict[str, dict[str, Any]] = {
