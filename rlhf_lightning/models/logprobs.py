@@ -73,7 +73,7 @@ class Head:
     def _chunk(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.logits(hidden)
         logits = logits if self.temperature == 1 else logits / self.temperature
-        if compute_dtype(hidden).itemsize == 2:  # the logits are rounded, so log_softmax, the faster way, is exact enough
+        if compute_dtype(hidden).itemsize == 2:  # rounded logits: log_softmax, the faster way, is exact enough
             every = logits.log_softmax(-1)
             logprobs = every.gather(-1, targets[:, None]).squeeze(-1)
             return logprobs, -(every.exp() * every).sum(-1) if self.entropy else logprobs
