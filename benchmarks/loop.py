@@ -6,12 +6,14 @@
 `kill` starts a tiny loop of three rounds with simulated annotators and kills it with SIGKILL: half of the time its present run
 too, half of the time the loop alone, so that the run lives on. Labels must be the same line by line, and the weights of every
 round's reward model and policy bit by bit. `study` prints the mean paired difference of the policy's true reward on held-out
-prompts, with its 95 % interval. Exit status 1 if a kill changed something.
+prompts, with its 95 % interval; it keeps its loops in the folder of `--runs` and continues those that are not done. Exit status 1
+if a kill changed something.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -21,13 +23,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from questions import STUDENT
 from safetensors.torch import load_file
+
+from rlhf_lightning.__main__ import main as command
+from rlhf_lightning.loop import runs, steps
 
 ROUNDS = 3
 TINY = {
@@ -52,6 +59,17 @@ model: {init_args: {iterations: 4}}
 data: {init_args: {size: 256, validation_size: 16, batch_size: 32}}
 """,
 }
+STUDY = {
+    "study_policy.yaml": """
+trainer: {val_check_interval: 1.0, enable_progress_bar: false}
+model: {init_args: {iterations: 20}}
+data: {init_args: {validation_size: 512}}
+""",
+    "study_reward.yaml": """
+trainer: {enable_progress_bar: false}
+""",
+}
+"""Overlays of the shipped configs: half of the iterations, and the true reward on more prompts, before and after."""
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
@@ -127,22 +145,60 @@ def kills(folder: Path, count: int, seed: int) -> int:
     return 1 if found else 0
 
 
+@contextlib.contextmanager
+def one_process(folder: Path) -> Iterator[None]:
+    """Let a loop in a folder do its runs in this process, which has imported torch already; the output goes to a file."""
+
+    def fit(words: Sequence[str]) -> int:
+        environment = dict(os.environ)
+        try:
+            return command(words[3:])
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
+
+    with (
+        open(folder / "log.txt", "a") as log,
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+        mock.patch.object(runs, "_run", fit),
+        mock.patch.object(steps, "isolated", lambda function, *arguments: function(*arguments)),
+    ):
+        yield
+
+
+def final(work: Path, rounds: int, labels: int, seed: int) -> tuple[float, float]:
+    """Return the true reward of the supervised model and of the last round's policy, from the tree where the loop is done."""
+    measured = work / "loop" / f"round-{rounds - 1:02d}" / "measured.json"
+    if not measured.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        for name, text in STUDY.items():
+            (work / name).write_text(text)
+        words = ["--rounds", str(rounds), "--labels", str(labels), "--seed", str(seed)]
+        words += ["--reward", '["reward.yaml", "loop_reward.yaml", "study_reward.yaml"]']
+        words += ["--policy", '["ppo.yaml", "study_policy.yaml"]']
+        with one_process(work):
+            if status := command(["loop", "--config", "loop.yaml", *words]):
+                raise SystemExit(f"the loop in {work} ended with status {status}; its log.txt says why")
+    row = json.loads(measured.read_text())
+    return row["policy_before"]["val/reward/true"], row["policy"]["val/reward/true"]
+
+
 def study(folder: Path, seeds: int, first_seed: int, labels: int) -> int:
     """Compare rounds with one round of all labels."""
     gains = []
     print("| seed | before | three rounds | one round | difference |\n| --- | --- | --- | --- | --- |")
     for seed in range(first_seed, first_seed + seeds):
-        rewards = []
-        for rounds in (ROUNDS, 1):
-            work = folder / f"{seed}-{rounds}"
-            work.mkdir()
-            words = ("--rounds", str(rounds), "--labels", str(labels * ROUNDS // rounds), "--seed", str(seed))
-            run(work, *words)
-            last = json.loads((work / "loop" / f"round-{rounds - 1:02d}" / "measured.json").read_text())
-            rewards.append(last["policy"]["val/reward/true"])
-        before = last["policy_before"]["val/reward/true"]
-        gains.append(rewards[0] - rewards[1])
-        cells = (f"{value:.3f}" for value in (before, *rewards))
+        found = {
+            rounds: final(
+                folder / f"{seed}-{rounds}x{ROUNDS * labels // rounds}", rounds, ROUNDS * labels // rounds, seed
+            )
+            for rounds in (ROUNDS, 1)
+        }
+        (before, several), (_, single) = found[ROUNDS], found[1]
+        gains.append(several - single)
+        cells = (f"{value:.3f}" for value in (before, several, single))
         print(f"| {seed} | {' | '.join(cells)} | {gains[-1]:+.3f} |", flush=True)
     if seeds in STUDENT:
         half = STUDENT[seeds] * statistics.stdev(gains) / seeds**0.5
@@ -158,11 +214,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills, or the first of the study")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--labels", type=int, default=64, help="of each of three rounds of the study")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/loop"), metavar="DIR", help="of the study (%(default)s)"
+    )
     options = parser.parse_args()
+    if options.what == "study":
+        return study(options.runs.resolve(), options.seeds, options.seed, options.labels)
     with tempfile.TemporaryDirectory() as folder:
-        if options.what == "kill":
-            return kills(Path(folder), options.kills, options.seed)
-        return study(Path(folder), options.seeds, options.seed, options.labels)
+        return kills(Path(folder), options.kills, options.seed)
 
 
 if __name__ == "__main__":

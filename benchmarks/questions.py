@@ -1,23 +1,29 @@
 """Which questions to ask: a reward model's accuracy on the true order of held-out pairs, by strategy of `feedback rank`.
 
-usage: python benchmarks/questions.py [--seeds 5] [--first-seed 5] [--budget 256] [--share 0.2]
+usage: python benchmarks/questions.py [--features reward] [--seeds 5] [--first-seed 5] [--budget 256] [--share 0.2]
 
 400 prompts of the playground have three replies each, so three pairs. Simulated annotators answer the first 32 questions of the
-ranked queue; then an ensemble of ten heads learns from all answers and ranks the queue again. The backbone is the playground's
-supervised model, frozen; a head is the maximum of the Bradley-Terry likelihood of its bootstrap sample around a random prior.
+ranked queue; then an ensemble of ten heads learns from all answers and ranks the queue again. A head is the maximum of the
+Bradley-Terry likelihood of its bootstrap sample around a random prior. The backbone is frozen. With `--features reward` it is a
+reward model, one for each seed, that `fit` trains first on EARLIER labels of other pairs, as in the loop the rounds before do;
+`--runs` keeps it. With `--features sft` it is the playground's supervised model.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import random
 import statistics
 import sys
 from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rlhf_lightning.__main__ import main as command
 from rlhf_lightning.feedback.questions import STRATEGIES, Pair, rank
 from rlhf_lightning.functional.ensembles import bootstrap_weights
 from rlhf_lightning.models.backbone import backbone_of
@@ -27,17 +33,35 @@ from rlhf_lightning.models.packed_forward import final_hidden_states
 from rlhf_lightning.playground import task
 from rlhf_lightning.seeding import derive_seed
 
-PROMPTS, REPLIES, HELD_OUT, HEADS, BATCH, PRIOR = 400, 3, 1000, 10, 32, 0.1
+PROMPTS, REPLIES, HELD_OUT, HEADS, BATCH, PRIOR, EARLIER = 400, 3, 1000, 10, 32, 0.1, 512
 """PRIOR: standard deviation of a head's weights before any answer."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262, 20: 2.093}
 """97.5 % quantiles of Student's t for so many seeds."""
 
 
-class Features:
-    """Final hidden states of the supervised model, standardised over the replies of the first call."""
+def trained(runs: Path, seed: int) -> str:
+    """Return a reward model of EARLIER labels of a seed's own, which `fit` trains where there is none."""
+    folder = runs / f"{EARLIER}-{seed}"
+    if not (folder / "export").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = folder / "labels.jsonl"
+        labels = task.preferences(EARLIER, 1000 + seed, False)
+        rows.write_text("".join(json.dumps(row) + "\n" for row in labels))
+        words = ["--config", "reward.yaml", "--config", "loop_reward.yaml", "--data.train", str(rows)]
+        words += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+        words += ["--seed_everything", str(seed), "--ckpt_path", "last"]
+        with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+            status = command(["fit", *words])
+        if status:
+            raise SystemExit(f"the run in {folder} ended with status {status}")
+    return str(folder / "export")
 
-    def __init__(self) -> None:
-        config = ModelConfig("playground/sft")
+
+class Features:
+    """Final hidden states of a model, standardised over the replies of the first call."""
+
+    def __init__(self, name: str) -> None:
+        config = ModelConfig(name)
         self.encoder, self.model = load_encoder(config), load_reward_model(config)
         self.moments: tuple[Tensor, Tensor] | None = None
 
@@ -63,17 +87,23 @@ class Pool:
     """The pairs that may be asked, and held-out pairs with their true order."""
 
     def __init__(self, seed: int, features: Features) -> None:
+        seen = {
+            (row["prompt"], row[name])
+            for row in task.preferences(EARLIER, 1000 + seed, False)
+            for name in ("chosen", "rejected")
+        }
         rng = random.Random(seed)
         self.texts = [(p, task.make_reply(p, rng)) for p in task.prompts(PROMPTS, seed, False) for _ in range(REPLIES)]
         self.features = features(self.texts)
         self.pairs: dict[str, tuple[int, int]] = {}
         for prompt in range(PROMPTS):
             replies = range(prompt * REPLIES, (prompt + 1) * REPLIES)
-            different = [(a, b) for a in replies for b in replies if a < b and self.texts[a] != self.texts[b]]
+            unseen = [reply for reply in replies if self.texts[reply] not in seen]
+            different = [(a, b) for a in unseen for b in unseen if a < b and self.texts[a] != self.texts[b]]
             self.pairs |= {f"{a}-{b}": (a, b) for a, b in different}
-        rng, held_out = random.Random(0), []
+        rng, held_out, prompts = random.Random(0), [], task.prompts(400, 0, True)
         while len(held_out) < HELD_OUT:
-            prompt = rng.choice(task.prompts(400, 0, True))
+            prompt = rng.choice(prompts)
             first, second = task.make_reply(prompt, rng), task.make_reply(prompt, rng)
             difference = task.true_reward(prompt, first) - task.true_reward(prompt, second)
             if difference:
@@ -90,21 +120,34 @@ class Pool:
 
 
 def fitted(differences: Tensor, weights: Tensor, priors: Tensor) -> Tensor:
-    """Return [K, H]: the maximum of each head's likelihood and prior, by ten Newton steps.
+    """Return [K, H]: the maximum of each head's likelihood and prior, by Newton steps that are halved until they improve it.
 
     Args:
         differences: [N, H], features of the better response minus the worse.
         weights: [N, K], how often a head's bootstrap sample has each answer.
         priors: [K, H], the centre of each head's prior.
     """
-    heads, precision = priors.clone(), 1 / PRIOR**2
+    precision = 1 / PRIOR**2
     eye = precision * torch.eye(priors.shape[1], dtype=priors.dtype)
-    for _ in range(10):
+
+    def objective(heads: Tensor) -> Tensor:
+        likelihood = (weights * torch.nn.functional.logsigmoid(differences @ heads.T)).sum(0)
+        return likelihood - precision / 2 * (heads - priors).square().sum(1)
+
+    heads, now = priors, objective(priors)
+    for _ in range(50):
         wrong = torch.sigmoid(-differences @ heads.T)
         gradient = (weights * wrong).T @ differences - precision * (heads - priors)
-        curvature = torch.einsum("nk,nh,nj->khj", weights * wrong * (1 - wrong), differences, differences) + eye
-        heads = heads + torch.linalg.solve(curvature, gradient)
-    return heads
+        if gradient.abs().max() < 1e-6 * len(differences):
+            return heads
+        scaled = (weights * wrong * (1 - wrong)).T[:, :, None] * differences  # [K, N, H]
+        step = torch.linalg.solve(differences.T @ scaled + eye, gradient)
+        for _ in range(40):
+            if (better := (after := objective(heads + step)) >= now).all():
+                break
+            step = torch.where(better[:, None], step, step / 2)
+        heads, now = heads + step, after
+    raise RuntimeError("the heads have not converged")
 
 
 def curve(strategy: str, pool: Pool, seed: int, budget: int, share: float) -> list[float]:
@@ -154,10 +197,15 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=5, help="seeds 0 to 4 chose the default (%(default)s)")
     parser.add_argument("--budget", type=int, default=256, help="answers (%(default)s)")
     parser.add_argument("--share", type=float, default=0.2, help="random questions (%(default)s)")
+    parser.add_argument("--features", choices=("reward", "sft"), default="reward", help="of which model (%(default)s)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/questions"), metavar="DIR", help="of models (%(default)s)"
+    )
     options = parser.parse_args()
-    features, curves = Features(), {name: list[list[float]]() for name in STRATEGIES}
+    curves = {name: list[list[float]]() for name in STRATEGIES}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        pool = Pool(seed, features)
+        name = trained(options.runs.resolve(), seed) if options.features == "reward" else "playground/sft"
+        pool = Pool(seed, Features(name))
         for name in STRATEGIES:
             curves[name].append(curve(name, pool, seed, options.budget, options.share))
     budgets = range(BATCH, options.budget + 1, BATCH)

@@ -139,11 +139,7 @@ class RunConfig(SaveConfigCallback):
     """Write `config.yaml`, which repeats the run in another folder."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
-        config = _without_enums(config.clone())
-        config["trainer"]["default_root_dir"] = None
-        if "ckpt_path" in config:
-            config["ckpt_path"] = None
-        super().__init__(parser, config, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
+        super().__init__(parser, as_saved(config), **{**kwargs, "overwrite": True, "save_to_log_dir": False})
 
     def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
         """Write, except for training: its set-up may fail, and the folder may hold an earlier run."""
@@ -205,7 +201,7 @@ class CLI(DeferredCLI):
 
     def _first_callbacks(self) -> list[Callback]:
         """Make the callbacks that act before those of the user."""
-        config = _plain(self.config.get(self.subcommand, self.config))
+        config = plain(self.config.get(self.subcommand, self.config))
         config["ckpt_path"] = config["trainer"]["default_root_dir"] = None  # a run may move
         config.pop("config", None)  # files whose options are in the config: no option of its own
         stop_options = json.dumps({name: config["trainer"].get(name) for name in STOP_OPTIONS}, sort_keys=True)
@@ -213,7 +209,17 @@ class CLI(DeferredCLI):
         return [MonitorCheck(), Ending(stop_options), self.run_options]
 
 
-def _plain(value: Any) -> Any:
+def as_saved(config: Any) -> Any:
+    """Return what `config.yaml` holds of the options of a run."""
+    config = _without_enums(config.clone())
+    config["trainer"]["default_root_dir"] = None
+    if "ckpt_path" in config:
+        config["ckpt_path"] = None
+    return config
+
+
+def plain(value: Any) -> Any:
+    """Return a value without objects, as JSON holds it."""
     return json.loads(json.dumps(value, default=lambda each: each.as_dict() if hasattr(each, "as_dict") else str(each)))
 
 

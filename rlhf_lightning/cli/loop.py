@@ -142,7 +142,21 @@ def check_stages(config: LoopConfig, tree: Tree) -> Stages:
     prompts_of_round(prompts, config.candidate_prompts, config.seed, 0)
     if config.annotators == "simulated":
         check_prompts(prompts)
-    return Stages(reward, policy, stage.text.config, stage.generation, prompts)
+    return Stages(reward, policy, stage.text.config, stage.generation, prompts, options_of)
+
+
+def options_of(names: Sequence[str]) -> dict[str, Any]:
+    """Return every option of a run with these configs, as its `config.yaml` will hold them.
+
+    Raises:
+        UserError: a config is wrong.
+    """
+    from rlhf_lightning.cli.lightning import as_saved, plain
+    from rlhf_lightning.cli.reading import read
+
+    config = read(["fit", *(word for name in names for word in ("--config", name))])
+    found: dict[str, Any] = plain(as_saved(config.parsed.config["fit"]))
+    return found
 
 
 def _names(given: str | list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from rlhf_lightning.loop.config import LoopConfig
 Row = dict[str, Any]
 Scoring = Mapping[Response, Scores]
 POLL_SECONDS = 1.0
+LAST_PAGE_SECONDS = 3.0
 SKIPPED_BY_ALL = """
 SELECT count(*) FROM items WHERE purpose = 'item' AND round = :round AND state = 'open'
 AND EXISTS (SELECT 1 FROM latest WHERE item = items.id AND skipped = 1)
@@ -133,6 +134,11 @@ def wait_for_people(store: Store, round_: int) -> None:
         if open_items - skipped <= 0:
             return
         time.sleep(POLL_SECONDS)
+
+
+def wait_for_last_page() -> None:
+    """Wait until the browser that sent the last judgement has loaded the page that follows it."""
+    time.sleep(LAST_PAGE_SECONDS)
 
 
 def frozen_labels(store: Store, config: LoopConfig) -> tuple[list[Row], list[Row]]:

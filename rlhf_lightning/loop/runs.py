@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning import bounded_yaml
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.loop.config import LoopConfig
-from rlhf_lightning.loop.tree import EXPORT, Round, write_yaml
+from rlhf_lightning.loop.tree import EXPORT, Round
 from rlhf_lightning.run.folder import is_claimed
+from rlhf_lightning.run.resume_options import changes, flattened
 from rlhf_lightning.seeding import derive_seed
 
 ENDING_SECONDS = 60.0
@@ -51,13 +53,28 @@ def _seed(config: LoopConfig, round_: Round, stage: int) -> int:
     return derive_seed(config.seed, round_.number, stage) % 2**32
 
 
-def fit(configs: Sequence[str], overlay: Path, content: dict[str, Any], folder: Path) -> None:
+def changed_options(before: Path, now: Mapping[str, Any], overlay: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the options that differ from those of the round before, but for those that the loop sets: (key, earlier, now).
+
+    A loop may be continued with other configs, since its labels took people's time; its rounds are then not alike.
+
+    Args:
+        before: folder of the run of the round before.
+        now: every option.
+        overlay: what the loop sets.
+    """
+    path = before / "config.yaml"
+    earlier = bounded_yaml.load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    set_here = {key for key, _ in flattened(overlay)}
+    return [(each.key, each.before, each.now) for each in changes(earlier, now) if each.key not in set_here]
+
+
+def fit(configs: Sequence[str], overlay: Path, folder: Path) -> None:
     """Start a run, or resume it, until its export is there.
 
     Args:
         configs: the user's.
-        overlay: file of the overlay, which is written first.
-        content: of the overlay.
+        overlay: file of the overlay.
         folder: of the run.
 
     Raises:
@@ -68,7 +85,6 @@ def fit(configs: Sequence[str], overlay: Path, content: dict[str, Any], folder: 
     words = [word for config in (*configs, str(overlay)) for word in ("--config", config)]
     words += ["--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
     command = [sys.executable, "-m", "rlhf_lightning", "fit", *words]
-    write_yaml(overlay, content)
     while not export_of(folder).is_dir():
         if is_claimed(folder):  # the loop was killed, and its run was not
             print(f"{folder}: another process continues this run; waiting until it ends", flush=True)

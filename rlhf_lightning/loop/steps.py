@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf_lightning.feedback.items import Content
 from rlhf_lightning.feedback.questions import strategy_of
@@ -13,7 +14,7 @@ from rlhf_lightning.feedback.server import serving
 from rlhf_lightning.feedback.settings import read_guidelines
 from rlhf_lightning.feedback.store import Store
 from rlhf_lightning.generation.base import Generator
-from rlhf_lightning.loop import simulated
+from rlhf_lightning.loop import judging, simulated
 from rlhf_lightning.loop.candidates import (
     Candidate,
     ask_file,
@@ -27,8 +28,8 @@ from rlhf_lightning.loop.isolation import isolated
 from rlhf_lightning.loop.judging import Scoring, frozen_labels, judge_round, wait_for_people
 from rlhf_lightning.loop.measures import is_over, measure
 from rlhf_lightning.loop.page import loop_page
-from rlhf_lightning.loop.runs import export_of, fit, policy_overlay, reward_overlay
-from rlhf_lightning.loop.tree import Round, Tree, write_json, write_lines, write_text
+from rlhf_lightning.loop.runs import changed_options, export_of, fit, policy_overlay, reward_overlay
+from rlhf_lightning.loop.tree import Round, Stage, Tree, write_json, write_lines, write_text, write_yaml
 from rlhf_lightning.models.config import ModelConfig
 
 
@@ -42,6 +43,7 @@ class Stages:
         start: the model of the policy's config.
         generation: how the policy samples.
         prompts: that candidates answer.
+        options: returns every option of a run with such configs.
     """
 
     reward: Sequence[str]
@@ -49,6 +51,7 @@ class Stages:
     start: ModelConfig
     generation: Generator
     prompts: Sequence[Content]
+    options: Callable[[Sequence[str]], Mapping[str, Any]]
 
 
 def save_page(tree: Tree) -> None:
@@ -82,10 +85,22 @@ class Loop:
             self._ask(round_, before)
         if not round_.labels.is_file():
             self._judge(round_, before)
-        fit(self.stages.reward, round_.reward_config, reward_overlay(self.config, round_, before), round_.reward)
-        fit(self.stages.policy, round_.policy_config, policy_overlay(self.config, round_, before), round_.policy)
+        self._fit("reward", round_, before)
+        self._fit("policy", round_, before)
         with Store(self.tree.store) as store:
             write_json(round_.measured, measure(store, self.config, round_))
+
+    def _fit(self, stage: Stage, round_: Round, before: Round | None) -> None:
+        configs: Sequence[str] = getattr(self.stages, stage)
+        overlay = {"reward": reward_overlay, "policy": policy_overlay}[stage](self.config, round_, before)
+        path, folder = round_.overlay(stage), round_.run(stage)
+        write_yaml(path, overlay)
+        if before is not None and not export_of(folder).is_dir():
+            options = self.stages.options([*configs, str(path)])
+            for key, earlier, now in changed_options(before.run(stage), options, overlay):
+                line = f"round {round_.number}: {key} of {stage} is {now}; round {before.number} had {earlier}"
+                print(line, flush=True)
+        fit(configs, path, folder)
 
     def _ask(self, round_: Round, before: Round | None) -> None:
         config = self.config
@@ -139,3 +154,5 @@ class Loop:
                     simulated.answer(store, address, config.seed)
 
             judge_round(store, candidates, config, number, scores, answered)
+            if by_people:
+                judging.wait_for_last_page()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -19,6 +19,7 @@ from rlhf_lightning.io import atomic_write
 from rlhf_lightning.loop.config import LoopConfig
 
 Row = dict[str, Any]
+Stage = Literal["reward", "policy"]
 EXPORT = "export"
 """What a run leaves as the last of its files."""
 
@@ -64,6 +65,14 @@ class Round:
     def policy(self) -> Path:
         """The folder of the policy's run."""
         return self.folder / "policy"
+
+    def overlay(self, stage: Stage) -> Path:
+        """Return the overlay of a stage."""
+        return self.reward_config if stage == "reward" else self.policy_config
+
+    def run(self, stage: Stage) -> Path:
+        """Return the folder of the run of a stage."""
+        return self.reward if stage == "reward" else self.policy
 
     @property
     def measured(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from loop_cases import stay_in_process, write_configs
 pytest.importorskip("starlette")
 
 from rlhf_lightning.__main__ import main
+from rlhf_lightning.feedback.questions import strategy_of
+from rlhf_lightning.feedback.rank import key_of, pair_of
 from rlhf_lightning.feedback.store import Store
-from rlhf_lightning.loop import judging, simulated
+from rlhf_lightning.loop import judging, runs, simulated, steps
 from rlhf_lightning.loop.tree import Tree
 
 STEPS = (
@@ -144,15 +147,17 @@ def test_an_interruption_at_any_step_changes_nothing(
 def test_people_judge_on_the_page(
     tiny: Path, in_process: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two people open their links and judge; the loop waits for both."""
+    """Two people open their links and judge; the loop waits for both, and for the page that follows the last judgement."""
     monkeypatch.setattr(judging, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(judging, "wait_for_last_page", lambda: left.extend(page.judge() for page in pages))
 
     def people() -> None:
         while not (found := re.search(r"judge at (http://\S+)/ ;", "".join(said))):
             time.sleep(0.05)
             said.append(capsys.readouterr().out)
         with Store("loop/feedback.db") as store:
-            pages = [simulated.Page(found[1], store.invite(name), simulated.ANNOTATORS[0], 0) for name in ("Ada", "Bo")]
+            invitations = [store.invite(name) for name in ("Ada", "Bo")]
+        pages.extend(simulated.Page(found[1], each, simulated.ANNOTATORS[0], 0) for each in invitations)
         while len(Tree(Path("loop")).measured()) < 1:
             try:
                 if not [page.judge() for page in pages].count(True):
@@ -160,7 +165,7 @@ def test_people_judge_on_the_page(
             except OSError:  # the page is closed between rounds
                 time.sleep(0.05)
 
-    said: list[str] = []
+    said, pages, left = list[str](), list[simulated.Page](), list[bool]()
     thread = threading.Thread(target=people, daemon=True)
     thread.start()
     assert (
@@ -168,9 +173,59 @@ def test_people_judge_on_the_page(
         == 0
     )
     thread.join(10)
+    assert left == [False, False]
     rows = lines(Path("loop/round-00/labels.jsonl")) + lines(Path("loop/round-00/held_out.jsonl"))
     assert len(rows) == 6
     assert all(len(set(row["annotators"])) == 2 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "heads"), [("margin", 1), ("disagreement", 4), ("thompson", 4)])
+def test_a_strategy_reads_the_reward_model_of_the_round_before(
+    strategy: str, heads: int, tiny: Path, in_process: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tiny / "heads.yaml").write_text(f"model: {{init_args: {{heads: {heads}}}}}")
+    asked, judge_round = list[Any](), judging.judge_round
+
+    def recorded(*arguments: Any) -> None:
+        asked.append(arguments)
+        judge_round(*arguments)
+
+    monkeypatch.setattr(steps, "judge_round", recorded)
+    words = ["--strategy", strategy, "--rank_every", "4", "--random_share", "0", "--held_out", "0"]
+    (tiny / "val.yaml").write_text("data: {init_args: {validation_fraction: 0.2}}")
+    assert loop(*words, "--reward", '["reward_model.yaml", "heads.yaml", "val.yaml"]') == 0
+    _, candidates, _, number, scores, _ = asked[1]
+    assert number == 1
+    assert [each[4] for each in asked[:1]] == [None]  # the first round has no reward model
+    assert {len(each) for each in scores.values()} == {heads}
+    chosen = strategy_of(strategy)
+    priority = {key_of(each): chosen.choose([pair_of(each, scores)])[1] for each in candidates}
+    with Store(tiny / "loop/feedback.db") as store:
+        records = [key_of(record) for record in judging.records_of(store, 1)]
+    assert sorted(records, key=lambda key: -priority[key]) == records
+    assert min(priority[key] for key in records) >= max(v for key, v in priority.items() if key not in records)
+    if strategy != "thompson":
+        assert len(set(priority.values())) > 1
+
+
+def test_options_that_differ_from_those_of_the_round_before_are_printed(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of the loop is to repeat its last policy with another `small.yaml`; paths and the seed differ too, as they must."""
+    shutil.copytree(whole.parent, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_run", interrupted)
+    shutil.rmtree("loop/round-01/policy")
+    Path("loop/round-01/measured.json").unlink()
+    Path("small.yaml").write_text(Path("small.yaml").read_text().replace("size: 64", "size: 63"))
+    assert loop() == 130
+    said = [line for line in capsys.readouterr().out.splitlines() if re.match(r"round \d+: .* is .*; round", line)]
+    assert said == ["round 1: data.size of policy is 63; round 0 had 64"]
 
 
 @pytest.mark.parametrize(
