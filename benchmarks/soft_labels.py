@@ -3,9 +3,9 @@
 usage: python benchmarks/soft_labels.py [--seeds 5] [--pairs 512] [--runs DIR]
 
 Three of twelve annotators judge each pair of the playground's replies. They are right with a probability between 0.5 and 0.9,
-so three judgements in ten are wrong. The reward model is that of the feedback loop (`reward.yaml` with `loop_reward.yaml`) and
-starts from the supervised model; the rows differ in their column `probability` alone, and in the order of the two replies where
-the methods disagree. The table has the accuracy on the true order of 1,000 held-out pairs. `--runs` keeps finished runs.
+so three judgements in ten are wrong. The reward model is that of `reward.yaml`, from the supervised model, in eight epochs. The
+rows differ in their column `probability` alone. The table has the accuracy on the true order of 1,000 held-out pairs. `--runs`
+keeps finished runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rlhf_lightning.functional.votes import Votes
 from rlhf_lightning.playground import task
 
 Row = dict[str, Any]
-ANNOTATORS, EACH, LOWEST, HIGHEST, HELD_OUT = 12, 3, 0.5, 0.9, 1000
+ANNOTATORS, EACH, LOWEST, HIGHEST, HELD_OUT, EPOCHS = 12, 3, 0.5, 0.9, 1000, 8
 
 
 def true_pairs(count: int, seed: int, held_out: bool) -> list[Row]:
@@ -75,9 +75,11 @@ def accuracy(folder: Path, rows: list[Row], held_out: Path, seed: int) -> float:
         folder.mkdir(parents=True, exist_ok=True)
         train = folder / "labels.jsonl"
         train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        words = ["fit", "--config", "reward.yaml", "--config", "loop_reward.yaml", "--data.train", str(train)]
-        words += ["--data.validation", str(held_out), "--seed_everything", str(seed), "--ckpt_path", "last"]
-        words += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+        words = ["fit", "--config", "reward.yaml", "--data", "PreferenceData", "--data.train", str(train)]
+        words += ["--data.validation", str(held_out), "--data.batch_size", "64", "--seed_everything", str(seed)]
+        words += ["--trainer.max_epochs", str(EPOCHS), "--trainer.check_val_every_n_epoch", str(EPOCHS)]
+        words += ["--trainer.val_check_interval", "1.0", "--trainer.enable_progress_bar", "false"]
+        words += ["--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
         with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
             status = command(words)
         if status:

@@ -123,11 +123,14 @@ def test_a_person_judges_two_rounds_and_the_loop_ends_with_its_policy(
             assert (tmp_path / f"loop/round-{number:02d}/{stage}/export/model.safetensors").is_file()
     measured = json.loads((tmp_path / "loop/round-01/measured.json").read_text())
     assert (measured["judgements"], measured["labels"] + measured["held_out"]) == (ROUNDS * LABELS, ROUNDS * LABELS - 1)
+    pictures = chromium.new_context().new_page()
+    pictures.goto((tmp_path / "loop/loop.html").as_uri())
+    assert pictures.locator("svg").count() >= 3
     for width, height in WIDTHS:
-        page.set_viewport_size({"width": width, "height": height})
-        page.set_content((tmp_path / "loop/loop.html").read_text())
-        assert page.locator("svg").count() >= 3
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        pictures.set_viewport_size({"width": width, "height": height})
+        assert pictures.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        if shots:
+            pictures.screenshot(path=f"{shots}/pictures-{width}.png", full_page=True)
     with capsys.disabled():
         print(
             f"\nfrom the choice to the next page: median {statistics.median(seconds):.3f} s of {len(seconds)} judgements"
