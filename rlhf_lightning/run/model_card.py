@@ -24,12 +24,12 @@ class ModelCard(Callback):
 
     Args:
         words: of the command line, with the subcommand first; the card has them as the user typed them, and none of a run that
-            was started from Python.
+            was started from Python. `--ckpt_path last` is left out: a resumed run leaves the card of the uninterrupted one.
     """
 
     def __init__(self, words: Sequence[str] | None = None) -> None:
         typed = sys.argv[1:]
-        self.words = typed if words and typed[:1] == list(words[:1]) else None
+        self.words = _uninterrupted(typed) if words and typed[:1] == list(words[:1]) else None
 
     def write_model_card(
         self, trainer: Trainer, stage: LightningModule, folder: Path, metrics: Mapping[str, float] | None = None
@@ -160,6 +160,12 @@ def _names(value: Any) -> list[str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _uninterrupted(words: Sequence[str]) -> list[str]:
+    """Leave `--ckpt_path last` out of a command line."""
+    text = "\0".join(words).replace("--ckpt_path\0last", "--ckpt_path=last")
+    return [word for word in text.split("\0") if word != "--ckpt_path=last"]
 
 
 def _command(words: Sequence[str] | None) -> str:

@@ -197,7 +197,14 @@ def test_best_and_worst_with_ties_and_unscored_rows() -> None:
     assert worst.tolist()[0] == 0
     assert (best[2], worst[2]) == (7, 8)
     assert differ.tolist() == [True, False, True]
-    assert best[1] != worst[1]
+    assert (best[1], worst[1]) == (3, 5)
+
+
+def test_a_group_without_a_best_row_has_its_first_and_its_last_as_placeholders() -> None:
+    groups = torch.tensor([0, 0, 0, 1])
+    best, worst, differ = best_and_worst(torch.ones(4), groups, torch.ones(4, dtype=torch.bool))
+    assert (best.tolist(), worst.tolist()) == ([0, 3], [2, 3])
+    assert not differ.any()
 
 
 def test_the_last_token_of_each_row() -> None:

@@ -1,41 +1,43 @@
 """Which faults that nobody chose do the tests catch? Generate faults from the syntax tree and see a test fail for each.
 
-    python tests/mutations/generated.py GROUP [-j JOBS] [--sample N] [--seed S]
+    python tests/mutations/generated.py GROUP [--sample N] [--seed S] [--again]
 
-A fault changes one operator, condition, number or truth value of a file of the group. The score is the share that is caught,
-with its 95 % interval (Wilson). Faults of `equivalent.yaml` change no behaviour and do not count. The exit status is 1 if the
-score is below the group's limit.
+A fault changes one operator, condition, number or truth value of a file of the group. Only the tests that execute its lines run,
+the fastest first. The score is the share that is caught, with its 95 % interval (Wilson). Faults of `equivalent.yaml` change no
+behaviour and do not count. Each result is appended to `generated.jsonl`: a run that was stopped continues there, and a larger
+sample of the same seed begins with the smaller one. The exit status is 1 if the score is below the group's limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
+import json
 import os
-import random
 import sys
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 
-import pytest
 import yaml
 from faults import ROOT
-from run import TIME_LIMIT, copied, failing_tests
+from run import copied
+from trials import Trials
 
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
+RESULTS = Path(__file__).with_name("generated.jsonl")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Files of the package, and the tests that must notice a fault in them, the fastest first."""
+    """Files of the package, the tests that must notice a fault in them, and the least score."""
 
     files: tuple[str, ...]
     tests: tuple[str, ...]
+    """Folders and files; none: those of the room of each file, and of `ELSEWHERE`."""
     limit: float
     """Least score: of all faults, or the lower bound of the interval where a sample is drawn."""
 
@@ -43,16 +45,21 @@ class Group:
 ALGORITHMS = ("rlhf_lightning/functional", "rlhf_lightning/algorithms", "tests/functional", "tests/algorithms")
 ROLLOUTS = ("tests/rollouts", "tests/training")
 PACKING = ("tests/models/test_packing.py", "tests/models/test_micro_batches.py", "tests/invariance")
+LOADERS = ("rollouts/*loader.py", "rollouts/row_source.py", "training/loaders.py")
 GROUPS = {
     "functional": Group(("functional/*.py",), (*ALGORITHMS, "tests/evaluation"), 0.95),
     "algorithms": Group(("algorithms/*.py",), (*ALGORITHMS, "tests/stages"), 0.95),
-    "buffer": Group(("rollouts/buffer*.py", "rollouts/*loader.py", "rollouts/row_source.py"), ROLLOUTS, 0.95),
+    "buffer": Group(("rollouts/buffer*.py",), ROLLOUTS, 0.95),
+    "loaders": Group(LOADERS, (*ROLLOUTS, "tests/stages"), 0.95),
     "packing": Group(("models/pack*.py", "models/micro_batches.py"), PACKING, 0.95),
-    "data": Group(("data/*.py",), ("tests/data",), 0.85),
-    "feedback": Group(("feedback/*.py",), ("tests/feedback",), 0.85),
-    "rewards": Group(("rewards/*.py",), ("tests/rewards",), 0.85),
-    "models": Group(("models/*.py",), ("tests/models",), 0.85),
 }
+GROUPS["rest"] = Group(("**/*.py",), (), 0.85)
+"""Every file that is in no group before it."""
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "run": ("tests/integration/test_endings.py", "tests/integration/test_resume.py"),
+    "": ("tests/run", "tests/cli", "tests/data", "tests/functional", "tests/rewards"),
+}
+"""Room to tests outside its folder; the room of a file at the top of the package is ""."""
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -65,18 +72,52 @@ NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "max
 
 
 @dataclass(frozen=True)
+class Place:
+    """A node that runs, and where it is."""
+
+    node: ast.AST
+    function: str = ""
+    """Dotted name of the innermost function or class around it; "" at the top of the file."""
+    scope: ast.AST | None = None
+    """The innermost function around it, or the statement where there is none."""
+    statement: int = 0
+    """First line of the innermost statement."""
+    called: bool = False
+    """Whether it runs when a function is called, and not when the file is imported."""
+
+
+@dataclass(frozen=True)
 class GeneratedFault:
     """One place of a file, and what stands there instead."""
 
     file: str
-    line: int
+    function: str
+    lines: tuple[int, ...]
+    """Of the place and the head of its statement."""
     span: tuple[int, int]
     """Offsets of the place in the UTF-8 bytes of the file."""
     before: str
     after: str
+    called: bool
+    digest: str
+    """Of the function around it: a result is that of another program once it changes."""
+    number: int = 0
+    """Which of those that are alike in one function."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in `generated.jsonl`: the same after changes elsewhere in the file."""
+        return f"{self.file}:{self.function}: {self.before} -> {self.after} #{self.number}"
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.before} -> {self.after}"
+        return f"{self.file}:{self.lines[0]}: {self.before} -> {self.after}"
+
+    def put_into(self, original: bytes) -> bytes:
+        """Return the file with the fault, each other line at its place."""
+        begin, end = self.span
+        lost = original[begin:end].count(b"\n")
+        after = f"({self.after}{chr(10) * lost})" if lost else self.after
+        return original[:begin] + after.encode() + original[end:]
 
 
 def changed(node: ast.AST) -> Iterator[ast.AST]:
@@ -101,18 +142,28 @@ def changed(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Name(NAMES[node.id], node.ctx)
 
 
-def places(node: ast.AST) -> Iterator[ast.AST]:
+def places(place: Place) -> Iterator[Place]:
     """Yield the nodes that run: not annotations, decorators, error messages or `__all__`."""
-    yield node
-    skipped: list[ast.AST] = []
-    for name in ("annotation", "returns", "decorator_list"):
-        value = getattr(node, name, None)
-        skipped += value if isinstance(value, list) else [value] if isinstance(value, ast.AST) else []
+    node = place.node
+    if isinstance(node, ast.stmt):
+        place = replace(place, statement=node.lineno, scope=place.scope if place.called else node)
+    yield place
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert):
         return
-    for child in ast.iter_child_nodes(node):
-        if not any(child is each for each in skipped):
-            yield from places(child)
+    for name, value in ast.iter_fields(node):
+        if name not in ("annotation", "returns", "decorator_list"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from places(replace(_within(place, name), node=child))
+
+
+def _within(place: Place, field: str) -> Place:
+    """Return what a function or a class is to the nodes of its body, and to its defaults and bases."""
+    node = place.node
+    if field != "body" or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return place
+    place = replace(place, function=f"{place.function}.{node.name}".lstrip("."))
+    return place if isinstance(node, ast.ClassDef) else replace(place, scope=node, called=True)
 
 
 def faults_of(path: Path, file: str) -> Iterator[GeneratedFault]:
@@ -121,36 +172,80 @@ def faults_of(path: Path, file: str) -> Iterator[GeneratedFault]:
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    for node in places(ast.parse(text)):
+    alike: Counter[tuple[str, str, str]] = Counter()
+    digests: dict[ast.AST, str] = {}
+    for place in places(Place(ast.parse(text))):
+        node = place.node
         for other in changed(node):
             begin = starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
             end = starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
             after = ast.unparse(ast.fix_missing_locations(other))
             after = after if isinstance(other, ast.Constant | ast.Name | ast.Attribute) else f"({after})"
             before = " ".join(text[begin:end].decode().split())
-            yield GeneratedFault(file, node.lineno, (begin, end), before, after)  # type: ignore[attr-defined]
+            key = (place.function, before, after)
+            lines = dict.fromkeys([*range(node.lineno, node.end_lineno + 1), place.statement])  # type: ignore[attr-defined]
+            scope = place.scope or node
+            if scope not in digests:
+                digests[scope] = _digest(text, scope)
+            yield GeneratedFault(
+                file,
+                place.function,
+                tuple(lines),
+                (begin, end),
+                before,
+                after,
+                place.called,
+                digests[scope],
+                alike[key],
+            )
+            alike[key] += 1
 
 
-def all_faults(group: Group, root: Path = ROOT) -> list[GeneratedFault]:
-    """Return every fault of the group's files, but for the equivalent ones."""
-    package = root / "rlhf_lightning"
-    files = sorted({path for pattern in group.files for path in package.glob(pattern)})
-    excused = {(each["file"], each["before"], each["after"]) for each in yaml.safe_load(EQUIVALENT.read_text())}
+def _digest(text: bytes, scope: ast.AST) -> str:
+    """Return the hash of the lines of a node."""
+    lines = text.splitlines()[scope.lineno - 1 : scope.end_lineno]  # type: ignore[attr-defined]
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()[:12]
+
+
+def files_of(name: str, package: Path) -> list[Path]:
+    """Return the files of a group that are in no group before it."""
+    found: dict[str, set[Path]] = {}
+    for each, group in GROUPS.items():
+        found[each] = {path for pattern in group.files for path in package.glob(pattern)}.difference(*found.values())
+    return sorted(found[name])
+
+
+def equivalent() -> list[dict[str, str]]:
+    """Return the entries of `equivalent.yaml`."""
+    return yaml.safe_load(EQUIVALENT.read_text())  # type: ignore[no-any-return]
+
+
+def excuses(entry: dict[str, str], fault: GeneratedFault) -> bool:
+    """Say whether an entry names a fault."""
+    return all(entry[key] == getattr(fault, key) for key in ("file", "function", "before", "after"))
+
+
+def all_faults(name: str, root: Path = ROOT) -> list[GeneratedFault]:
+    """Return every fault of a group's files, but for the equivalent ones."""
+    files = files_of(name, root / "rlhf_lightning")
     found = [fault for path in files for fault in faults_of(path, path.relative_to(root).as_posix())]
-    return [fault for fault in found if (fault.file, fault.before, fault.after) not in excused]
+    entries = equivalent()
+    return [fault for fault in found if not any(excuses(entry, fault) for entry in entries)]
 
 
-def is_caught(fault: GeneratedFault, tests: list[str], copy: Path) -> bool:
-    """Put the fault into the copy, run the tests, take it out."""
-    path = copy / fault.file
-    original = path.read_bytes()
-    begin, end = fault.span
-    try:
-        path.write_bytes(original[:begin] + fault.after.encode() + original[end:])
-        found = failing_tests(copy, tests, TIME_LIMIT)
-    finally:
-        path.write_bytes(original)
-    return found is None or found[1] != pytest.ExitCode.OK
+def drawn(faults: list[GeneratedFault], seed: int) -> list[GeneratedFault]:
+    """Return the faults in a random order in which each keeps its place when others come and go."""
+    return sorted(faults, key=lambda fault: hashlib.sha256(f"{seed} {fault.name}".encode()).digest())
+
+
+def tests_of(fault: GeneratedFault, group: Group) -> tuple[str, ...]:
+    """Return the folders and files whose tests must notice a fault."""
+    if group.tests:
+        return group.tests
+    inner = Path(fault.file).parts[1:]
+    room = inner[0] if len(inner) > 1 else ""
+    chosen = (fault.file, *([f"tests/{room}"] if room else []), *ELSEWHERE.get(room, ()))
+    return tuple(each for each in chosen if (ROOT / each).exists())
 
 
 def wilson(caught: int, total: int) -> tuple[float, float]:
@@ -164,50 +259,51 @@ def wilson(caught: int, total: int) -> tuple[float, float]:
     return (centre - spread) / (1 + z**2 / total), (centre + spread) / (1 + z**2 / total)
 
 
+def results() -> dict[tuple[str, str], str | None]:
+    """Return which test caught each fault that was tried, None for a survivor, by its name and digest."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    found = [json.loads(line) for line in lines]
+    return {(each["fault"], each["digest"]): each["by"] for each in found}
+
+
+def try_all(faults: list[GeneratedFault], group: Group) -> None:
+    """Try each fault and append its result to the file."""
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder, open(RESULTS, "a") as out:
+        copy = copied(Path(folder).resolve() / "0")
+
+        def tried(fault: GeneratedFault, by: str | None) -> None:
+            out.write(json.dumps({"fault": fault.name, "digest": fault.digest, "by": by}) + "\n")
+            out.flush()
+            print(f"{f'caught    {fault}: by {by}' if by else f'SURVIVED  {fault}'}", flush=True)
+
+        Trials(copy, [(fault, tests_of(fault, group)) for fault in faults], tried).run()
+
+
 def main() -> int:
     """The command line."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("group", choices=GROUPS)
-    parser.add_argument("-j", dest="jobs", type=int, default=1, metavar="JOBS", help="faults at a time (1)")
     parser.add_argument("--sample", type=int, metavar="N", help="this many of them, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (0)")
+    parser.add_argument("--again", action="store_true", help="try those again that survived")
     options = parser.parse_args()
     os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
-    group, started = GROUPS[options.group], time.perf_counter()
-    faults = all_faults(group)
-    total = len(faults)
-    if options.sample:
-        faults = random.Random(options.seed).sample(faults, min(options.sample, total))
-    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
-        copies: SimpleQueue[Path] = SimpleQueue()
-        for job in range(options.jobs):
-            copies.put(copied(Path(folder).resolve() / str(job)))
-        copy = copies.get()
-        if failing_tests(copy, list(group.tests)) != ([], pytest.ExitCode.OK):
-            print(f"without any fault the tests do not pass:\n{(copy / 'output.txt').read_text()[-4000:]}")
-            return 1
-        copies.put(copy)
-
-        def borrowed(fault: GeneratedFault) -> bool:
-            copy = copies.get()
-            try:
-                return is_caught(fault, list(group.tests), copy)
-            finally:
-                copies.put(copy)
-
-        survived = 0
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for fault, caught in zip(faults, pool.map(borrowed, faults), strict=True):
-                survived += not caught
-                print(f"{'caught  ' if caught else 'SURVIVED'}  {fault}", flush=True)
-    share = 1 - survived / len(faults)
-    low, high = wilson(len(faults) - survived, len(faults))
+    group, faults = GROUPS[options.group], all_faults(options.group)
+    chosen = drawn(faults, options.seed)[: options.sample]
+    known = results()
+    missing = [each for each in chosen if (each.name, each.digest) not in known]
+    again = [each for each in chosen if options.again and known.get((each.name, each.digest), "") is None]
+    if missing or again:
+        try_all([*again, *missing], group)
+        known = results()
+    caught = sum(known[each.name, each.digest] is not None for each in chosen)
+    low, high = wilson(caught, len(chosen))
     print(
-        f"{options.group}: {len(faults)} of {total} faults, {survived} survived: {share:.1%} caught ({low:.1%} to {high:.1%}) in "
-        f"{time.perf_counter() - started:.0f} s; limit {group.limit:.0%}"
+        f"{options.group}: {len(chosen)} of {len(faults)} faults (seed {options.seed}), {len(chosen) - caught} survived: "
+        f"{caught / len(chosen):.1%} caught ({low:.1%} to {high:.1%}); limit {group.limit:.0%}"
     )
-    return int((low if options.sample else share) < group.limit)
+    return int((low if len(chosen) < len(faults) else caught / len(chosen)) < group.limit)
 
 
 if __name__ == "__main__":

@@ -74,3 +74,18 @@ def test_a_run_from_python_has_no_command(monkeypatch: pytest.MonkeyPatch) -> No
     assert ModelCard(["fit", "--config", "/found/ppo.yaml"]).words == ["fit", "--config", "ppo.yaml"]
     monkeypatch.setattr(sys, "argv", ["notebook"])
     assert ModelCard(["fit", "--config", "/tmp/x.yaml"]).words is None
+
+
+@pytest.mark.parametrize("resumed", [["--ckpt_path", "last"], ["--ckpt_path=last"], []])
+def test_a_resumed_run_has_the_command_of_the_uninterrupted_one(
+    resumed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["fit", "--config", "last", *resumed, "--data.size", "8"]
+    monkeypatch.setattr(sys, "argv", ["rlhf_lightning", *words])
+    assert ModelCard(words).words == ["fit", "--config", "last", "--data.size", "8"]
+
+
+def test_a_checkpoint_of_another_run_stays_in_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["fit", "--ckpt_path", "other.ckpt"]
+    monkeypatch.setattr(sys, "argv", ["rlhf_lightning", *words])
+    assert ModelCard(words).words == words
