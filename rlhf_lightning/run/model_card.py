@@ -24,7 +24,7 @@ class ModelCard(Callback):
 
     Args:
         words: of the command line, with the subcommand first; the card has them as the user typed them, and none of a run that
-            was started from Python. `--ckpt_path last` is left out: a resumed run leaves the card of the uninterrupted one.
+            was started from Python. Without `--ckpt_path last`: a resumed run has the card of the uninterrupted one.
     """
 
     def __init__(self, words: Sequence[str] | None = None) -> None:
@@ -163,7 +163,7 @@ def _digest(path: Path) -> str:
 
 
 def _uninterrupted(words: Sequence[str]) -> list[str]:
-    """Leave `--ckpt_path last` out of a command line."""
+    """Remove `--ckpt_path last` from a command line."""
     text = "\0".join(words).replace("--ckpt_path\0last", "--ckpt_path=last")
     return [word for word in text.split("\0") if word != "--ckpt_path=last"]
 

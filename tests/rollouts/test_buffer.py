@@ -130,3 +130,40 @@ def test_a_buffer_resumes_at_its_cursor() -> None:
     resumed = buffer(full(1))
     resumed.load_state_dict(stopped.state_dict())
     assert first + [micro_batch.tokens[:, 0].tolist() for micro_batch in resumed] == whole
+
+
+def test_the_step_of_the_last_micro_batch_is_repeated() -> None:
+    stopped = buffer(accumulate=3)
+    served = iter(stopped)
+    for cursor, start in ((1, 0), (2, 0), (3, 0), (4, 3)):
+        next(served)
+        resumed = buffer(full(1), accumulate=3)
+        resumed.load_state_dict(stopped.state_dict())
+        assert resumed.cursor == cursor
+        resumed.step_back()
+        assert resumed.cursor == start
+
+
+def test_every_seed_has_an_order_of_its_own() -> None:
+    orders = {tuple(buffer(seed=seed, epochs=1).places.flatten().tolist()) for seed in range(200)}
+    assert len(orders) > 195
+
+
+def test_rows_behind_the_last_whole_loss_group_are_skipped() -> None:
+    made = buffer(full(11), rows_per_loss_group=2, epochs=1)
+    assert made.places[-1].tolist() == [-1]
+    assert sorted(row for each in made for row in each.tokens[:, 0].tolist()) == list(range(10))
+
+
+def test_a_loss_group_counts_if_one_of_its_rows_does() -> None:
+    batch = full()
+    batch.mask[4] = False
+    rows = [row for each in buffer(batch, rows_per_loss_group=2, epochs=1) for row in each.tokens[:, 0].tolist()]
+    assert sorted(rows) == list(range(12))
+
+
+def test_the_state_has_no_weight_and_the_weight_is_that_of_the_step() -> None:
+    made = buffer()
+    first = next(iter(made))
+    assert float(first.weight) == float(first.mask.sum())
+    assert "weight" not in made.state_dict()["rows"]
