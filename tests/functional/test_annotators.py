@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
+from scipy.stats import beta
 
 from rlhf_lightning.functional.annotators import dawid_skene, majority, reconciled_by_strengths
 from rlhf_lightning.functional.bradley_terry import fit_strengths
@@ -179,3 +183,53 @@ def test_what_is_known_of_a_pair_is_learned_from_and_kept() -> None:
     assert len(found.reliabilities) == known.annotator_count == 2
     assert found.reliabilities[0] > found.reliabilities[1]
     assert votes_of((0, 4, TIE), pairs=1).annotator_count == 5
+
+
+def test_a_majority_has_the_deviation_of_a_beta_distribution() -> None:
+    found = majority(votes_of((0, 0, FIRST), (0, 1, FIRST), (0, 2, TIE), (0, 3, SECOND), (1, 0, SECOND), pairs=2))
+    for index, (won, lost) in enumerate(((2.5, 1.5), (0.0, 1.0))):
+        assert float(found.deviations[index]) == pytest.approx(beta(won + 1, lost + 1).std())
+
+
+@pytest.mark.parametrize("scale", [0.7, 2.0])
+def test_strengths_are_the_mode_of_the_posterior(scale: float) -> None:
+    """Three responses and two annotators, with ties: an independent optimiser of the documented posterior."""
+    rows = [(0, 0, FIRST), (0, 1, TIE), (1, 0, FIRST), (1, 1, SECOND), (2, 0, SECOND), (2, 1, SECOND), (0, 0, FIRST)]
+    index, annotators, choices = torch.tensor(rows).T
+    responses = torch.tensor([[0, 1], [1, 2], [0, 2]])
+
+    def energy(x: np.ndarray) -> float:
+        strengths, reliabilities, log_tie = x[:3], x[3:5], x[5]
+        total = (strengths**2).sum() / (2 * scale**2) + ((reliabilities - 1) ** 2).sum() / 2
+        for pair, annotator, choice in rows:
+            i, j = responses[pair].tolist()
+            half = reliabilities[annotator] * (strengths[i] - strengths[j]) / 2
+            weights = np.array([half, -half, log_tie])
+            total += np.log(np.exp(weights).sum()) - weights[choice]
+        return float(total)
+
+    options = {"maxiter": 20000, "maxfev": 20000, "xatol": 1e-8, "fatol": 1e-12}
+    best = minimize(energy, np.array([0.0, 0, 0, 1, 1, 0]), method="Nelder-Mead", options=options)
+    found = fit_strengths(Votes(index, annotators, choices, responses), scale)
+    assert found.scores.tolist() == pytest.approx(best.x[:3], abs=1e-3)
+    assert found.reliabilities.tolist() == pytest.approx(best.x[3:5], abs=1e-3)
+    assert found.tie == pytest.approx(math.exp(best.x[5]), abs=1e-3)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_uncertain_strength_pulls_a_probability_to_a_half(tied: bool) -> None:
+    """MacKay 1992: the probability at d / √(1 + π v / 8), and half the distance between those at d ± √v."""
+    rows = [(0, 0, FIRST), (0, 1, FIRST), (1, 0, SECOND), (1, 1, TIE if tied else FIRST)]
+    votes = votes_of(*rows, pairs=2)
+    strengths, found = fit_strengths(votes), reconciled_by_strengths(votes)
+    for pair, (first, second) in enumerate(votes.responses.tolist()):
+        d = float(strengths.scores[first] - strengths.scores[second])
+        v = float(strengths.difference_variances(votes.responses)[pair])
+
+        def probability(x: float) -> float:
+            weights = [math.exp(x / 2), math.exp(-x / 2), strengths.tie]
+            return (weights[0] + weights[2] / 2) / sum(weights)
+
+        assert float(found.probabilities[pair]) == pytest.approx(probability(d / math.sqrt(1 + math.pi * v / 8)))
+        deviation = (probability(d + math.sqrt(v)) - probability(d - math.sqrt(v))) / 2
+        assert float(found.deviations[pair]) == pytest.approx(deviation)

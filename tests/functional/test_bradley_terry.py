@@ -81,3 +81,12 @@ def test_intervals_cover_the_truth() -> None:
 def test_matrices_of_another_form_are_refused(wins: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"wins (has shape|and ties must)"):
         bradley_terry(wins)
+
+
+def test_the_variance_of_a_difference_is_that_of_the_log_odds_in_each_connected_group() -> None:
+    wins = torch.zeros(5, 5)
+    for i, j, won, lost in ((0, 3, 30, 10), (1, 4, 20, 5)):  # the third item is compared with none
+        wins[i, j], wins[j, i] = won, lost
+    found = bradley_terry(wins, ridge=1e-9)
+    variances = found.difference_variances(torch.tensor([[0, 3], [3, 0], [4, 1]])).tolist()
+    assert variances == pytest.approx([1 / 30 + 1 / 10, 1 / 30 + 1 / 10, 1 / 20 + 1 / 5], rel=1e-4)

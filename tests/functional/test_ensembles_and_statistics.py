@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lightning.functional.ensembles import disagreement
+from rlhf_lightning.functional.ensembles import bootstrap_weights, disagreement
 from rlhf_lightning.functional.statistics import separation
 
 pytestmark = pytest.mark.unit
@@ -27,3 +27,18 @@ def test_rewards_of_another_scale_agree() -> None:
 @pytest.mark.parametrize("label", [True, False])
 def test_separation_needs_both_labels(label: bool) -> None:
     assert math.isnan(separation(torch.tensor([1.0, 2.0]), torch.tensor([label, label])))
+
+
+def test_disagreement_is_the_deviation_of_standardised_scores() -> None:
+    table = torch.tensor([[0.0, 1.0, 5.0], [2.0, 0.0, 1.0], [1.0, 1.0, 7.0]], dtype=torch.float64)
+    standardised = (table - table.mean(1, keepdim=True)) / table.var(1, correction=0, keepdim=True).sqrt()
+    expected = standardised.var(0, correction=0).sqrt().mean()
+    assert disagreement(table.tolist()) == pytest.approx(float(expected))
+    assert disagreement([[3.0, 3.0], [3.0, 3.0]]) == 0.0  # no deviation to divide by
+
+
+def test_rows_have_bootstrap_weights_of_their_own() -> None:
+    seeds = range(-150, 150)
+    weights = {tuple(bootstrap_weights(seed, 40).tolist()) for seed in seeds}
+    assert len(weights) == len(seeds)
+    assert bootstrap_weights(5, 40).equal(bootstrap_weights(5 - 2**63, 40))

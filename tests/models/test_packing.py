@@ -21,7 +21,7 @@ from rlhf_lightning.models.backbone import supports_packing
 from rlhf_lightning.models.critics import SeparateCritic, SharedCritic
 from rlhf_lightning.models.loading import ModelConfig, load_causal_lm, load_reward_model
 from rlhf_lightning.models.logprobs import response_logprobs
-from rlhf_lightning.models.packing import cheapest_layout, row_sizes, sequence_length
+from rlhf_lightning.models.packing import PrefixGroup, cheapest_layout, row_sizes, sequence_length
 from rlhf_lightning.models.policy import Policy
 from rlhf_lightning.models.reward_model import score_rows
 from rlhf_lightning.rewards import ModelReward
@@ -361,3 +361,40 @@ def test_a_reward_model_has_the_option_and_shares_prompts(
     torch.testing.assert_close(scores[2], scores[0], atol=1e-5, rtol=0)
     assert sum(fed_tokens[0]) < sum(fed_tokens[1])
     assert len(fed_tokens[0]) == 1 < len(fed_tokens[2])
+
+
+def test_a_layout_has_the_least_documented_cost_of_all_candidates() -> None:
+    one = rows_of([list(range(3, 103))] * 90, [50] * 90, padding=0)
+    sizes = row_sizes(one, one.mask.sum(-1), one.mask.any(-1))
+    lengths = [int(2 ** (quarter / 4) * 150) for quarter in range(13)]
+    # candidates: a row each, and as many responses behind a prompt as a sequence holds; the last sequence may be shorter
+    candidates = {(90, 150, True)}
+    for length in lengths:
+        held = (length - 100) // 50
+        candidates.add((-(-90 // held), 100 + held * 50, held == 1))
+
+    def cost(sequences: int, length: int, alone: bool, width: int) -> float:
+        return sequences * length * (1 + length / (4 * width) / (2 if alone else 1))
+
+    chosen = set()
+    for width in (1, 4, 8, 16, 32, 64, 128, 256, 1024, 10**6):
+        layout = cheapest_layout(sizes, width, 2**62)
+        alone = all(len(sequence) == len(sequence[0].rows) == 1 for sequence in layout)
+        found = (len(layout), sequence_length(layout), alone)
+        assert found in candidates
+        assert cost(*found, width) == pytest.approx(min(cost(*each, width) for each in candidates))
+        chosen.add(found)
+    assert len(chosen) > 3
+
+
+def test_a_limit_is_kept_by_the_cheapest_layout_that_holds_it() -> None:
+    one = rows_of([list(range(3, 103))] * 16, [50] * 16, padding=0)
+    sizes = row_sizes(one, one.mask.sum(-1), one.mask.any(-1))
+    assert sequence_length(cheapest_layout(sizes, 1, 2**62, 16 * 150)) == 150  # as many tokens as the limit are allowed
+    narrow = cheapest_layout(sizes, 1, 2**62, 16 * 150 - 1)
+    assert sequence_length(narrow) > 150
+    assert len(narrow) * sequence_length(narrow) < 16 * 150
+    assert sequence_length(cheapest_layout(sizes, 1, 2**62, 10)) == 150  # none holds it
+    assert sequence_length(cheapest_layout(sizes, 10**6, 149)) == 150  # no sequence of several rows is that short
+    single = row_sizes(one.rows(torch.tensor([0])), torch.tensor([50]), torch.tensor([True]))
+    assert cheapest_layout(single, 10**6, 2**62) == [[PrefixGroup([0], 150)]]
