@@ -5,8 +5,9 @@
 
 `alarms` prints when `OverOptimization` raised its alarm, and the true reward of the model that `KeepBest` exported. The exit
 status is 1 if the alarm or `KeepBest` is right on fewer than 4 of 5 runs whose true reward fell by more than 0.1, or if an alarm
-was raised with the penalty on. `curve` writes results/over_optimization.csv and .png. A run that is finished is not run again, so
-the command may be stopped and repeated; `--draw` only makes tables and plots of the runs that there are.
+was raised with the penalty on. It draws results/over_optimization-<judge>.png; `curve` writes results/over_optimization.csv and
+.png. A run that is finished is not run again, so the command may be stopped and repeated; `--draw` only makes tables and plots of
+the runs that there are.
 """
 
 from __future__ import annotations
@@ -19,19 +20,29 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import rlhf_lightning
+from rlhf_lightning.playground.task import ANNOTATORS, MAX_WORDS, POLITE, preferences, vocabulary
 
 HERE = Path(__file__).parent
 Metrics = dict[str, float]
 
-ITERATIONS = 24
+ITERATIONS = 15
 """Of PPO, with 64 prompts each."""
-EVALUATIONS = 8
-"""Of a run, without the one before training."""
+EVALUATIONS = 5
+"""Of a run of `alarms`, without the one before training."""
 JUDGE_SEED = 100
 """Of the judge's pairs and weights; no policy has it."""
+JUDGE_PAIRS = 6144
+JUDGES = {
+    "broad": "pairs of an unbiased annotator, half of them with broken text",
+    "careful": "pairs of an unbiased annotator",
+    "same": "other pairs of the five annotators whom the training reward has learned from; three are biased",
+}
+"""What teaches the judge."""
+UNBIASED = ANNOTATORS[0]
 FALL = 0.1
 """Of the true reward from its best to the end, above which a run was over-optimised."""
 EVALUATIONS_TO_SPEAK = 2
@@ -45,14 +56,14 @@ UPDATES = 128
 """Of every reward model, with 64 pairs each: one with fewer pairs sees them more often."""
 
 
-def train(config: str, overlay: dict[str, Any], folder: Path) -> None:
+def train(config: str, overlay: dict[str, Any], folder: Path, **objects: Any) -> None:
     """Run a config with an overlay in this process, unless the run is finished."""
     if is_finished(folder):
         return
     print(folder, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "w") as log, redirect_stdout(log), redirect_stderr(log):
-        rlhf_lightning.fit([config, overlay], folder)
+        rlhf_lightning.fit([config, overlay], folder, **objects)
 
 
 def is_finished(folder: Path) -> bool:
@@ -95,8 +106,45 @@ def policy_overlay(
     }
 
 
+def broken(reply: str, rng: Random) -> str:
+    """Replace and append random words, as a policy far from its reference may: of the vocabulary, or of polite phrases."""
+    pool = rng.choice([vocabulary()[3:], " ".join(POLITE).split()])
+    rate = rng.choice([0.1, 0.4, 0.8])
+    words = [rng.choice(pool) if rng.random() < rate else word for word in reply.split()]
+    return " ".join((words + rng.choices(pool, k=rng.choice([0, 0, 5, 10])))[:MAX_WORDS])
+
+
+def judge_rows(kind: str, size: int, held_out: bool) -> list[dict[str, str]]:
+    """Sample the pairs that teach a judge, or held-out ones."""
+    rows: list[dict[str, str]] = list(preferences(8 * size, JUDGE_SEED, held_out))
+    if kind == "same":
+        return rows[:size]
+    rows = [row for row in rows if row["annotator"] == UNBIASED.name][:size]
+    if kind == "broad":
+        rng = Random(JUDGE_SEED)
+        for row in rows[::2]:
+            prompt, first, second = row["prompt"], broken(row["chosen"], rng), row["rejected"]
+            better = UNBIASED.prefers_first(prompt, first, second, rng)
+            row["chosen"], row["rejected"] = (first, second) if better else (second, first)
+    return rows
+
+
+def train_judge(kind: str, folder: Path) -> None:
+    """Train a second reward model from the supervised model."""
+    if is_finished(folder):
+        return
+    overlay = {
+        "seed_everything": JUDGE_SEED,
+        "trainer": {"val_check_interval": 1.0},
+        "model": {"init_args": {"lr_scheduler": {"init_args": {"total_iters": JUDGE_PAIRS // 64}}}},
+        "data": {"class_path": "PreferenceData", "init_args": {"batch_size": 64}},
+    }
+    rows, held_out = judge_rows(kind, JUDGE_PAIRS, False), judge_rows(kind, 256, True)
+    train("reward.yaml", overlay, folder, data__train=rows, data__validation=held_out)
+
+
 def train_reward(seed: int, size: str, labels: int, folder: Path) -> None:
-    """Train a reward model of a size from scratch, on so many pairs of its own."""
+    """Train a reward model of a size from scratch, on so many pairs of all annotators."""
     width, layers, heads = SIZES[size]
     config = {
         "model_type": "llama",
@@ -124,16 +172,22 @@ def reward_of(folder: Path) -> dict[str, Any]:
     return {"class_path": "ModelReward", "init_args": {"name_or_path": str((folder / "export").resolve())}}
 
 
-def train_judged(runs: Path, seed: int, penalty: str) -> Path:
+def judged_folder(runs: Path, kind: str, penalty: str, seed: int) -> Path:
+    """Return the folder of a policy run."""
+    return runs / f"{kind}-penalty-{penalty}" / str(seed)
+
+
+def train_judged(runs: Path, kind: str, penalty: str, seed: int) -> Path:
     """Train a policy on the shipped reward model, with a second one as judge."""
-    judge, folder = runs / "judge", runs / f"penalty-{penalty}" / str(seed)
-    train_reward(JUDGE_SEED, "large", LABELS[-1], judge)
+    judge, folder = runs / f"judge-{kind}", judged_folder(runs, kind, penalty, seed)
+    train_judge(kind, judge)
     callbacks = [
         {"class_path": "OverOptimization", "init_args": {"score": "reward/judge"}},
         {"class_path": "KeepBest", "init_args": {"monitor": "val/reward/judge"}},
     ]
     overlay = policy_overlay(seed, 0.0 if penalty == "off" else None, None, callbacks, EVALUATIONS)
-    overlay["model"]["init_args"]["evaluation_rewards"] = {"judge": reward_of(judge)}
+    rewards = {"true": {"class_path": "PlaygroundReward"}, "judge": reward_of(judge)}
+    overlay["model"]["init_args"]["evaluation_rewards"] = rewards
     train("ppo.yaml", overlay, folder)
     return folder
 
@@ -202,16 +256,38 @@ def verdict(outcomes: dict[tuple[str, int], Outcome]) -> tuple[list[str], bool]:
     return lines, enough
 
 
-def alarms(runs: Path, seeds: Sequence[int], draw: bool) -> int:
+def draw_alarms(runs: Path, kind: str, outcomes: dict[tuple[str, int], Outcome], path: Path) -> None:
+    """Draw training reward, judge and true reward of every run against the root of the KL divergence."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(outcomes), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(outcomes), sharey=True, squeeze=False)[0]
+    for panel, (penalty, seed) in zip(panels, outcomes, strict=True):
+        rows = evaluations(judged_folder(runs, kind, penalty, seed))
+        x = [math.sqrt(max(0.0, row["kl/reference"] * row["response/length"])) for row in rows]
+        for name, label in (("mean", "training reward"), ("judge", "judge"), ("true", "true reward")):
+            panel.plot(x, [row[f"reward/{name}"] for row in rows], "o-", ms=4, label=label)
+        panel.set_title(f"seed {seed}, penalty {penalty}")
+        panel.set_xlabel("√KL(policy ‖ reference), nats per response")
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("held-out reward")
+    panels[0].legend(frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+def alarms(runs: Path, kind: str, seeds: Sequence[int], draw: bool) -> int:
     """Train with and without the penalty, and compare the callbacks with the true reward."""
     outcomes = {}
     for penalty in ("off", "on"):
         for seed in seeds:
-            folder = runs / f"penalty-{penalty}" / str(seed)
+            folder = judged_folder(runs, kind, penalty, seed)
             if not draw:
-                train_judged(runs, seed, penalty)
+                train_judged(runs, kind, penalty, seed)
             if is_finished(folder):
                 outcomes[penalty, seed] = outcome(evaluations(folder))
+    if outcomes:
+        draw_alarms(runs, kind, outcomes, HERE / "results" / f"over_optimization-{kind}.png")
     lines, enough = verdict(outcomes)
     print(alarms_table(outcomes), *lines, sep="\n")
     return int(not enough)
@@ -225,7 +301,7 @@ def train_curve(runs: Path, size: str, labels: int, seed: int) -> Path:
     reward, folder = runs / f"reward-{size}-{labels}" / str(seed), runs / f"policy-{size}-{labels}" / str(seed)
     train_reward(seed, size, labels, reward)
     callbacks = [{"class_path": "KLFrontier"}]
-    train("ppo.yaml", policy_overlay(seed, 0.0, reward, callbacks, ITERATIONS // 2), folder)
+    train("ppo.yaml", policy_overlay(seed, 0.0, reward, callbacks, ITERATIONS), folder)
     return folder
 
 
@@ -312,10 +388,11 @@ def main() -> int:
     parser.add_argument("study", choices=("alarms", "curve"))
     parser.add_argument("--seeds", type=int, nargs="+", help="0 to 4 for alarms, 0 for curve")
     parser.add_argument("--runs", type=Path, default=Path("runs/over_optimization"))
+    parser.add_argument("--judge", choices=JUDGES, default="broad", help="what teaches the judge of alarms (broad)")
     parser.add_argument("--draw", action="store_true", help="train nothing")
     options = parser.parse_args()
     if options.study == "alarms":
-        return alarms(options.runs, options.seeds or range(5), options.draw)
+        return alarms(options.runs, options.judge, options.seeds or range(5), options.draw)
     return curve(options.runs, options.seeds or [0], options.draw)
 
 
