@@ -12,15 +12,22 @@ from rlhf_lightning.functional.advantages import (
     explained_variance,
     gae,
     group_moments,
+    group_normalized,
     last_token,
     leave_one_out,
+    normalized_components,
     reward_to_go,
     token_rewards,
 )
 from rlhf_lightning.functional.kl import kl_estimate
 from rlhf_lightning.functional.masked import masked_mean, masked_moments, row_mean, whiten
-from rlhf_lightning.functional.policy_losses import clipped_policy_loss, clipped_value_loss
-from rlhf_lightning.functional.preference_losses import bradley_terry_loss, length_desensitized, preference_loss
+from rlhf_lightning.functional.policy_losses import capped_policy_loss, clipped_policy_loss, clipped_value_loss
+from rlhf_lightning.functional.preference_losses import (
+    bradley_terry_loss,
+    kto_loss,
+    length_desensitized,
+    preference_loss,
+)
 
 LOGPROBS = torch.tensor([[-1.0, -2.0, -0.5, 0.0], [-0.3, -0.7, -1.1, -0.2]])
 REFERENCE = torch.tensor([[-1.2, -1.5, -0.6, 0.0], [-0.4, -0.6, -1.0, -0.9]])
@@ -222,6 +229,7 @@ def test_the_clip_is_pessimistic_on_both_sides(ratio: float, advantage: float, e
 def test_the_upper_and_the_dual_clip() -> None:
     assert float(clipped_policy_loss(torch.tensor(1.5), torch.tensor(1.0), 0.2, 0.28)) == pytest.approx(-1.28)
     assert float(clipped_policy_loss(torch.tensor(9.0), torch.tensor(-1.0), 0.2, None, 3.0)) == pytest.approx(3.0)
+    assert float(clipped_policy_loss(torch.tensor(9.0), torch.tensor(-0.5), 0.2, None, 3.0)) == pytest.approx(1.5)
     for advantage in (0.0, 0.5, 1.0):  # only negative ones are clipped twice
         found = clipped_policy_loss(torch.tensor(9.0), torch.tensor(advantage), 0.2, None, 3.0)
         assert float(found) == pytest.approx(-1.2 * advantage)
@@ -260,3 +268,36 @@ def test_tokens_behind_the_shorter_response_weigh_alpha() -> None:
 def test_bradley_terry_with_margin_and_centring() -> None:
     found = bradley_terry_loss(torch.tensor(2.0), torch.tensor(0.5), torch.tensor(0.5), 0.1)
     assert float(found) == pytest.approx(math.log(1 + math.exp(-1.0)) + 0.1 * 2.5**2)
+
+
+def test_a_capped_ratio_weighs_the_gradient_and_has_none() -> None:
+    ratio = torch.tensor([0.5, 9.0], requires_grad=True)
+    logprobs = torch.tensor([-2.0, -3.0], requires_grad=True)
+    loss = capped_policy_loss(ratio, torch.tensor([0.5, -2.0]), logprobs, 5.0)
+    assert loss.tolist() == [0.5, -30.0]
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert ratio.grad is None
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [-0.25, 10.0]
+
+
+def test_components_are_weighed_after_they_are_normalised() -> None:
+    components = torch.tensor([[0.0, 10.0], [2.0, 30.0], [5.0, math.nan]])
+    weights = torch.tensor([[2.0, 0.5]]).expand(3, 2)
+    groups, valid = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.bool)
+    first = group_normalized(components[:, 0], groups, valid)
+    found = normalized_components(components, weights, groups, valid)
+    second = group_normalized(components[:2, 1], groups[:2], valid[:2])
+    torch.testing.assert_close(found[:2], 2 * first[:2] + 0.5 * second)
+    torch.testing.assert_close(found[2], 2 * first[2])
+
+
+def test_the_loss_of_labelled_responses_by_hand() -> None:
+    drift, good = torch.tensor([1.0, 3.0, -1.0]), torch.tensor([True, False, True])
+    found = kto_loss(drift, good, 0.5, 2.0, 3.0, 4.0)
+    expected = [
+        3 * (1 - 1 / (1 + math.exp(-1.0))),
+        4 * (1 - 1 / (1 + math.exp(5.0))),
+        3 * (1 - 1 / (1 + math.exp(3.0))),
+    ]
+    assert found.tolist() == pytest.approx(expected)

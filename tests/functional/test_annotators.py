@@ -233,3 +233,16 @@ def test_an_uncertain_strength_pulls_a_probability_to_a_half(tied: bool) -> None
         assert float(found.probabilities[pair]) == pytest.approx(probability(d / math.sqrt(1 + math.pi * v / 8)))
         deviation = (probability(d + math.sqrt(v)) - probability(d - math.sqrt(v))) / 2
         assert float(found.deviations[pair]) == pytest.approx(deviation)
+
+
+def test_an_annotator_who_is_always_right_is_wholly_reliable() -> None:
+    rows = [(pair, annotator, FIRST if pair < 3 else SECOND) for pair in range(5) for annotator in range(3)]
+    found = dawid_skene(votes_of(*rows, pairs=5), smoothing=0)
+    assert found.reliabilities is not None
+    assert found.reliabilities.tolist() == pytest.approx([1.0] * 3)
+
+
+def test_a_pair_without_votes_begins_with_a_third_of_each_truth() -> None:
+    found = dawid_skene(votes_of((0, 0, FIRST), pairs=2), smoothing=0, iterations=1)
+    # the mean of certainty and of a third each is 2/3, 1/6, 1/6; a tie counts half
+    assert float(found.probabilities[1]) == pytest.approx(2 / 3 + 1 / 12)
