@@ -62,11 +62,23 @@ ABLATIONS = {
         "16",
     ],
 }
-SWAPPED = ("GSPO", "CISPO", "RLOO", "REINFORCEPlusPlus", "REINFORCEPlusPlusBaseline", "ReMax", "RAFT")
+SWAPPED = {
+    "GSPO": 8,
+    "CISPO": 16,
+    "RLOO": 2,
+    "REINFORCEPlusPlus": 1,
+    "REINFORCEPlusPlusBaseline": 8,
+    "ReMax": 1,
+    "RAFT": 8,
+}
+"""Responses per prompt, the default of each."""
 ALGORITHMS = {
-    **{name: [*GRPO, "--model.algorithm", name] for name in SWAPPED},
-    "DAPO": ["--config", "dapo.yaml"],
-    "GDPO": ["--config", "gdpo.yaml"],
+    **{
+        name: [*GRPO, "--model.algorithm", name, "--data.batch_size", str(128 // responses)]
+        for name, responses in SWAPPED.items()
+    },
+    "DAPO": ["--config", "dapo.yaml", "--data.batch_size", "16"],
+    "GDPO": ["--config", "gdpo.yaml", "--data.batch_size", "16"],
     "Distillation": ["--config", "distillation.yaml"],
     "KTO": ["--config", "kto.yaml"],
     **{
@@ -74,7 +86,7 @@ ALGORITHMS = {
         for name in ("ORPO", "SimPO")
     },
 }
-"""The algorithms that `LEARNING` does not have; `grpo.yaml` has 64 prompts per rollout."""
+"""The algorithms that `LEARNING` does not have. An online one has 128 responses per rollout, as `ppo.yaml` has."""
 STUDIES = {"learning": LEARNING, "algorithms": ALGORITHMS, "ablations": ABLATIONS}
 PEERS: dict[str, dict] = {
     "GRPO": {"config": "grpo.yaml", "prompts": 64, "responses": 8, "beta": 0.15, "options": {"loss_type": "grpo"}},

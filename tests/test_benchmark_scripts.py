@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import dynamic_sampling
 import flips
 import kill
 import learning
@@ -30,6 +31,7 @@ from peers.work import EQUAL_WORK, Job
 
 from rlhf_lightning.__main__ import main
 from rlhf_lightning.generation import local
+from rlhf_lightning.playground import task
 from rlhf_lightning.run.atomic_checkpoints import AtomicCheckpoints
 from tests.guarded import python_path
 
@@ -180,3 +182,9 @@ def test_the_verdict_on_alarms_counts_runs_whose_true_reward_fell() -> None:
     assert not enough
     assert over_optimization.verdict({key: outcomes[key] for key in (("off", 0), ("on", 0))})[1]
     assert "| off | 1 | 0.800 | 0.600 | none | 1 | 2 | 0.700 |" in over_optimization.alarms_table(outcomes)
+
+
+def test_three_quarters_of_the_groups_of_dynamic_sampling_are_tied() -> None:
+    prompts, replies = task.prompts(400, 0, False), ("gladly , plum .", "no")
+    one, other = (dynamic_sampling.one_in_four(prompts, [reply] * 400) for reply in replies)
+    assert 0.7 < sum(a == b for a, b in zip(one, other, strict=True)) / 400 < 0.8
