@@ -73,6 +73,7 @@ SWAPPED = {
 }
 """Responses per prompt, the default of each."""
 ALGORITHMS = {
+    "PPO": PPO,
     **{
         name: [*GRPO, "--model.algorithm", name, "--data.batch_size", str(128 // responses)]
         for name, responses in SWAPPED.items()
@@ -86,7 +87,7 @@ ALGORITHMS = {
         for name in ("ORPO", "SimPO")
     },
 }
-"""The algorithms that `LEARNING` does not have. An online one has 128 responses per rollout, as `ppo.yaml` has."""
+"""PPO, and the algorithms that `LEARNING` does not have. An online one has 128 responses per rollout, as `ppo.yaml` has."""
 STUDIES = {"learning": LEARNING, "algorithms": ALGORITHMS, "ablations": ABLATIONS}
 PEERS: dict[str, dict] = {
     "GRPO": {"config": "grpo.yaml", "prompts": 64, "responses": 8, "beta": 0.15, "options": {"loss_type": "grpo"}},
@@ -208,17 +209,17 @@ def compare(options: argparse.Namespace, seeds: list[int]) -> None:
 
 
 def validations(folder: Path) -> list[dict[str, float]]:
-    """One row a validation: step, seconds of rollouts and updates so far, true and learned reward, KL."""
-    found, seconds = [], 0.0
+    """One row a validation: step, seconds of rollouts and updates and peak memory so far, true and learned reward, KL."""
+    found, seconds, memory = [], 0.0, 0.0
     with open(folder / "metrics.csv", newline="") as file:
         for row in csv.DictReader(file):
             seconds += sum(float(row.get(name) or 0) for name in ("time/generate", "time/score", "time/update"))
+            memory = max(memory, float(row.get("memory/peak") or 0))
             if row.get("val/reward/true"):
                 kl = row.get("val/kl/reference") or ("0" if not found else "nan")
                 numbers = {"true": row["val/reward/true"], "mean": row.get("val/reward/mean") or "nan", "kl": kl}
-                found.append(
-                    {"step": int(row["step"]), "seconds": seconds, **{n: float(x) for n, x in numbers.items()}}
-                )
+                measured = {name: float(x) for name, x in numbers.items()}
+                found.append({"step": int(row["step"]), "seconds": seconds, "memory": memory, **measured})
     return found
 
 
@@ -241,11 +242,11 @@ def interval(values: list[float]) -> str:
 
 
 def table(study: str, rows: list[dict]) -> str:
-    """Markdown: start, end, seeds above the start, way to the best, KL, learned reward, seconds of the fastest seed."""
-    lines = [
-        "| run | before | after | above the start | way to the best | KL, nats a token | learned reward | seconds |"
-    ]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    """Markdown: start, end, seeds above the start, way to the best, KL, learned reward, seconds of the fastest seed, memory."""
+    names = (
+        "run | before | after | above the start | way to the best | KL, nats a token | learned reward | seconds | GiB"
+    )
+    lines = [f"| {names} |", "| --- " * (names.count("|") + 1) + "|"]
     for name in STUDIES[study]:
         seeds = sorted({row["seed"] for row in rows if row["run"] == name})
         series = [[row for row in rows if row["run"] == name and row["seed"] == seed] for seed in seeds]
@@ -261,6 +262,7 @@ def table(study: str, rows: list[dict]) -> str:
             f"{way:.0%}",
             *(f"{statistics.mean(s[-1][key] for s in series):.2f}".replace("nan", "") for key in ("kl", "mean")),
             f"{min(s[-1]['seconds'] for s in series):.0f}",
+            f"{statistics.mean(s[-1]['memory'] for s in series):.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -335,11 +337,9 @@ def main() -> None:
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     with open(results / f"{options.study}.csv", "w", newline="") as file:
-        response_generator = csv.DictWriter(file, ["run", "seed", "step", "seconds", "true", "mean", "kl"])
-        response_generator.writeheader()
-        response_generator.writerows(
-            {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
+        writer = csv.DictWriter(file, ["run", "seed", "step", "seconds", "memory", "true", "mean", "kl"])
+        writer.writeheader()
+        writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     text = table(options.study, rows)
     print(text)
     write(options.study, f"{text}\n\nOn {machine()}, one thread a run; the numbers: results/{options.study}.csv.")
