@@ -52,11 +52,11 @@ def measured(folder: Path, way: str) -> list[dict[str, float]]:
     found, responses = [], 0.0
     with open(folder / "metrics.csv", newline="") as file:
         for row in csv.DictReader(file):
+            if row.get("reward/mean"):  # a rollout; the number of its responses is logged where prompts are replaced
+                responses += float(row.get("rollout/responses") or RESPONSES * WAYS[way][0])
             if row.get("val/reward/true"):
                 numbers = {"step": float(row["step"]), "responses": responses}
                 found.append({**numbers, "true": float(row["val/reward/true"])})
-            if row.get("reward/mean"):  # a rollout; the number of its responses is logged where prompts are replaced
-                responses += float(row.get("rollout/responses") or RESPONSES * WAYS[way][0])
     return found
 
 
