@@ -38,14 +38,17 @@ def test_a_search_that_is_killed_twice_resumes_and_its_best_trial_can_be_repeate
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
     trials = tmp_path / "study" / "trials"
     for number in range(2):  # trial 0 is killed before its end, then trial 1
-        search, end = _start(tmp_path, monkeypatch), time.monotonic() + 300
-        while not (trials / f"{number:04d}" / "metrics.csv").exists():
-            assert search.poll() is None, (tmp_path / "said").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        search.send_signal(signal.SIGKILL)
-        assert search.wait() == -signal.SIGKILL
-    assert _start(tmp_path, monkeypatch).wait(600) == 0, (tmp_path / "said").read_text()
+        search, end = _start(tmp_path, monkeypatch), time.monotonic() + 900
+        try:
+            while not (trials / f"{number:04d}" / "metrics.csv").exists():
+                assert search.poll() is None, (tmp_path / "said").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        finally:
+            search.send_signal(signal.SIGKILL)
+            status = search.wait()
+        assert status == -signal.SIGKILL
+    assert _start(tmp_path, monkeypatch).wait(1800) == 0, (tmp_path / "said").read_text()
     content = json.loads((tmp_path / "study" / "study.json").read_text())
     assert [row["state"] for row in content["trials"]] == ["complete"] * TRIALS
     for row in content["trials"]:
