@@ -1,18 +1,16 @@
 """Which questions to ask: a reward model's accuracy on the true order of held-out pairs, by strategy of `feedback rank`.
 
-usage: python benchmarks/questions.py [--features reward] [--seeds 5] [--first-seed 5] [--budget 256] [--share 0.2]
+usage: python benchmarks/questions.py [--features FOLDER] [--seeds 5] [--first-seed 5] [--budget 256] [--share 0.2]
 
 400 prompts of the playground have three replies each, so three pairs. Simulated annotators answer the first 32 questions of the
 ranked queue; then an ensemble of ten heads learns from all answers and ranks the queue again. A head is the maximum of the
-Bradley-Terry likelihood of its bootstrap sample around a random prior. The backbone is frozen. With `--features reward` it is a
-reward model, one for each seed, that `fit` trains first on EARLIER labels of other pairs, as in the loop the rounds before do;
-`--runs` keeps it. With `--features sft` it is the playground's supervised model.
+Bradley-Terry likelihood of its bootstrap sample around a random prior. The backbone is frozen: the playground's supervised model,
+or with `--features` the export of a reward model. What that one learned from, `labels.jsonl` beside the export, is asked nowhere.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 import statistics
@@ -23,7 +21,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlhf_lightning.__main__ import main as command
 from rlhf_lightning.feedback.questions import STRATEGIES, Pair, rank
 from rlhf_lightning.functional.ensembles import bootstrap_weights
 from rlhf_lightning.models.backbone import backbone_of
@@ -33,28 +30,17 @@ from rlhf_lightning.models.packed_forward import final_hidden_states
 from rlhf_lightning.playground import task
 from rlhf_lightning.seeding import derive_seed
 
-PROMPTS, REPLIES, HELD_OUT, HEADS, BATCH, PRIOR, EARLIER = 400, 3, 1000, 10, 32, 0.1, 512
+PROMPTS, REPLIES, HELD_OUT, HEADS, BATCH, PRIOR = 400, 3, 1000, 10, 32, 0.1
 """PRIOR: standard deviation of a head's weights before any answer."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262, 20: 2.093}
 """97.5 % quantiles of Student's t for so many seeds."""
 
 
-def trained(runs: Path, seed: int) -> str:
-    """Return a reward model of EARLIER labels of a seed's own, which `fit` trains where there is none."""
-    folder = runs / f"{EARLIER}-{seed}"
-    if not (folder / "export").is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = folder / "labels.jsonl"
-        labels = task.preferences(EARLIER, 1000 + seed, False)
-        rows.write_text("".join(json.dumps(row) + "\n" for row in labels))
-        words = ["--config", "reward.yaml", "--config", "loop_reward.yaml", "--data.train", str(rows)]
-        words += ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
-        words += ["--seed_everything", str(seed), "--ckpt_path", "last"]
-        with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-            status = command(["fit", *words])
-        if status:
-            raise SystemExit(f"the run in {folder} ended with status {status}")
-    return str(folder / "export")
+def learned(features: str) -> set[tuple[str, str]]:
+    """Return the (prompt, reply) that a model learned from."""
+    path = Path(features).parent / "labels.jsonl"
+    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else ())
+    return {(row["prompt"], row[name]) for row in rows for name in ("chosen", "rejected")}
 
 
 class Features:
@@ -86,12 +72,7 @@ class Features:
 class Pool:
     """The pairs that may be asked, and held-out pairs with their true order."""
 
-    def __init__(self, seed: int, features: Features) -> None:
-        seen = {
-            (row["prompt"], row[name])
-            for row in task.preferences(EARLIER, 1000 + seed, False)
-            for name in ("chosen", "rejected")
-        }
+    def __init__(self, seed: int, features: Features, seen: set[tuple[str, str]]) -> None:
         rng = random.Random(seed)
         self.texts = [(p, task.make_reply(p, rng)) for p in task.prompts(PROMPTS, seed, False) for _ in range(REPLIES)]
         self.features = features(self.texts)
@@ -197,15 +178,11 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=5, help="seeds 0 to 4 chose the default (%(default)s)")
     parser.add_argument("--budget", type=int, default=256, help="answers (%(default)s)")
     parser.add_argument("--share", type=float, default=0.2, help="random questions (%(default)s)")
-    parser.add_argument("--features", choices=("reward", "sft"), default="reward", help="of which model (%(default)s)")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs/questions"), metavar="DIR", help="of models (%(default)s)"
-    )
+    parser.add_argument("--features", default="playground/sft", metavar="FOLDER", help="of which model (%(default)s)")
     options = parser.parse_args()
     curves = {name: list[list[float]]() for name in STRATEGIES}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        name = trained(options.runs.resolve(), seed) if options.features == "reward" else "playground/sft"
-        pool = Pool(seed, Features(name))
+        pool = Pool(seed, Features(options.features), learned(options.features))
         for name in STRATEGIES:
             curves[name].append(curve(name, pool, seed, options.budget, options.share))
     budgets = range(BATCH, options.budget + 1, BATCH)

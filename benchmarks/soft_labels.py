@@ -27,7 +27,7 @@ from questions import STUDENT
 
 from rlhf_lightning.__main__ import main as command
 from rlhf_lightning.functional.annotators import dawid_skene, majority
-from rlhf_lightning.functional.votes import Votes
+from rlhf_lightning.functional.votes import FIRST, Votes
 from rlhf_lightning.playground import task
 
 Row = dict[str, Any]
@@ -46,15 +46,24 @@ def true_pairs(count: int, seed: int, held_out: bool) -> list[Row]:
     return rows
 
 
-def votes_of(count: int, seed: int) -> tuple[Votes, float]:
-    """Return judgements of pairs whose first response is better, and the share of them that are wrong."""
+def votes_of(count: int, seed: int) -> tuple[Votes, torch.Tensor, float]:
+    """Return judgements of pairs, which response is better, and the share of judgements that are wrong."""
     generator = torch.Generator().manual_seed(seed)
     accuracies = LOWEST + (HIGHEST - LOWEST) * torch.rand(ANNOTATORS, generator=generator)
     asked = torch.stack([torch.randperm(ANNOTATORS, generator=generator)[:EACH] for _ in range(count)])
     wrong = torch.rand(count, EACH, generator=generator) >= accuracies[asked]
+    truth = torch.randint(2, (count,), generator=generator)
+    choices = torch.where(wrong, 1 - truth[:, None], truth[:, None])
     pairs = torch.arange(count)[:, None].expand(-1, EACH)
-    votes = Votes(pairs.flatten(), asked.flatten(), wrong.long().flatten(), torch.arange(2 * count).view(-1, 2))
-    return votes, float(wrong.double().mean())
+    votes = Votes(pairs.flatten(), asked.flatten(), choices.flatten(), torch.arange(2 * count).view(-1, 2))
+    return votes, truth, float(wrong.double().mean())
+
+
+def sided(pair: Row, truth: int, probability: float) -> Row:
+    """Return a pair whose better response is the first or the second one, with the probability of the first one."""
+    better, worse = pair["chosen"], pair["rejected"]
+    first, second = (better, worse) if truth == FIRST else (worse, better)
+    return {"prompt": pair["prompt"], "chosen": first, "rejected": second, "probability": probability}
 
 
 def probabilities(votes: Votes) -> dict[str, torch.Tensor]:
@@ -104,12 +113,12 @@ def main() -> int:
     right: dict[str, list[float]] = {}
     noise = []
     for seed in range(options.seeds):
-        pairs, (votes, wrong) = true_pairs(options.pairs, seed, False), votes_of(options.pairs, seed)
+        pairs, (votes, truth, wrong) = true_pairs(options.pairs, seed, False), votes_of(options.pairs, seed)
         noise.append(wrong)
         for place, (name, chances) in enumerate(probabilities(votes).items()):
-            rows = [{**row, "probability": p} for row, p in zip(pairs, chances.tolist(), strict=True)]
+            rows = [sided(*each) for each in zip(pairs, truth.tolist(), chances.tolist(), strict=True)]
             found.setdefault(name, []).append(accuracy(runs / f"{seed}-{place}", rows, held_out, seed))
-            right.setdefault(name, []).append(float((chances > 0.5).double().mean()))
+            right.setdefault(name, []).append(float(((chances > 0.5) == (truth == FIRST)).double().mean()))
             print(f"seed {seed}, {name}: {found[name][-1]:.3f}", file=sys.stderr, flush=True)
     print(f"{statistics.fmean(noise):.1%} of the judgements are wrong\n")
     print("| labels | right | accuracy | against the majority, 95 % interval |\n| --- | --- | --- | --- |")
