@@ -72,6 +72,14 @@ trainer: {enable_progress_bar: false}
 """Overlays of the shipped configs: half of the iterations, and the true reward on more prompts, before and after."""
 
 
+def prepared(folder: Path) -> Path:
+    """Make a folder with the configs of a tiny loop."""
+    folder.mkdir()
+    for name, text in TINY.items():
+        (folder / name).write_text(text)
+    return folder
+
+
 def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     """Start the loop of a folder; its output goes to a file."""
     command = [sys.executable, "-m", "rlhf_lightning", "loop", "--config", "loop.yaml", *words]
@@ -114,34 +122,34 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def kills(folder: Path, count: int, seed: int) -> int:
-    """Kill a loop at random moments, let it end, and compare it with another one."""
+    """Kill loops at random moments, let them end, and compare each with one that nobody killed.
+
+    A loop that ends before it was killed `count` times is compared, and the next one is killed.
+    """
     rng = random.Random(seed)
-    whole, killed = folder / "whole", folder / "killed"
-    for each in (whole, killed):
-        each.mkdir()
-        for name, text in TINY.items():
-            (each / name).write_text(text)
+    whole = prepared(folder / "whole")
     seconds = run(whole)
     print(f"without a kill: {seconds:.0f} s", flush=True)
-    done = 0
+    done, loops, found = 0, 0, list[str]()
     while done < count:
-        process, with_run = start(killed), rng.random() < 0.5
-        end = time.monotonic() + rng.uniform(0.03, 0.25) * seconds
-        while time.monotonic() < end and process.poll() is None:
-            time.sleep(0.05)
-        if process.poll() is not None:
-            print(f"the loop ended after {done} of {count} kills; set another --seed")
-            return 1
-        state = sorted((killed / "loop").glob("round-*/*"), key=lambda path: path.stat().st_mtime)
-        kill(process, with_run)
-        done += 1
-        print(
-            f"kill {done}{' with its run' if with_run else ''}: newest file {state[-1].relative_to(killed) if state else '-'}",
-            flush=True,
-        )
-    run(killed)
-    found = differences(whole, killed)
-    print("\n".join(found) or f"{done} kills: the labels and weights of all {ROUNDS} rounds are the same")
+        loops += 1
+        killed = prepared(folder / f"killed-{loops}")
+        while done < count:
+            process, with_run = start(killed), rng.random() < 0.5
+            end = time.monotonic() + rng.uniform(0.03, 0.25) * seconds
+            while time.monotonic() < end and process.poll() is None:
+                time.sleep(0.05)
+            if process.poll() is not None:
+                break
+            state = sorted((killed / "loop").glob("round-*/*"), key=lambda path: path.stat().st_mtime)
+            kill(process, with_run)
+            done += 1
+            newest = state[-1].relative_to(killed) if state else "-"
+            print(f"kill {done}{' with its run' if with_run else ''}: newest file {newest}", flush=True)
+        run(killed)
+        found += differences(whole, killed)
+    same = f"{done} kills in {loops} loops: the labels and weights of all {ROUNDS} rounds are the same"
+    print("\n".join(found) or same)
     return 1 if found else 0
 
 
