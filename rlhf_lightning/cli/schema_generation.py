@@ -38,6 +38,8 @@ INTERNAL = ("rlhf_lightning.run.", "rlhf_lightning.cli.")
 PROPOSED = ("Checkpoints",)
 ARRAYS = (list, tuple, set, frozenset)
 FIRST_SENTENCE = re.compile(r"(.+?\.)(?:\s|$)")
+LOGGER_PACKAGES = ("comet_ml", "litlogger", "mlflow", "neptune", "wandb")
+"""Packages of Lightning's loggers: what is installed of them does not change the schema."""
 
 
 def generate(roots: Iterable[str] = ()) -> dict[str, Any]:
@@ -196,7 +198,7 @@ class _Generator:
             return {"type": "string"}
         if dataclasses.is_dataclass(kind) and kind.__module__.split(".")[0] not in ("torch", "lightning"):
             return self._class(kind)
-        if kind is object:
+        if kind is object or kind.__module__.split(".")[0] in LOGGER_PACKAGES:
             return {}
         return {"type": ["object", "string"]}  # a class of another kind, or a value with a notation of its own
 
