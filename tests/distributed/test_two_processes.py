@@ -179,8 +179,8 @@ def test_pieces_of_a_pass_change_nothing(name: str, strategy: str, run_on_two: C
 def test_the_rest_of_a_rollout_is_skipped_on_both(strategy: str, run_on_two: Callable[..., Path]) -> None:
     words = ["fit", *RUNS["ppo"], "--config", f"{strategy}.yaml", *DATA, "--trainer.limit_val_batches", "0"]
     words += ["--model.policy.max_tokens_per_batch", "60"]
-    limit = ["--model.algorithm.update_kl_limit", "1.0e-300", "--model.algorithm.epochs", "3"]
-    stopped = run_on_two(f"stopped-{strategy}", *words, *limit)
+    often = ["--model.algorithm", "tests.stopping.StopsAtOnce", "--model.algorithm.epochs", "3"]
+    stopped = run_on_two(f"stopped-{strategy}", *words, *often)
     once = run_on_two(f"once-{strategy}", *words, "--model.algorithm.epochs", "1")
     first, second = weights(stopped / "export"), weights(once / "export")
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
