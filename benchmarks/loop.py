@@ -2,18 +2,19 @@
 
     python benchmarks/loop.py kill                     # ten kills at random moments, against a loop that nobody kills
     python benchmarks/loop.py study --seeds 5          # three rounds against one round with three times the labels at once
+    python benchmarks/loop.py strategies --seeds 5     # a strategy that chooses questions against random ones, at two budgets
 
 `kill` starts a tiny loop of three rounds with simulated annotators and kills it with SIGKILL: half of the time its present run
 too, half of the time the loop alone, so that the run lives on. Labels must be the same line by line, and the weights of every
 round's reward model and policy bit by bit. `study` prints the mean paired difference of the policy's true reward on held-out
-prompts, with its 95 % interval; it keeps its loops in the folder of `--runs` and continues those that are not done. Exit status 1
-if a kill changed something.
+prompts, with its 95 % interval; `strategies` prints that of `disagreement` less `random` after two rounds, whose reward models
+have ten heads. Both keep their loops in the folder of `--runs` and continue those that are not done. The exit status is 1 if a
+kill changed something.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -23,18 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from questions import STUDENT
 from safetensors.torch import load_file
-
-from rlhf_lightning.__main__ import main as command
-from rlhf_lightning.loop import runs, steps
 
 ROUNDS = 3
 TINY = {
@@ -68,8 +65,14 @@ data: {init_args: {validation_size: 512}}
     "study_reward.yaml": """
 trainer: {enable_progress_bar: false}
 """,
+    "study_heads.yaml": """
+trainer: {enable_progress_bar: false}
+model: {init_args: {heads: 10}}
+""",
 }
 """Overlays of the shipped configs: half of the iterations, and the true reward on more prompts, before and after."""
+BUDGETS = (32, 96)
+"""Labels of each of the two rounds of `strategies`."""
 
 
 def prepared(folder: Path) -> Path:
@@ -153,81 +156,81 @@ def kills(folder: Path, count: int, seed: int) -> int:
     return 1 if found else 0
 
 
-@contextlib.contextmanager
-def one_process(folder: Path) -> Iterator[None]:
-    """Let a loop in a folder do its runs in this process, which has imported torch already; the output goes to a file."""
+def final(work: Path, reward: str, *words: str) -> tuple[float, float]:
+    """Return the true reward of the supervised model and of the last round's policy, from the tree where the loop is done.
 
-    def fit(words: Sequence[str]) -> int:
-        environment = dict(os.environ)
-        try:
-            return command(words[3:])
-        finally:
-            os.environ.clear()
-            os.environ.update(environment)
-
-    with (
-        open(folder / "log.txt", "a") as log,
-        contextlib.chdir(folder),
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-        mock.patch.object(runs, "_run", fit),
-        mock.patch.object(steps, "isolated", lambda function, *arguments: function(*arguments)),
-    ):
-        yield
-
-
-def final(work: Path, rounds: int, labels: int, seed: int) -> tuple[float, float]:
-    """Return the true reward of the supervised model and of the last round's policy, from the tree where the loop is done."""
-    measured = work / "loop" / f"round-{rounds - 1:02d}" / "measured.json"
+    Args:
+        work: folder of the loop; its name is unique among the loops of a study.
+        reward: name of the last overlay of the reward model.
+        words: further words of the command, `--rounds` among them.
+    """
+    measured = work / "loop" / f"round-{int(words[words.index('--rounds') + 1]) - 1:02d}" / "measured.json"
     if not measured.is_file():
         work.mkdir(parents=True, exist_ok=True)
         for name, text in STUDY.items():
             (work / name).write_text(text)
-        words = ["--rounds", str(rounds), "--labels", str(labels), "--seed", str(seed)]
-        words += ["--reward", '["reward.yaml", "loop_reward.yaml", "study_reward.yaml"]']
-        words += ["--policy", '["ppo.yaml", "study_policy.yaml"]']
-        with one_process(work):
-            if status := command(["loop", "--config", "loop.yaml", *words]):
-                raise SystemExit(f"the loop in {work} ended with status {status}; its log.txt says why")
+        configs = ["--reward", json.dumps(["reward.yaml", "loop_reward.yaml", reward])]
+        run(work, *configs, "--policy", '["ppo.yaml", "study_policy.yaml"]', *words)
     row = json.loads(measured.read_text())
     return row["policy_before"]["val/reward/true"], row["policy"]["val/reward/true"]
 
 
-def study(folder: Path, seeds: int, first_seed: int, labels: int) -> int:
+def mean_difference(gains: Sequence[float]) -> str:
+    """Return the mean of paired differences with its 95 % interval."""
+    if len(gains) not in STUDENT:
+        return f"mean paired difference {statistics.fmean(gains):+.3f} ({len(gains)} seeds)"
+    half = STUDENT[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
+    return f"mean paired difference {statistics.fmean(gains):+.3f} ± {half:.3f} ({len(gains)} seeds)"
+
+
+def study(folder: Path, seeds: range, labels: int) -> int:
     """Compare rounds with one round of all labels."""
     gains = []
     print("| seed | before | three rounds | one round | difference |\n| --- | --- | --- | --- | --- |")
-    for seed in range(first_seed, first_seed + seeds):
-        found = {
-            rounds: final(
-                folder / f"{seed}-{rounds}x{ROUNDS * labels // rounds}", rounds, ROUNDS * labels // rounds, seed
-            )
-            for rounds in (ROUNDS, 1)
-        }
+    for seed in seeds:
+        found = {}
+        for rounds, each in ((ROUNDS, labels), (1, ROUNDS * labels)):
+            words = ("--rounds", str(rounds), "--labels", str(each), "--seed", str(seed))
+            found[rounds] = final(folder / f"{seed}-{rounds}x{each}", "study_reward.yaml", *words)
         (before, several), (_, single) = found[ROUNDS], found[1]
         gains.append(several - single)
-        cells = (f"{value:.3f}" for value in (before, several, single))
-        print(f"| {seed} | {' | '.join(cells)} | {gains[-1]:+.3f} |", flush=True)
-    if seeds in STUDENT:
-        half = STUDENT[seeds] * statistics.stdev(gains) / seeds**0.5
-        print(f"mean paired difference {statistics.fmean(gains):+.3f} ± {half:.3f} ({seeds} seeds)")
+        print(f"| {seed} | {before:.3f} | {several:.3f} | {single:.3f} | {gains[-1]:+.3f} |", flush=True)
+    print(mean_difference(gains))
+    return 0
+
+
+def strategies(folder: Path, seeds: range) -> int:
+    """Compare the policies of two strategies; the second of two rounds ranks by the reward model of the first."""
+    print("| labels of a round | seed | random | disagreement | difference |\n| --- | --- | --- | --- | --- |")
+    for labels in BUDGETS:
+        gains = []
+        for seed in seeds:
+            words = ("--rounds", "2", "--labels", str(labels), "--seed", str(seed), "--strategy")
+            chance, chosen = (
+                final(folder / f"{seed}-{name}-{labels}", "study_heads.yaml", *words, name)[1]
+                for name in ("random", "disagreement")
+            )
+            gains.append(chosen - chance)
+            print(f"| {labels} | {seed} | {chance:.3f} | {chosen:.3f} | {gains[-1]:+.3f} |", flush=True)
+        print(f"{labels} labels a round: {mean_difference(gains)}")
     return 0
 
 
 def main() -> int:
-    """Run one of the two."""
+    """Run one of the three."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("kill", "study"))
+    parser.add_argument("what", choices=("kill", "study", "strategies"))
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of kills, or the first of the study")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of kills, or the first of a study")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--labels", type=int, default=64, help="of each of three rounds of the study")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs/loop"), metavar="DIR", help="of the study (%(default)s)"
-    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/loop"), metavar="DIR", help="of a study (%(default)s)")
     options = parser.parse_args()
+    seeds = range(options.seed, options.seed + options.seeds)
     if options.what == "study":
-        return study(options.runs.resolve(), options.seeds, options.seed, options.labels)
+        return study(options.runs.resolve(), seeds, options.labels)
+    if options.what == "strategies":
+        return strategies(options.runs.resolve(), seeds)
     with tempfile.TemporaryDirectory() as folder:
         return kills(Path(folder), options.kills, options.seed)
 
