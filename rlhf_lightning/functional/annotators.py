@@ -123,11 +123,10 @@ def reconciled_by_strengths(votes: Votes, scale: float = 2.0) -> Reconciled:
     found = fit_strengths(votes, scale)
     difference = found.scores[votes.responses[:, 0]] - found.scores[votes.responses[:, 1]]
     variances = found.difference_variances(votes.responses)
-    tie = found.tie if bool((votes.choices == TIE).any()) else 0.0
 
     def expected(d: Tensor) -> Tensor:
         up, down = (d / 2).exp(), (-d / 2).exp()
-        return (up + tie / 2) / (up + down + tie)
+        return (up + found.tie / 2) / (up + down + found.tie)
 
     means = expected(difference / (1 + math.pi * variances / 8).sqrt())
     deviation = variances.sqrt()

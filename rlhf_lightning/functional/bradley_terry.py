@@ -44,8 +44,7 @@ class Strengths:
 
     def difference_variances(self, pairs: Tensor) -> Tensor:
         """Return float64 [I], the variance of the difference of the strengths of `pairs` [I, 2] that were compared."""
-        place = torch.zeros(len(self.scores), dtype=torch.long)
-        group = torch.full((len(self.scores),), -1, dtype=torch.long)
+        place, group = torch.empty(2, len(self.scores), dtype=torch.long)
         for number, (members, _) in enumerate(self.covariances):
             place[members], group[members] = torch.arange(len(members)), number
         found = torch.empty(len(pairs), dtype=torch.float64)

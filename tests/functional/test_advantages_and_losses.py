@@ -8,14 +8,18 @@ import pytest
 import torch
 
 from rlhf_lightning.functional.advantages import (
+    batch_normalized,
     best_and_worst,
+    best_of_group,
     explained_variance,
     gae,
+    group_centered,
     group_moments,
     group_normalized,
     last_token,
     leave_one_out,
     normalized_components,
+    overlong_penalty,
     reward_to_go,
     token_rewards,
 )
@@ -26,6 +30,7 @@ from rlhf_lightning.functional.preference_losses import (
     bradley_terry_loss,
     kto_loss,
     length_desensitized,
+    preference_agreement,
     preference_loss,
 )
 
@@ -159,6 +164,7 @@ def test_whitening_counts_the_mask_alone() -> None:
     expected = (kept - kept.mean()) / kept.std()
     torch.testing.assert_close(whiten(x, mask)[mask], expected)
     assert not whiten(x, mask)[~mask].any()
+    assert not whiten(torch.full((2, 3), 2.5), mask).any()  # without a variance, by which it divides
     mean, variance = masked_moments(x, mask)
     assert float(mean) == pytest.approx(float(kept.mean()))
     assert float(variance) == pytest.approx(float(kept.var()))
@@ -168,6 +174,9 @@ def test_nothing_off_the_mask_is_seen() -> None:
     x, mask = torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True])
     assert float(masked_mean(x, mask)) == 2.0
     assert row_mean(x[None], mask[None]).tolist() == [2.0]
+    only = torch.tensor([True, False, False])
+    assert row_mean(x[None], only[None]).tolist() == [1.0]
+    assert [float(moment) for moment in masked_moments(x, only, math.nan)] == [1.0, 0.0]
     none = torch.zeros_like(mask)
     assert float(masked_mean(x, none)) == 0.0
     assert math.isnan(masked_mean(x, none, math.nan))
@@ -188,6 +197,18 @@ def test_groups() -> None:
     assert leave_one_out(returns, groups, without)[0] == 1.0  # alone, so it counts for nothing
 
 
+def test_rows_without_a_score_have_an_advantage_of_0_and_move_no_other() -> None:
+    returns, groups = torch.tensor([1.0, 3.0, 9.0]), torch.zeros(3, dtype=torch.long)
+    valid = torch.tensor([True, True, False])
+    assert group_centered(returns, groups, valid).tolist() == [-1.0, 1.0, 0.0]
+    for found in (group_normalized(returns, groups, valid), batch_normalized(returns, valid)):
+        assert found.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5, 0.0], abs=1e-4)
+
+
+def test_no_response_pays_more_than_the_whole_overlong_penalty() -> None:
+    assert overlong_penalty(torch.tensor([0, 90, 150]), 100, 20).tolist() == [0.0, 0.5, 1.0]
+
+
 def test_equal_rewards_have_no_deviation_however_large_they_are() -> None:
     rewards = torch.full((7,), 1000.1)  # seven of which sum to something else in float32
     mean, deviation = group_moments(rewards, torch.zeros(7, dtype=torch.long), torch.ones(7, dtype=torch.bool))
@@ -205,6 +226,11 @@ def test_best_and_worst_with_ties_and_unscored_rows() -> None:
     assert (best[2], worst[2]) == (7, 8)
     assert differ.tolist() == [True, False, True]
     assert (best[1], worst[1]) == (3, 5)
+
+
+def test_a_row_without_a_score_is_not_the_best_of_its_group() -> None:
+    scores, groups = torch.tensor([1.0, 2.0, 9.0]), torch.zeros(3, dtype=torch.long)
+    assert best_of_group(scores, groups, torch.tensor([True, True, False])).tolist() == [False, True, False]
 
 
 def test_a_group_without_a_best_row_has_its_first_and_its_last_as_placeholders() -> None:
@@ -239,6 +265,8 @@ def test_the_value_loss_takes_the_worse_of_the_two() -> None:
     old, returns = torch.tensor(0.0), torch.tensor(1.0)
     assert float(clipped_value_loss(torch.tensor(0.9), old, returns, 0.2)) == pytest.approx(0.5 * 0.8**2)
     assert float(clipped_value_loss(torch.tensor(0.9), old, returns, None)) == pytest.approx(0.5 * 0.1**2)
+    near = clipped_value_loss(torch.tensor(0.5), torch.tensor(0.6), torch.tensor(0.0), 0.2)  # which is not clipped
+    assert float(near) == pytest.approx(0.5 * 0.5**2)
 
 
 def test_preference_losses_by_hand() -> None:
@@ -263,6 +291,10 @@ def test_tokens_behind_the_shorter_response_weigh_alpha() -> None:
     values = torch.tensor([[1.0, 9.0, 2.0, 4.0], [3.0, 5.0, 9.0, 9.0]])
     assert length_desensitized(values, mask, 0.25).tolist() == [1.0 + 2.0 + 0.25 * 4.0, 8.0]
     assert length_desensitized(values, mask, 1.0).tolist() == [7.0, 8.0]
+
+
+def test_margins_of_rounding_alone_are_ties() -> None:
+    assert preference_agreement(torch.tensor([1.5e-4, 0.9e-4, -0.9e-4, -1.5e-4])).tolist() == [1.0, 0.5, 0.5, 0.0]
 
 
 def test_bradley_terry_with_margin_and_centring() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,8 +50,9 @@ def votes_of(*rows: tuple[int, int, int], pairs: int, swapped: list[bool] | None
 
 
 def test_a_majority_counts_ties_half() -> None:
-    found = majority(votes_of((0, 0, FIRST), (0, 1, FIRST), (0, 2, TIE), (0, 3, SECOND), (1, 0, SECOND), pairs=3))
-    assert found.probabilities.tolist() == [0.625, 0.0, 0.5]
+    rows = [(0, 0, FIRST), (0, 1, FIRST), (0, 2, TIE), (0, 3, SECOND), (1, 0, SECOND), (3, 0, FIRST)]
+    found = majority(votes_of(*rows, pairs=4))
+    assert found.probabilities.tolist() == [0.625, 0.0, 0.5, 1.0]
     assert found.deviations[0] < found.deviations[1] < found.deviations[2]
     torch.testing.assert_close(found.deviations[2], torch.tensor(1 / 12, dtype=torch.float64).sqrt())
 
@@ -183,6 +185,8 @@ def test_what_is_known_of_a_pair_is_learned_from_and_kept() -> None:
     assert len(found.reliabilities) == known.annotator_count == 2
     assert found.reliabilities[0] > found.reliabilities[1]
     assert votes_of((0, 4, TIE), pairs=1).annotator_count == 5
+    none = torch.zeros(0, dtype=torch.long)
+    assert Votes(none, none, none, free.responses).annotator_count == 0
 
 
 def test_a_majority_has_the_deviation_of_a_beta_distribution() -> None:
@@ -246,3 +250,40 @@ def test_a_pair_without_votes_begins_with_a_third_of_each_truth() -> None:
     found = dawid_skene(votes_of((0, 0, FIRST), pairs=2), smoothing=0, iterations=1)
     # the mean of certainty and of a third each is 2/3, 1/6, 1/6; a tie counts half
     assert float(found.probabilities[1]) == pytest.approx(2 / 3 + 1 / 12)
+
+
+@pytest.mark.parametrize(("options", "smoothing"), [({"smoothing": 0.0}, 0), ({"smoothing": 2.0}, 2), ({}, 1)])
+def test_smoothing_adds_votes_like_those_of_all_annotators(options: dict[str, Any], smoothing: int) -> None:
+    rows = [(pair, 0, choice) for pair, choice in enumerate([FIRST, FIRST, SECOND, SECOND])]
+    rows += [(pair, 1, choice) for pair, choice in enumerate([FIRST, SECOND, SECOND, FIRST])]
+    known = replace(votes_of(*rows, pairs=4), known=torch.tensor([FIRST, FIRST, SECOND, SECOND]))
+    # of either truth the first annotator was right 2 of 2 times, the second 1 of 2, both together 3 of 4
+    expected = [(right + smoothing * 3 / 4) / (2 + smoothing) for right in (2, 1)]
+    found = dawid_skene(known, **options).reliabilities
+    assert found is not None
+    assert found.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [0.7, 3.0])
+def test_the_variances_of_strengths_are_the_inverse_of_the_hessian_of_the_posterior(scale: float) -> None:
+    """By automatic differentiation, with reliabilities and ties as found; a pair has its lower number first or second."""
+    rows = [(0, 0, FIRST), (0, 1, TIE), (1, 0, FIRST), (1, 1, SECOND), (2, 0, SECOND), (2, 1, SECOND), (0, 2, FIRST)]
+    index, annotators, choices = torch.tensor(rows).T
+    responses = torch.tensor([[0, 1], [2, 1], [2, 0], [3, 4]])  # nobody voted on the last pair
+    counts = torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0, 1.0, 2.0], dtype=torch.float64)
+    found = fit_strengths(Votes(index, annotators, choices, responses, counts=counts), scale)
+
+    def energy(strengths: torch.Tensor) -> torch.Tensor:
+        first, second = strengths[responses[index]].unbind(-1)
+        half = found.reliabilities[annotators] * (first - second) / 2
+        logits = torch.stack([half, -half, torch.full_like(half, math.log(found.tie))], -1)
+        likelihood = counts * logits.log_softmax(-1)[torch.arange(len(rows)), choices]
+        return strengths.square().sum() / (2 * scale**2) - likelihood.sum()
+
+    hessian: Any = torch.autograd.functional.hessian(energy, found.scores)  # type: ignore[no-untyped-call]
+    covariance = hessian.inverse()
+    first, second = responses.T
+    expected = covariance[first, first] + covariance[second, second] - 2 * covariance[first, second]
+    torch.testing.assert_close(found.difference_variances(responses), expected)
+    assert float(expected[3]) == pytest.approx(2 * scale**2)
+    assert not (found.reliabilities - 1).abs().lt(0.05).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,9 +47,19 @@ def test_two_items_without_ties_have_the_log_odds_and_its_error() -> None:
     assert float(found.scores[0] - found.scores[1]) == pytest.approx(math.log(3), abs=1e-6)
     # the error of the log odds is √(1/30 + 1/10); each score has half of it
     assert float(found.errors[0]) == pytest.approx(math.sqrt(1 / 30 + 1 / 10) / 2, abs=1e-4)
-    assert found.interval(0)[1] - float(found.scores[0]) == pytest.approx(1.96 * float(found.errors[0]), abs=1e-4)
+    low, high = (bound - float(found.scores[0]) for bound in found.interval(0))
+    assert -low == pytest.approx(high) == pytest.approx(1.96 * float(found.errors[0]), abs=1e-4)
     assert found.tie == 0.0
     assert win_probability(math.log(3)) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(("options", "ridge"), [({"ridge": 3.0}, 3.0), ({}, 0.01)])
+def test_the_ridge_bounds_the_scores_of_two_items(options: dict[str, Any], ridge: float) -> None:
+    found = bradley_terry(torch.tensor([[0.0, 30], [1, 0]]), **options)
+    first = float(found.scores[0])
+    # where the gradient is 0: wins beyond those expected are the ridge times the score
+    assert 30 - 31 * win_probability(2 * first) == pytest.approx(ridge * first, abs=1e-4)
+    assert found.reliabilities.tolist() == [1.0]
 
 
 def test_ties_alone_leave_all_equal() -> None:
@@ -77,7 +88,10 @@ def test_intervals_cover_the_truth() -> None:
     assert 0.90 <= covered / 300 <= 0.99
 
 
-@pytest.mark.parametrize("wins", [torch.zeros(2, 3), torch.zeros(3), -torch.ones(2, 2), torch.full((2, 2), math.nan)])
+ONE_NEGATIVE, ONE_INFINITE = torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.tensor([[0.0, math.inf], [1.0, 0.0]])
+
+
+@pytest.mark.parametrize("wins", [torch.zeros(2, 3), torch.zeros(3), ONE_NEGATIVE, ONE_INFINITE])
 def test_matrices_of_another_form_are_refused(wins: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"wins (has shape|and ties must)"):
         bradley_terry(wins)

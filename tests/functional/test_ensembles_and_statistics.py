@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf_lightning.functional.ensembles import bootstrap_weights, disagreement
-from rlhf_lightning.functional.statistics import separation
+from rlhf_lightning.functional.statistics import separation, win_rate
 
 pytestmark = pytest.mark.unit
 
@@ -27,6 +27,11 @@ def test_rewards_of_another_scale_agree() -> None:
 @pytest.mark.parametrize("label", [True, False])
 def test_separation_needs_both_labels(label: bool) -> None:
     assert math.isnan(separation(torch.tensor([1.0, 2.0]), torch.tensor([label, label])))
+
+
+def test_a_win_rate_needs_as_many_scores_on_both_sides() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        win_rate([1.0, 2.0], [0.0])
 
 
 def test_disagreement_is_the_deviation_of_standardised_scores() -> None:

@@ -25,12 +25,12 @@ from rlhf_lightning.functional.preference_losses import (
 PairLoss = Callable[..., Tensor]
 """(chosen, rejected, p=…) → one loss per pair."""
 CHOSEN, REJECTED = torch.tensor([1.5, -2.0, 0.3, 4.0]), torch.tensor([-1.0, 0.7, 0.3, 3.9])
-LENGTHS = torch.tensor([3, 5, 2, 4])
+LENGTHS = torch.tensor([3, 1, 2, 4])
 
 
 def preference(kind: PreferenceLoss, smoothing: float = 0.0, robust: bool = False) -> PairLoss:
-    def loss(chosen: Tensor, rejected: Tensor, p: Tensor | float = 1.0) -> Tensor:
-        return preference_loss(chosen, rejected, LENGTHS, LENGTHS, 0.7, kind, smoothing, p, robust)
+    def loss(chosen: Tensor, rejected: Tensor, **p: Tensor) -> Tensor:
+        return preference_loss(chosen, rejected, LENGTHS, LENGTHS, 0.7, kind, smoothing, robust=robust, **p)
 
     return loss
 
@@ -39,13 +39,13 @@ def reward(margin: float, centering: float) -> PairLoss:
     return partial(bradley_terry_loss, margin=torch.tensor(margin), centering=centering)
 
 
-def simpo(chosen: Tensor, rejected: Tensor, p: Tensor | float = 1.0) -> Tensor:
-    return simpo_loss(chosen, rejected, 0.7, 0.4, p)
+def simpo(chosen: Tensor, rejected: Tensor, **p: Tensor) -> Tensor:
+    return simpo_loss(chosen, rejected, 0.7, 0.4, **p)
 
 
-def odds_ratio(chosen: Tensor, rejected: Tensor, p: Tensor | float = 1.0) -> Tensor:
+def odds_ratio(chosen: Tensor, rejected: Tensor, **p: Tensor) -> Tensor:
     """Of responses whose log odds are the given numbers."""
-    return odds_ratio_loss(logsigmoid(chosen), logsigmoid(rejected), p)
+    return odds_ratio_loss(logsigmoid(chosen), logsigmoid(rejected), **p)
 
 
 LOSSES: dict[str, PairLoss] = {
@@ -143,6 +143,7 @@ def test_log_odds_by_hand() -> None:
     log_odds(certain).sum().backward()  # type: ignore[no-untyped-call]
     assert certain.grad is not None
     assert certain.grad.tolist() == [0.0, 0.0]  # no NaN, also where the row is masked later
+    assert float(log_odds(torch.zeros((), dtype=torch.float64)).exp()) == pytest.approx(1e6, rel=1e-5)
 
 
 @pytest.mark.parametrize("p", [0.5, 0.7, 0.95])

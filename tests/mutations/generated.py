@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from faults import ROOT
@@ -215,14 +216,15 @@ def files_of(name: str, package: Path) -> list[Path]:
     return sorted(found[name])
 
 
-def equivalent() -> list[dict[str, str]]:
+def equivalent() -> list[dict[str, Any]]:
     """Return the entries of `equivalent.yaml`."""
     return yaml.safe_load(EQUIVALENT.read_text())  # type: ignore[no-any-return]
 
 
-def excuses(entry: dict[str, str], fault: GeneratedFault) -> bool:
-    """Say whether an entry names a fault."""
-    return all(entry[key] == getattr(fault, key) for key in ("file", "function", "before", "after"))
+def excuses(entry: dict[str, Any], fault: GeneratedFault) -> bool:
+    """Say whether an entry names a fault: all that are alike in its function, or the one of its `number`."""
+    alike = all(entry[key] == getattr(fault, key) for key in ("file", "function", "before", "after"))
+    return alike and entry.get("number", fault.number) == fault.number
 
 
 def all_faults(name: str, root: Path = ROOT) -> list[GeneratedFault]:
