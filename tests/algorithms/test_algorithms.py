@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from copy import deepcopy
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from algorithm_kinds import KINDS
+from algorithm_kinds import KINDS, OF_PAIRS, OF_REWARDS
 from torch import Tensor
 
 import rlhf_lightning.algorithms
@@ -238,6 +238,82 @@ def test_values_that_cannot_work(kind: Any, option: dict[str, Any], expected: st
 
 
 @pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        *((kind, {"responses_per_prompt": 2}) for kind in OF_REWARDS),
+        (PPO, {"dual_clip": 1.1, "value_coef": 0.0, "gamma": 0.0, "gae_lambda": 0.0}),
+        (REINFORCE, {"baseline": "moving", "responses_per_prompt": 1, "moving_decay": 0.0}),
+        (DAPO, {"max_response_length": 24, "overlong_buffer": 24, "overlong_penalty": 0.0, "max_refills": 0}),
+        (Distillation, {"gamma": 1.0, "ratio_cap": 0.5}),
+        (DPO, {"label_smoothing": 0.4, "ld_alpha": 0.0}),
+        (KTO, {"desirable_weight": 0.0, "undesirable_weight": 0.0}),
+        (SimPO, {"beta": 0.5, "gamma": 0.0}),
+        (KLPenalty, {"coef": 0.0, "gain": 0.5}),
+        (KLPenalty, {"target": 0.01}),
+        (KLPenalty, {"placement": "loss", "estimator": "k2", "ratio_weighted": False}),
+        (KLPenalty, {"placement": "reward", "estimator": "k1", "ratio_weighted": False}),
+    ],
+)
+def test_values_at_their_limits_work(kind: Any, option: dict[str, Any]) -> None:
+    made = kind(**option)
+    assert {name: getattr(made, name) for name in option} == option
+
+
+@dataclass
+class Bootstrapping(REINFORCE):
+    """An own algorithm that has no penalty of truncated responses."""
+
+    needs_values: ClassVar[bool] = True
+    bootstrap_truncated: bool = True
+
+
+def test_an_own_algorithm_may_bootstrap_without_a_truncation_penalty() -> None:
+    assert Bootstrapping().bootstraps
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS)
+def test_an_algorithm_reads_what_it_declares(kind: Any) -> None:
+    """A rollout of the declared measurements is enough, and one without any of them is not."""
+    algorithm, data = kind(), rollout()
+    needs = {
+        "values": kind.needs_values,
+        "baselines": kind.greedy_baseline,
+        "mismatched": kind.mismatched_rows,
+        "reference_logprobs": algorithm.needs_reference,
+    }
+    enough = replace(data, **dict.fromkeys((name for name, needed in needs.items() if not needed), None))
+
+    def loss(given: Rollout) -> float:
+        batch, said = algorithm.prepare(given), output_for(algorithm.prepare(data))
+        values = said.values if kind.needs_values else None
+        return float(algorithm.loss(PolicyOutput(said.logprobs, None, values), batch).loss)
+
+    assert math.isfinite(loss(enough))
+    assert not algorithm.needs_entropy
+    assert kind.rows_per_loss_group == (2 if kind in OF_PAIRS else 1)
+    for name in (name for name, needed in needs.items() if needed):
+        with pytest.raises(AssertionError):
+            loss(replace(enough, **{name: None}))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALGORITHMS if kind not in OF_PAIRS and kind is not KTO])
+def test_tokens_off_the_mask_have_an_advantage_of_0(kind: Any) -> None:
+    data = rollout()
+    advantages = kind().prepare(data).advantages
+    assert advantages is not None
+    assert advantages[data.mask].any()
+    assert advantages[~data.mask].eq(0).all()
+
+
+@pytest.mark.parametrize("kind", OF_PAIRS)
+def test_pairs_are_ordered_without_the_log_probabilities_of_their_policy(kind: Any) -> None:
+    assert not kind.prepare_reads_logprobs
+    one, other = (kind().prepare(replace(rollout(), logprobs=rollout().logprobs + x)) for x in (0.0, 5.0))
+    assert torch.equal(one.rewards, other.rewards)
+    assert torch.equal(one.mask, other.mask)
+
+
+@pytest.mark.parametrize(
     ("kind", "numbers"),
     [
         (DAPO, {"clip_range": 0.2, "clip_range_high": 0.28, "responses_per_prompt": 16, "max_refills": 10}),
@@ -455,6 +531,12 @@ def test_the_adaptive_coefficient_and_what_is_remembered() -> None:
     average = REINFORCE(baseline="moving")
     average.prepare(rollout())
     assert average.state_dict()["average"] is not None
+    assert KTO().metrics() == {"kl/mismatched": 0.0}  # before a rollout
+    assert PPO().metrics() == {}
+
+
+def test_an_entropy_bonus_reads_the_entropy() -> None:
+    assert [PPO(entropy_coef=coef).needs_entropy for coef in (-0.1, 0.0, 0.1)] == [True, False, True]
 
 
 def test_an_algorithm_is_one_file_under_a_hundred_lines() -> None:

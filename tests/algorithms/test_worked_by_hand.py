@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf_lightning.algorithms.cispo import CISPO
 from rlhf_lightning.algorithms.dapo import DAPO
+from rlhf_lightning.algorithms.diagnostics import policy_output, update_metrics
 from rlhf_lightning.algorithms.distillation import Distillation
 from rlhf_lightning.algorithms.dpo import DPO
 from rlhf_lightning.algorithms.gdpo import GDPO
@@ -107,6 +108,13 @@ def test_the_loss_of_ppo_is_the_mean_over_the_tokens_that_were_chosen() -> None:
         critic = 0.5 * max((value - wanted) ** 2, (kept - wanted) ** 2)
         expected += clipped(row, t, [2.0, -1.0][row], 0.1, 0.3) + 0.7 * critic - 0.05 * ENTROPY[row][t]
     assert value_of(ppo(**options), credited([2.0, -1.0])) == pytest.approx(expected / len(TOKENS))
+
+
+def test_the_penalty_in_the_loss_of_ppo_is_added() -> None:
+    kl = KLPenalty(coef=0.5, placement="loss", estimator="k2")
+    expected = sum(0.5 * (NOW[row][t] - REFERENCE[row][t]) ** 2 / 2 for row, t in TOKENS) / len(TOKENS)
+    batch = credited([2.0, -1.0])
+    assert value_of(ppo(kl=kl), batch) - value_of(ppo(), batch) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_returns_of_ppo_are_of_advantages_before_whitening() -> None:
@@ -271,6 +279,8 @@ def test_the_baselines_of_reinforce() -> None:
     assert advantages(REINFORCE(baseline="leave_one_out", kl=NO_KL), [1.0, -0.5]) == pytest.approx([1.5, -1.5])
     whitened = [0.75 / 1.125**0.5, -0.75 / 1.125**0.5]
     assert advantages(REINFORCE(baseline="batch", kl=NO_KL), [1.0, -0.5]) == pytest.approx(whitened)
+    close = advantages(REINFORCE(baseline="batch", kl=NO_KL), [1e-9, -1e-9])
+    assert close[0] > 0 > close[1]
     moving = REINFORCE(baseline="moving", moving_decay=0.8, kl=NO_KL)
     assert advantages(moving, [1.0, 3.0]) == pytest.approx([-1.0, 1.0])  # the first has nothing earlier: its own mean
     moving.prepare(rollout(rewards=torch.zeros(2), mask=torch.zeros(2, 3, dtype=torch.bool)))  # nothing was scored
@@ -318,12 +328,13 @@ def test_the_losses_without_a_reference() -> None:
     ratio = math.log(odds[0]) - math.log(odds[1])
     simpo = 0.9 * math.log1p(math.exp(0.5 - 2 * margin)) + 0.1 * math.log1p(math.exp(0.5 + 2 * margin))
     orpo = 0.9 * math.log1p(math.exp(-ratio)) + 0.1 * math.log1p(math.exp(ratio))
-    for algorithm, expected in (
-        (SimPO(beta=2.0, gamma=0.5), simpo),
-        (ORPO(odds_ratio_coef=0.3), -0.8 * mean[0] + 0.3 * orpo),
+    for algorithm, expected, logged in (
+        (SimPO(beta=2.0, gamma=0.5), simpo, 2 * margin),
+        (ORPO(odds_ratio_coef=0.3), -0.8 * mean[0] + 0.3 * orpo, ratio),
     ):
         batch = algorithm.prepare(replace(data, reference_logprobs=None))
         assert value_of(algorithm, batch) == pytest.approx(expected)
+        assert float(algorithm.loss(output(), batch).means["preference/margin"][0]) == pytest.approx(logged, rel=1e-5)
         assert not algorithm.needs_reference
 
 
@@ -348,6 +359,9 @@ def test_kto_takes_z_from_the_mismatched_rows_and_learns_from_the_others(
         assert float(algorithm.weight(batch)) == 1.0
         measured = found.means["implicit_reward/good" if label else "implicit_reward/bad"]
         assert [float(x) for x in measured] == [pytest.approx(0.4 * drift[own]), 1.0]
+        assert [float(x) for x in found.means["loss/policy"]] == [pytest.approx(loss), 1.0]
+        update = sum(old + shift - now for old, now in zip(OLD[own], NOW[own], strict=True))
+        assert [float(x) for x in found.means["kl/update"]] == [pytest.approx(update), len(OLD[own])]
 
 
 def test_the_nll_of_rpo_is_per_token_of_the_chosen_response() -> None:
@@ -386,6 +400,26 @@ def test_clipped_tokens_and_the_largest_ratio(algorithm: Any) -> None:
     # ratios e^0.1, e^0.8, e^-0.1, e^-0.5, e^0.05: the first two are above 1.08, the fourth is below 0.7
     assert [float(x) for x in found.means["policy/clip_fraction"]] == [3.0, 5.0]
     assert float(found.maxima["policy/ratio_max"]) == pytest.approx(math.exp(0.8))
+
+
+def test_a_ratio_at_its_bound_is_not_clipped_and_padding_has_none() -> None:
+    mask = torch.tensor([[True, True, True, True, False]])
+    ratio = torch.tensor([[0.5, 2.0, 0.25, 4.0, 8.0]])
+    means, _ = update_metrics(ratio.log(), mask, 0.5, 1.0, ratio)
+    assert [float(x) for x in means["policy/clip_fraction"]] == [2.0, 4.0]
+    batch = credited([2.0, -1.0])
+    shifted = replace(batch, logprobs=torch.where(batch.mask, batch.logprobs, 5.0))  # of padding, e^4 less than now
+    found = policy_output(GRPO(), torch.zeros(2, 3), output(), shifted, clip=(0.3, 0.08))
+    assert float(found.maxima["policy/ratio_max"]) == pytest.approx(math.exp(0.8))
+
+
+@pytest.mark.parametrize("kind", [REINFORCE, GRPO, DAPO, GSPO, CISPO, RLOO, REINFORCEPlusPlus, GDPO, RAFT])
+def test_without_a_kl_penalty_the_loss_is_that_of_the_policy(kind: Any) -> None:
+    algorithm = kind(kl=NO_KL)
+    found = algorithm.loss(output(), credited([2.0, -1.0]))
+    total, count = found.means["loss/policy"]
+    assert float(total) == pytest.approx(float(found.loss))
+    assert float(count) == float(algorithm.weight(credited([2.0, -1.0])))
 
 
 def test_the_accuracy_and_the_margin_of_dpo_are_of_the_chosen_response() -> None:

@@ -1,6 +1,6 @@
 """Which faults that nobody chose do the tests catch? Generate faults from the syntax tree and see a test fail for each.
 
-    python tests/mutations/generated.py GROUP [--sample N] [--seed S] [--again]
+    python tests/mutations/generated.py GROUP [--sample N] [--seed S] [--again] [--budget SECONDS]
 
 A fault changes one operator, condition, number or truth value of a file of the group. Only the tests that execute its lines run,
 the fastest first. The score is the share that is caught, with its 95 % interval (Wilson). Faults of `equivalent.yaml` change no
@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from faults import ROOT
 from run import copied
-from trials import Trials
+from trials import DECLARATIONS, Trials
 
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 RESULTS = Path(__file__).with_name("generated.jsonl")
@@ -242,11 +242,12 @@ def drawn(faults: list[GeneratedFault], seed: int) -> list[GeneratedFault]:
 
 def tests_of(fault: GeneratedFault, group: Group) -> tuple[str, ...]:
     """Return the folders and files whose tests must notice a fault."""
+    declarations = () if fault.called else (DECLARATIONS,)
     if group.tests:
-        return group.tests
+        return (*group.tests, *declarations)
     inner = Path(fault.file).parts[1:]
     room = inner[0] if len(inner) > 1 else ""
-    chosen = (fault.file, *([f"tests/{room}"] if room else []), *ELSEWHERE.get(room, ()))
+    chosen = (fault.file, *([f"tests/{room}"] if room else []), *ELSEWHERE.get(room, ()), *declarations)
     return tuple(each for each in chosen if (ROOT / each).exists())
 
 
@@ -268,7 +269,7 @@ def results() -> dict[tuple[str, str], str | None]:
     return {(each["fault"], each["digest"]): each["by"] for each in found}
 
 
-def try_all(faults: list[GeneratedFault], group: Group) -> None:
+def try_all(faults: list[GeneratedFault], group: Group, budget: float) -> None:
     """Try each fault and append its result to the file."""
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder, open(RESULTS, "a") as out:
         copy = copied(Path(folder).resolve() / "0")
@@ -278,7 +279,7 @@ def try_all(faults: list[GeneratedFault], group: Group) -> None:
             out.flush()
             print(f"{f'caught    {fault}: by {by}' if by else f'SURVIVED  {fault}'}", flush=True)
 
-        Trials(copy, [(fault, tests_of(fault, group)) for fault in faults], tried).run()
+        Trials(copy, [(fault, tests_of(fault, group)) for fault in faults], tried, budget).run()
 
 
 def main() -> int:
@@ -289,6 +290,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="this many of them, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (0)")
     parser.add_argument("--again", action="store_true", help="try those again that survived")
+    parser.add_argument("--budget", type=float, default=60.0, metavar="SECONDS", help="of tests per fault (60)")
     options = parser.parse_args()
     os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
     group, faults = GROUPS[options.group], all_faults(options.group)
@@ -297,7 +299,7 @@ def main() -> int:
     missing = [each for each in chosen if (each.name, each.digest) not in known]
     again = [each for each in chosen if options.again and known.get((each.name, each.digest), "") is None]
     if missing or again:
-        try_all([*again, *missing], group)
+        try_all([*again, *missing], group, options.budget)
         known = results()
     caught = sum(known[each.name, each.digest] is not None for each in chosen)
     low, high = wilson(caught, len(chosen))

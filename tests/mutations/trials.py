@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Protocol
 
 import coverage
@@ -32,8 +32,8 @@ from run import failing_tests
 
 CACHE = ROOT / ".pytest_cache" / "mutations"
 """Which tests execute which lines, one file per file of tests."""
-BUDGET = 60.0
-"""CPU seconds of tests per fault, the fastest first: what slower ones would catch counts as survived."""
+DECLARATIONS = "tests/cli/test_defaults.py"
+"""Reads what classes declare, and executes no line of them: tried for every fault outside of functions."""
 NOT_EXCHANGED = "the code was not exchanged"
 PATIENCE = 20
 """Seconds of waiting per second of the processor: other work may run beside this one."""
@@ -58,13 +58,23 @@ class Trials:
         copy: Path,
         faults: list[tuple[Any, tuple[str, ...]]],
         tried: Callable[[Any, str | None], None],
+        budget: float,
     ) -> None:
-        """Take each fault with the folders and files of its tests, and a function that is told the test that caught it."""
-        self.copy, self.faults, self.tried = copy, faults, tried
+        """Take each fault with the folders and files of its tests, and a function that is told the test that caught it.
+
+        Args:
+            copy: the folder of the package and its tests.
+            faults: with their tests.
+            tried: takes a fault, and the test that caught it.
+            budget: CPU seconds of tests per fault, the fastest first: what slower ones would catch counts as survived.
+        """
+        self.copy, self.faults, self.tried, self.budget = copy, faults, tried, budget
         self.items: dict[str, list[pytest.Item]] = defaultdict(list)
         self.functions: dict[str, list[FunctionType]] = defaultdict(list)
         self.maps: dict[str, dict[str, Any]] = {}
         self.failed: list[str] = []
+        self.repeatable: dict[str, bool] = {}
+        """Files of the package: whether `DECLARATIONS` passes after the file was executed a second time."""
 
     def run(self) -> None:
         """Collect the tests of all faults in the copy, and try each fault."""
@@ -91,7 +101,7 @@ class Trials:
             self.items[item.nodeid.partition("::")[0]].append(item)
         for file in {fault.file for fault, _ in self.faults}:
             with suppress(ImportError):  # of an extra that is not installed
-                importlib.import_module(file.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+                importlib.import_module(module_name(file))
         for each in gc.get_objects():
             if isinstance(each, FunctionType):
                 self.functions[each.__code__.co_filename].append(each)
@@ -103,6 +113,8 @@ class Trials:
 
     def caught_by(self, fault: Change, tests: tuple[str, ...]) -> str | None:
         """Return the test that fails with a fault, None if none does."""
+        if not fault.called and (by := self.caught_by_declarations(fault)):
+            return by
         items = self.covering(fault, tests)
         if not items:
             return None
@@ -112,6 +124,31 @@ class Trials:
             if by != NOT_EXCHANGED:
                 return "the time limit" if by is None else by or None
         return self.caught_in_a_new_process(fault, [item.nodeid for item in items], seconds)
+
+    def caught_by_declarations(self, fault: Change) -> str | None:
+        """Execute the file again with the fault in a forked process, where `DECLARATIONS` finds its classes; None if it passes.
+
+        A file that does not pass so without a fault is left to the other tests.
+        """
+        items, original = self.items[DECLARATIONS], (self.copy / fault.file).read_bytes()
+        if fault.file not in self.repeatable:
+            by = self.forked(lambda: self.failure_when_repeated(items, fault.file, original), 60, "a process that died")
+            self.repeatable[fault.file] = by == ""
+        if not self.repeatable[fault.file]:
+            return None
+        text = fault.put_into(original)
+        return self.forked(lambda: self.failure_when_repeated(items, fault.file, text), 60, "") or None
+
+    def failure_when_repeated(self, items: list[pytest.Item], file: str, text: bytes) -> str:
+        """In a forked process: return the first test that fails when a file is executed again with another text."""
+        name = module_name(file)
+        former, module = sys.modules[name], ModuleType(name)
+        for each in ("__file__", "__loader__", "__package__", "__path__", "__spec__"):
+            if hasattr(former, each):
+                setattr(module, each, getattr(former, each))
+        sys.modules[name] = module
+        exec(compile(text, str(self.copy / file), "exec", dont_inherit=True), vars(module))
+        return self.failure_of(items)
 
     def caught_in_a_new_process(self, fault: Change, tests: list[str], seconds: float) -> str | None:
         """Write the fault into the copy, run the tests, take it out."""
@@ -132,6 +169,10 @@ class Trials:
         path = self.copy / fault.file
         if not exchanged(self.functions[str(path)], str(path), fault.put_into(path.read_bytes())):
             return NOT_EXCHANGED
+        return self.failure_of(items)
+
+    def failure_of(self, items: list[pytest.Item]) -> str:
+        """In a forked process: run tests until one fails, and return its name; "" if none does."""
         for item, following in zip(items, [*items[1:], None], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
@@ -163,7 +204,7 @@ class Trials:
         chosen = []
         for item in found:
             total += self.seconds(item)
-            if total > BUDGET:
+            if total > self.budget:
                 break
             chosen.append(item)
         return chosen
@@ -245,6 +286,11 @@ class Trials:
         if (folder / "answer").exists():
             return (folder / "answer").read_text()
         return None if not in_time or status == -signal.SIGXCPU else default
+
+
+def module_name(file: str) -> str:
+    """Return the dotted name of a file of the package."""
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
