@@ -176,6 +176,7 @@ def test_options_that_need_others_have_tests_of_their_own() -> None:
     assert lengths[0] == pytest.approx(2 * lengths[1])
     assert PPO(update_kl_limit=0.1).stop({"kl/update": 0.2})
     assert not PPO(update_kl_limit=0.1).stop({"kl/update": 0.05})
+    assert not PPO(update_kl_limit=0.1).stop({"kl/update": 0.1})
     assert not PPO().stop({"kl/update": 9.0})
 
 

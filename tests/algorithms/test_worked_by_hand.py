@@ -592,3 +592,11 @@ def test_gdpo_normalises_each_reward_before_it_is_weighed() -> None:
     assert single is not None
     plain = math.sqrt((2 * first**2 + 2 * third**2) / 3) + 1e-4
     assert single[:, 0].tolist() == pytest.approx([first / plain, -first / plain, third / plain, -third / plain])
+
+
+def test_gdpo_subtracts_a_kl_penalty_in_the_reward_from_the_sum() -> None:
+    """The KL of the first response is -0.2 and that of the second 0, so a coefficient of 20 gives the first 4 more."""
+    data = rollout(rewards=torch.tensor([0.0, 1.0]))
+    for coef, sign in ((0.0, -1), (20.0, 1)):
+        found = on_tokens(GDPO(kl=KLPenalty(coef=coef)).prepare(data).advantages)
+        assert found == pytest.approx([sign * 0.5**0.5] * 3 + [-sign * 0.5**0.5] * 2, abs=1e-3)
