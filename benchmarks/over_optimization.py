@@ -1,13 +1,13 @@
 """Over-optimise a learned reward on the playground: whether callbacks notice it, and the curves of Gao et al. (2022).
 
-    python benchmarks/over_optimization.py alarms   # ten runs, half of them without a KL penalty; a second reward model judges
+    python benchmarks/over_optimization.py alarms   # five runs with each of three KL coefficients; a second reward model judges
     python benchmarks/over_optimization.py curve    # nine reward models, and a run on each: both rewards against the KL
 
 `alarms` prints when `OverOptimization` raised its alarm, and the true reward of the model that `KeepBest` exported. The exit
-status is 1 if the alarm or `KeepBest` is right on fewer than 4 of 5 runs whose true reward fell by more than 0.1, or if an alarm
-was raised with the penalty on. It draws results/over_optimization-<judge>.png; `curve` writes results/over_optimization.csv and
-.png. A run that is finished is not run again, so the command may be stopped and repeated; `--draw` only makes tables and plots of
-the runs that there are.
+status is 1 if the alarm or `KeepBest` is right on fewer than 4 of 5 runs without a KL penalty whose true reward fell by more than
+0.1, or if an alarm was raised with the largest coefficient. It draws results/over_optimization-<judge>.png; `curve` writes
+results/over_optimization.csv and .png. A run that is finished is not run again, so the command may be stopped and repeated;
+`--draw` only makes tables and plots of the runs that there are.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ JUDGES = {
 }
 """What teaches the judge."""
 UNBIASED = ANNOTATORS[0]
+COEFS = (0.0, 0.1, 0.2)
+"""Of the KL penalty; ppo.yaml has 0.1, with twice as many prompts."""
 FALL = 0.1
 """Of the true reward from its best to the end, above which a run was over-optimised."""
 EVALUATIONS_TO_SPEAK = 2
@@ -81,28 +83,24 @@ def evaluations(folder: Path) -> list[Metrics]:
 # -- the alarm ---------------------------------------------------------------------------------------------------------
 
 
-def policy_overlay(
-    seed: int, coef: float | None, reward: Path | None, callbacks: list[Any], count: int
-) -> dict[str, Any]:
+def policy_overlay(seed: int, coef: float, reward: Path | None, callbacks: list[Any], count: int) -> dict[str, Any]:
     """Return what a policy run changes in ppo.yaml.
 
     Args:
         seed: of the run and of its prompts.
-        coef: KL coefficient; None is that of the file.
+        coef: KL coefficient.
         reward: run of the reward model to train on; None is the model of the file.
         callbacks: evaluations.
         count: validations, without the one before training.
     """
-    model: dict[str, Any] = {"iterations": ITERATIONS}
-    if coef is not None:
-        model["algorithm"] = {"init_args": {"kl": {"coef": coef}}}
+    model: dict[str, Any] = {"iterations": ITERATIONS, "algorithm": {"init_args": {"kl": {"coef": coef}}}}
     if reward is not None:
         model["reward"] = reward_of(reward)
     return {
         "seed_everything": seed,
         "trainer": {"val_check_interval": 1 / count, "callbacks": callbacks},
         "model": {"init_args": model},
-        "data": {"init_args": {"batch_size": 64, "seed": seed}},
+        "data": {"init_args": {"batch_size": 64, "seed": seed, "validation_size": 512}},
     }
 
 
@@ -172,20 +170,20 @@ def reward_of(folder: Path) -> dict[str, Any]:
     return {"class_path": "ModelReward", "init_args": {"name_or_path": str((folder / "export").resolve())}}
 
 
-def judged_folder(runs: Path, kind: str, penalty: str, seed: int) -> Path:
+def judged_folder(runs: Path, kind: str, coef: float, seed: int) -> Path:
     """Return the folder of a policy run."""
-    return runs / f"{kind}-penalty-{penalty}" / str(seed)
+    return runs / f"{kind}-kl-{coef}" / str(seed)
 
 
-def train_judged(runs: Path, kind: str, penalty: str, seed: int) -> Path:
+def train_judged(runs: Path, kind: str, coef: float, seed: int) -> Path:
     """Train a policy on the shipped reward model, with a second one as judge."""
-    judge, folder = runs / f"judge-{kind}", judged_folder(runs, kind, penalty, seed)
+    judge, folder = runs / f"judge-{kind}", judged_folder(runs, kind, coef, seed)
     train_judge(kind, judge)
     callbacks = [
         {"class_path": "OverOptimization", "init_args": {"score": "reward/judge"}},
         {"class_path": "KeepBest", "init_args": {"monitor": "val/reward/judge"}},
     ]
-    overlay = policy_overlay(seed, 0.0 if penalty == "off" else None, None, callbacks, EVALUATIONS)
+    overlay = policy_overlay(seed, coef, None, callbacks, EVALUATIONS)
     rewards = {"true": {"class_path": "PlaygroundReward"}, "judge": reward_of(judge)}
     overlay["model"]["init_args"]["evaluation_rewards"] = rewards
     train("ppo.yaml", overlay, folder)
@@ -211,6 +209,11 @@ class Outcome:
         return self.best - self.last > FALL
 
     @property
+    def spoke(self) -> bool:
+        """The alarm was raised."""
+        return self.alarm is not None
+
+    @property
     def spoke_in_time(self) -> bool:
         """The alarm came within two evaluations of the best true reward."""
         return self.alarm is not None and abs(self.alarm - self.best_at) <= EVALUATIONS_TO_SPEAK
@@ -229,63 +232,70 @@ def outcome(rows: list[Metrics]) -> Outcome:
     return Outcome(max(true), true[-1], alarms[0] if alarms else None, true.index(max(true)), exported, true[exported])
 
 
-def alarms_table(outcomes: dict[tuple[str, int], Outcome]) -> str:
+def alarms_table(outcomes: dict[tuple[float, int], Outcome]) -> str:
     """Return a Markdown table of all runs."""
-    lines = ["| KL penalty | seed | best true | last true | alarm at | best true at | exported at | exported true |"]
+    lines = [
+        "| KL coefficient | seed | best true | last true | alarm at | best true at | exported at | exported true |"
+    ]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for (penalty, seed), each in outcomes.items():
+    for (coef, seed), each in outcomes.items():
         places = ("none" if each.alarm is None else each.alarm, each.best_at, each.exported_at)
-        cells = [penalty, seed, f"{each.best:.3f}", f"{each.last:.3f}", *places, f"{each.kept:.3f}"]
+        cells = [coef, seed, f"{each.best:.3f}", f"{each.last:.3f}", *places, f"{each.kept:.3f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
-def verdict(outcomes: dict[tuple[str, int], Outcome]) -> tuple[list[str], bool]:
+def verdict(outcomes: dict[tuple[float, int], Outcome]) -> tuple[list[str], bool]:
     """Return the lines about all runs, and whether the callbacks were right often enough."""
-    without = [each for (penalty, _), each in outcomes.items() if penalty == "off"]
-    with_penalty = [each for (penalty, _), each in outcomes.items() if penalty == "on"]
-    fell = [each for each in without if each.is_over_optimized]
+    fell = [each for (coef, _), each in outcomes.items() if coef == 0 and each.is_over_optimized]
     spoke, kept = sum(each.spoke_in_time for each in fell), sum(each.kept_the_best for each in fell)
-    silent = sum(each.alarm is None for each in with_penalty)
     lines = [
-        f"alarm within two evaluations on {spoke} of {len(fell)} seeds whose true reward falls by more than {FALL}",
-        f"KeepBest within {MARGIN} on {kept} of {len(fell)}",
-        f"no alarm on {silent} of {len(with_penalty)} with the penalty",
+        f"no penalty: alarm within two evaluations on {spoke} of {len(fell)} seeds whose true reward falls by more than {FALL}",
+        f"no penalty: KeepBest within {MARGIN} on {kept} of {len(fell)}",
     ]
-    enough = bool(fell) and min(spoke, kept) >= 0.8 * len(fell) and silent == len(with_penalty)
+    for coef in COEFS[1:]:
+        own = [each for (other, _), each in outcomes.items() if other == coef]
+        fallen, raised = ([each for each in own if getattr(each, name)] for name in ("is_over_optimized", "spoke"))
+        right = sum(each.is_over_optimized for each in raised)
+        lines.append(
+            f"coefficient {coef}: {len(raised)} alarms in {len(own)} runs, {right} of them among the {len(fallen)} that fell"
+        )
+    enough = bool(fell) and min(spoke, kept) >= 0.8 * len(fell) and not raised
     return lines, enough
 
 
-def draw_alarms(runs: Path, kind: str, outcomes: dict[tuple[str, int], Outcome], path: Path) -> None:
-    """Draw training reward, judge and true reward of every run against the root of the KL divergence."""
+def draw_alarms(runs: Path, kind: str, outcomes: dict[tuple[float, int], Outcome], path: Path) -> None:
+    """Draw both learned rewards and the true one against the root of the KL divergence, a row per coefficient."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(outcomes), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(outcomes), sharey=True, squeeze=False)[0]
-    for panel, (penalty, seed) in zip(panels, outcomes, strict=True):
-        rows = evaluations(judged_folder(runs, kind, penalty, seed))
+    coefs, seeds = (list(dict.fromkeys(key[place] for key in outcomes)) for place in (0, 1))
+    figure = Figure(figsize=(2.8 * len(seeds), 2.8 * len(coefs)), layout="constrained")
+    panels = figure.subplots(len(coefs), len(seeds), sharex=True, sharey=True, squeeze=False)
+    for coef, seed in outcomes:
+        panel = panels[coefs.index(coef)][seeds.index(seed)]
+        rows = evaluations(judged_folder(runs, kind, coef, seed))
         x = [math.sqrt(max(0.0, row["kl/reference"] * row["response/length"])) for row in rows]
         for name, label in (("mean", "training reward"), ("judge", "judge"), ("true", "true reward")):
             panel.plot(x, [row[f"reward/{name}"] for row in rows], "o-", ms=4, label=label)
-        panel.set_title(f"seed {seed}, penalty {penalty}")
-        panel.set_xlabel("√KL(policy ‖ reference), nats per response")
+        panel.set_title(f"KL coefficient {coef}, seed {seed}", fontsize="medium")
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("held-out reward")
-    panels[0].legend(frameon=False)
+    figure.supxlabel("√KL(policy ‖ reference), nats per response")
+    figure.supylabel("held-out reward")
+    panels[0][0].legend(frameon=False)
     figure.savefig(path, dpi=100)
 
 
 def alarms(runs: Path, kind: str, seeds: Sequence[int], draw: bool) -> int:
-    """Train with and without the penalty, and compare the callbacks with the true reward."""
+    """Train with every coefficient, and compare the callbacks with the true reward."""
     outcomes = {}
-    for penalty in ("off", "on"):
+    for coef in COEFS:
         for seed in seeds:
-            folder = judged_folder(runs, kind, penalty, seed)
+            folder = judged_folder(runs, kind, coef, seed)
             if not draw:
-                train_judged(runs, kind, penalty, seed)
+                train_judged(runs, kind, coef, seed)
             if is_finished(folder):
-                outcomes[penalty, seed] = outcome(evaluations(folder))
+                outcomes[coef, seed] = outcome(evaluations(folder))
     if outcomes:
         draw_alarms(runs, kind, outcomes, HERE / "results" / f"over_optimization-{kind}.png")
     lines, enough = verdict(outcomes)

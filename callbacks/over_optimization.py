@@ -15,8 +15,8 @@ from rlhf_lightning.rewards import Reward
 class OverOptimization(Evaluation):
     """Warns where the training reward is up and a second judge is clearly below its best, validation after validation.
 
-    Clearly: the judge's mean over the held-out prompts is lower by `errors` standard errors of the paired difference. The
-    training reward is compared with its value at the judge's best. Logs `val/over_optimization/drop` (the judge's best minus its
+    Clearly: the judge's mean over the held-out prompts is lower by `errors` standard errors of the paired difference. Up: the
+    mean training reward is above that of the first validation. Logs `val/over_optimization/drop` (the judge's best minus its
     present mean) and `val/over_optimization/alarm` (1 or 0). `test` measures nothing.
 
     Args:
@@ -71,9 +71,9 @@ class OverOptimization(Evaluation):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best validation so far, and how many in a row were below it."""
+        """Return the first validation, the best so far, and how many in a row were below it."""
         return self.alarm.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best validation on resume."""
+        """Restore them on resume."""
         self.alarm.load_state_dict(state_dict)

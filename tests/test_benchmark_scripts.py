@@ -167,21 +167,26 @@ def test_the_verdict_on_alarms_counts_runs_whose_true_reward_fell() -> None:
 
     rising, falling = [0.5, 0.6, 0.7, 0.8], [0.5, 0.8, 0.7, 0.6]
     outcomes = {
-        ("off", 0): run(falling, [0, 1, 0.5, 0], 3),
-        ("off", 1): run(falling, [0, 0.5, 1, 0], None),  # exported where the true reward is 0.1 lower
-        ("off", 2): run(rising, [0, 1, 2, 3], 3),
-        ("on", 0): run(rising, [0, 1, 2, 3], None),
-        ("on", 1): run(rising, [0, 1, 2, 3], 1),
+        (0.0, 0): run(falling, [0, 1, 0.5, 0], 3),
+        (0.0, 1): run(falling, [0, 0.5, 1, 0], None),  # exported where the true reward is 0.1 lower
+        (0.0, 2): run(rising, [0, 1, 2, 3], 3),
+        (0.1, 0): run(falling, [0, 1, 2, 3], None),
+        (0.1, 1): run(rising, [0, 1, 2, 3], 1),
+        (0.1, 2): run(falling, [0, 1, 2, 3], 1),
+        (0.2, 0): run(rising, [0, 1, 2, 3], None),
     }
     lines, enough = over_optimization.verdict(outcomes)
     assert lines == [
-        "alarm within two evaluations on 1 of 2 seeds whose true reward falls by more than 0.1",
-        "KeepBest within 0.05 on 1 of 2",
-        "no alarm on 1 of 2 with the penalty",
+        "no penalty: alarm within two evaluations on 1 of 2 seeds whose true reward falls by more than 0.1",
+        "no penalty: KeepBest within 0.05 on 1 of 2",
+        "coefficient 0.1: 2 alarms in 3 runs, 1 of them among the 2 that fell",
+        "coefficient 0.2: 0 alarms in 1 runs, 0 of them among the 0 that fell",
     ]
     assert not enough
-    assert over_optimization.verdict({key: outcomes[key] for key in (("off", 0), ("on", 0))})[1]
-    assert "| off | 1 | 0.800 | 0.600 | none | 1 | 2 | 0.700 |" in over_optimization.alarms_table(outcomes)
+    assert over_optimization.verdict({key: outcomes[key] for key in ((0.0, 0), (0.1, 1), (0.2, 0))})[1]
+    raised = {(0.2, 0): run(rising, [0, 1, 2, 3], 1)}
+    assert not over_optimization.verdict({(0.0, 0): outcomes[0.0, 0], **raised})[1]
+    assert "| 0.0 | 1 | 0.800 | 0.600 | none | 1 | 2 | 0.700 |" in over_optimization.alarms_table(outcomes)
 
 
 def test_three_quarters_of_the_groups_of_dynamic_sampling_are_tied() -> None:

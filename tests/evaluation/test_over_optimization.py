@@ -43,7 +43,11 @@ def test_a_judge_that_recovers_clears_it() -> None:
 
 def test_no_fall_beyond_the_noise_and_no_fall_with_the_reward_raises_it() -> None:
     assert not any(_run([0, 1, 0.95, 0.95, 0.95], [0, 1, 2, 3, 4]))
-    assert not any(_run([0, 1, 0, 0, 0], [0, 1, 0.5, 0.5, 0.5]))
+    assert not any(_run([0, 1, 0, 0, 0], [0, 1, -0.5, -0.5, -0.5]))
+
+
+def test_a_reward_that_is_up_since_the_start_need_not_be_up_since_the_best() -> None:
+    assert _run([0, 1, 0, 0, 0], [0, 1, 0.5, 0.5, 0.5]) == [False, False, False, True, True]
 
 
 def test_its_state_is_resumed() -> None:
