@@ -118,7 +118,7 @@ def test_a_run_that_is_killed_is_resumed_and_compared(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr + "".join(p.read_text() for p in tmp_path.glob("*.log"))
     whole, *_, last = done.stdout.splitlines()
-    assert re.fullmatch(r"reinforce +whole +writing \d+, scoring \d+, updating \d+, saving \d+", whole)
+    assert re.fullmatch(r"reinforce +whole +writing \d+, scoring \d+, updating \d+, saving \d+, ending \d+", whole)
     assert last.startswith("1 kills (1 while ")
     assert last.endswith("1 of 1 equal")
 
