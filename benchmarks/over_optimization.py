@@ -5,9 +5,9 @@
 
 `alarms` prints when `OverOptimization` raised its alarm, and the true reward of the model that `KeepBest` exported. The exit
 status is 1 if the alarm or `KeepBest` is right on fewer than 4 of 5 runs without a KL penalty whose true reward fell by more than
-0.1, or if an alarm was raised with the largest coefficient. It draws results/over_optimization-<judge>.png; `curve` writes
-results/over_optimization.csv and .png. A run that is finished is not run again, so the command may be stopped and repeated;
-`--draw` only makes tables and plots of the runs that there are.
+0.1, or if more than one in ten of the runs with a penalty that did not fall raised an alarm. It draws
+results/over_optimization-<judge>.png; `curve` writes results/over_optimization.csv and .png. A run that is finished is not run
+again, so the command may be stopped and repeated; `--draw` only makes tables and plots of the runs that there are.
 """
 
 from __future__ import annotations
@@ -253,14 +253,17 @@ def verdict(outcomes: dict[tuple[float, int], Outcome]) -> tuple[list[str], bool
         f"no penalty: alarm within two evaluations on {spoke} of {len(fell)} seeds whose true reward falls by more than {FALL}",
         f"no penalty: KeepBest within {MARGIN} on {kept} of {len(fell)}",
     ]
+    false, held = 0, 0
     for coef in COEFS[1:]:
         own = [each for (other, _), each in outcomes.items() if other == coef]
-        fallen, raised = ([each for each in own if getattr(each, name)] for name in ("is_over_optimized", "spoke"))
-        right = sum(each.is_over_optimized for each in raised)
+        sound = [each for each in own if not each.is_over_optimized]
+        raised = sum(each.spoke for each in sound)
+        held, false = held + len(sound), false + raised
+        others = len(own) - len(sound)
         lines.append(
-            f"coefficient {coef}: {len(raised)} alarms in {len(own)} runs, {right} of them among the {len(fallen)} that fell"
+            f"coefficient {coef}: {raised} false alarms in {len(sound)} runs; in {others} others the true reward fell"
         )
-    enough = bool(fell) and min(spoke, kept) >= 0.8 * len(fell) and not raised
+    enough = bool(fell) and min(spoke, kept) >= 0.8 * len(fell) and false <= 0.1 * held
     return lines, enough
 
 

@@ -179,11 +179,11 @@ def test_the_verdict_on_alarms_counts_runs_whose_true_reward_fell() -> None:
     assert lines == [
         "no penalty: alarm within two evaluations on 1 of 2 seeds whose true reward falls by more than 0.1",
         "no penalty: KeepBest within 0.05 on 1 of 2",
-        "coefficient 0.1: 2 alarms in 3 runs, 1 of them among the 2 that fell",
-        "coefficient 0.2: 0 alarms in 1 runs, 0 of them among the 0 that fell",
+        "coefficient 0.1: 1 false alarms in 1 runs; in 2 others the true reward fell",
+        "coefficient 0.2: 0 false alarms in 1 runs; in 0 others the true reward fell",
     ]
     assert not enough
-    assert over_optimization.verdict({key: outcomes[key] for key in ((0.0, 0), (0.1, 1), (0.2, 0))})[1]
+    assert over_optimization.verdict({key: outcomes[key] for key in ((0.0, 0), (0.1, 2), (0.2, 0))})[1]
     raised = {(0.2, 0): run(rising, [0, 1, 2, 3], 1)}
     assert not over_optimization.verdict({(0.0, 0): outcomes[0.0, 0], **raised})[1]
     assert "| 0.0 | 1 | 0.800 | 0.600 | none | 1 | 2 | 0.700 |" in over_optimization.alarms_table(outcomes)
