@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -268,13 +269,15 @@ def verdict(outcomes: dict[tuple[float, int], Outcome]) -> tuple[list[str], bool
 
 
 def draw_alarms(runs: Path, kind: str, outcomes: dict[tuple[float, int], Outcome], path: Path) -> None:
-    """Draw both learned rewards and the true one against the root of the KL divergence, a row per coefficient."""
+    """Draw both learned rewards and the true one of the first five seeds against the root of the KL, a row per coefficient."""
     from matplotlib.figure import Figure
 
-    coefs, seeds = (list(dict.fromkeys(key[place] for key in outcomes)) for place in (0, 1))
+    coefs, seeds = list(dict.fromkeys(key[0] for key in outcomes)), sorted({key[1] for key in outcomes})[:5]
     figure = Figure(figsize=(2.8 * len(seeds), 2.8 * len(coefs)), layout="constrained")
     panels = figure.subplots(len(coefs), len(seeds), sharex=True, sharey=True, squeeze=False)
-    for coef, seed in outcomes:
+    for coef, seed in itertools.product(coefs, seeds):
+        if (coef, seed) not in outcomes:
+            continue
         panel = panels[coefs.index(coef)][seeds.index(seed)]
         rows = evaluations(judged_folder(runs, kind, coef, seed))
         x = [math.sqrt(max(0.0, row["kl/reference"] * row["response/length"])) for row in rows]
