@@ -149,6 +149,12 @@ def test_every_seed_has_an_order_of_its_own() -> None:
     assert len(orders) > 195
 
 
+def test_a_place_is_the_number_of_a_minibatch_and_of_a_row_in_it() -> None:
+    """Checkpoints hold places, so another form would not be resumed."""
+    for epoch in buffer().places.T.tolist():
+        assert sorted(divmod(place, 2**32) for place in epoch) == [(step, row) for step in range(3) for row in range(4)]
+
+
 def test_rows_behind_the_last_whole_loss_group_are_skipped() -> None:
     made = buffer(full(11), rows_per_loss_group=2, epochs=1)
     assert made.places[-1].tolist() == [-1]
