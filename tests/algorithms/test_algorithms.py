@@ -195,6 +195,7 @@ def test_options_that_need_others_have_tests_of_their_own() -> None:
             "bootstrap_truncated is true and truncation_penalty is 0.5: .* set truncation_penalty to 0, or",
         ),
         (PPO, {"dual_clip": 0.2}, "PPO.dual_clip is 0.2; .* set it above 1"),
+        (PPO, {"dual_clip": 1.0}, "PPO.dual_clip is 1.0; .* set it above 1"),
         (GRPO, {"clip_range_high": -0.2}, "GRPO.clip_range_high is -0.2"),
         (GRPO, {"responses_per_prompt": 1}, "GRPO.responses_per_prompt is 1; .* set it to 2 or more"),
         (GRPO, {"aggregation": "dr_grpo"}, "set GRPO.max_response_length"),
@@ -533,6 +534,7 @@ def test_the_adaptive_coefficient_and_what_is_remembered() -> None:
     average.prepare(rollout())
     assert average.state_dict()["average"] is not None
     assert KTO().metrics() == {"kl/mismatched": 0.0}  # before a rollout
+    assert KTO().responses_per_prompt == 1
     assert PPO().metrics() == {}
 
 

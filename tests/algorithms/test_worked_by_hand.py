@@ -467,6 +467,12 @@ def test_dapo_learns_from_prompts_whose_rewards_differ() -> None:
     assert DAPO(max_refills=0).teaches(rewards, groups, valid) is None
 
 
+def test_the_advantages_of_gspo_are_those_of_the_group() -> None:
+    half = (SCORES[0] - SCORES[1]) / 2
+    expected = half / (math.sqrt(2) * half + 1e-4)
+    assert on_tokens(GSPO().prepare(rollout()).advantages) == pytest.approx([expected] * 3 + [-expected] * 2)
+
+
 def test_gspo_clips_the_mean_ratio_of_a_response() -> None:
     for advantages in ([2.0, -1.0], [-2.0, 1.0]):
         expected = sum(clipped_row(ratio_of_row(row, True), advantages[row], 0.1, 0.2) for row in (0, 1)) / 2
@@ -572,6 +578,7 @@ def test_distillation_raises_what_the_teacher_finds_more_likely(gamma: float) ->
     weights = [min(math.exp(NOW[row][t] - OLD[row][t]), 1.05) for row, t in TOKENS]
     losses = [-w * a * NOW[row][t] for w, a, (row, t) in zip(weights, expected, TOKENS, strict=True)]
     assert value_of(algorithm, batch) == pytest.approx(sum(losses) / 5)
+    assert [float(x) for x in algorithm.loss(output(), batch).means["policy/clip_fraction"]] == [3.0, 5.0]
 
 
 def test_gdpo_normalises_each_reward_before_it_is_weighed() -> None:
