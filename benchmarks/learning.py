@@ -72,6 +72,7 @@ SWAPPED = {
     "RAFT": 8,
 }
 """Responses per prompt, the default of each."""
+TEACHER = ["--model.reward", "null", "--model.reference.name_or_path", "RUNS/PPO/SEED/export"]
 ALGORITHMS = {
     "PPO": PPO,
     **{
@@ -80,14 +81,17 @@ ALGORITHMS = {
     },
     "DAPO": ["--config", "dapo.yaml", "--data.batch_size", "16"],
     "GDPO": ["--config", "gdpo.yaml", "--data.batch_size", "16"],
-    "Distillation": ["--config", "distillation.yaml"],
+    "Distillation of PPO": [*PPO, "--model.algorithm", "Distillation", *TEACHER],
     "KTO": ["--config", "kto.yaml"],
     **{
         f"{name}, offline": ["--config", "dpo_offline.yaml", "--model.algorithm", name, "--model.reference", "none"]
         for name in ("ORPO", "SimPO")
     },
 }
-"""PPO, and the algorithms that `LEARNING` does not have. An online one has 128 responses per rollout, as `ppo.yaml` has."""
+"""PPO, and the algorithms that `LEARNING` does not have. An online one has 128 responses per rollout, as `ppo.yaml` has.
+
+The teacher of `Distillation` is the policy of the PPO run of the same seed; `RUNS` and `SEED` are filled in.
+"""
 STUDIES = {"learning": LEARNING, "algorithms": ALGORITHMS, "ablations": ABLATIONS}
 PEERS: dict[str, dict] = {
     "GRPO": {"config": "grpo.yaml", "prompts": 64, "responses": 8, "beta": 0.15, "options": {"loss_type": "grpo"}},
@@ -332,6 +336,7 @@ def main() -> None:
         for name, words in STUDIES[options.study].items():
             if options.only and name not in options.only:
                 continue
+            words = [word.replace("RUNS", str(options.runs)).replace("SEED", str(seed)) for word in words]
             run(words, seed, folder_of(options.runs, name, seed))
     rows = collect(options.study, options.runs)
     results = HERE / "results"
