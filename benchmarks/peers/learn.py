@@ -153,6 +153,7 @@ def ppo(job: dict[str, Any], given: dict[str, Any]) -> Any:
         **common(job),
     )
     tokenizer = given["processing_class"]
+    tokenizer.padding_side = "left"  # of prompts, as in TRL's own example; its trainer pads as the tokenizer does
     tokens = [{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in given["train_dataset"]]
     rows = {"train_dataset": Dataset.from_list(tokens), "eval_dataset": Dataset.from_list(tokens[:1])}
     critic = AutoModelForSequenceClassification.from_pretrained(PLAYGROUND / "sft", num_labels=1)
