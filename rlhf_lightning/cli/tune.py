@@ -156,13 +156,14 @@ def _no_place(key: str, value: object, path: str, words: Sequence[str], override
 def _print_results(study: Study, command: Sequence[str]) -> None:
     import shlex
 
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console, objective = Console(highlight=False, force_jupyter=False), study.space.objective
     keys = [each.key for each in study.space.parameters]
-    table = Table(title="best trials", title_justify="left")
-    for name in ("trial", objective.metric, objective.kl_metric, *keys):
+    table = Table(title="best trials", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("trial", objective.metric, objective.kl_metric, *_last_words(keys)):
         table.add_column(name, overflow="fold")
     for row in study.ranked()[:SHOWN_TRIALS]:
         table.add_row(str(row["number"]), *map(_number, (row["value"], row["kl"])), *_values(row["params"], keys))
@@ -180,8 +181,14 @@ def _print_results(study: Study, command: Sequence[str]) -> None:
     print(f"best: {study.folder / 'best.yaml'}\npython -m rlhf_lightning fit {shlex.join(command)}")
 
 
+def _last_words(keys: Sequence[str]) -> list[str]:
+    """Return `lr` for `model.optimizer.lr`; the whole key where two end alike."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return [word if last.count(word) == 1 else key for word, key in zip(last, keys, strict=True)]
+
+
 def _values(params: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    return [_number(params[key]) if isinstance(params[key], float) else str(params[key]) for key in keys]
+    return [f"{params[key]:.3g}" if isinstance(params[key], float) else str(params[key]) for key in keys]
 
 
 def _number(value: float | None) -> str:
