@@ -1,4 +1,4 @@
-"""Over-optimisation: a second judge falls while the training reward does not."""
+"""Over-optimisation: a second judge falls while the training reward is above its start."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rlhf_lightning.rewards import Reward
 
 
 class OverOptimization(Evaluation):
-    """Warns where a second judge is clearly below its best and the training reward is not, validation after validation.
+    """Warns where the training reward is up and a second judge is clearly below its best, validation after validation.
 
-    Clearly: the mean over the held-out prompts is lower than at the judge's best by `errors` standard errors of the paired
-    difference. Logs `val/over_optimization/drop` (the judge's best minus its present mean) and `val/over_optimization/alarm` (1
-    or 0). `test` measures nothing.
+    Clearly: the judge's mean over the held-out prompts is lower by `errors` standard errors of the paired difference. Up: the
+    mean training reward is above that of the first validation. Logs `val/over_optimization/drop` (the judge's best minus its
+    present mean) and `val/over_optimization/alarm` (1 or 0). `test` measures nothing.
 
     Args:
         score: the second judge's scores: `reward/<name>` of an evaluation reward.
@@ -60,7 +60,7 @@ class OverOptimization(Evaluation):
             name = "the judge" if self.judge else self.score
             line = (
                 f"over-optimisation: {name} is {self.alarm.drop:.3f} below its best at step {self.alarm.best_step}, and the "
-                "training reward is not; raise the KL coefficient, or train for fewer steps"
+                "training reward is up; raise the KL coefficient, or train for fewer steps"
             )
             print_once(f"warning: {line}")
         better = self.alarm.best_step == results.step
@@ -71,9 +71,9 @@ class OverOptimization(Evaluation):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best validation so far, and how many in a row were below it."""
+        """Return the first validation, the best so far, and how many in a row were below it."""
         return self.alarm.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best validation on resume."""
+        """Restore them on resume."""
         self.alarm.load_state_dict(state_dict)

@@ -1,4 +1,4 @@
-"""Detect that a second judge falls while the training reward does not."""
+"""Detect that a second judge falls while the training reward is above its start."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Alarm:
         if validations < 1:
             raise UserError(f"validations is {validations}; it must be at least 1")
         self.errors, self.validations = errors, validations
+        self.first_rewards: list[float] = []
         self.best: list[float] = []
-        self.best_rewards: list[float] = []
         self.best_step = -1
         self.below = 0
         self.drop = 0.0
@@ -46,27 +46,28 @@ class Alarm:
         return self.below >= self.validations
 
     def update(self, step: int, scores: Sequence[float], rewards: Sequence[float]) -> None:
-        """Compare a validation with the judge's best one, prompt by prompt.
+        """Compare the judge with its best validation, and the training reward with its first one, prompt by prompt.
 
-        A training reward that falls as clearly as the judge shows the fault itself and raises no alarm.
+        Not with the reward at the judge's best: it varies from one validation to the next while it is far above its start.
 
         Args:
             step: of the validation.
             scores: of the judge, one per prompt.
             rewards: of training, one per prompt.
         """
+        if len(self.first_rewards) < len(rewards):  # a sanity check has fewer prompts
+            self.first_rewards = list(rewards)
         self.drop, error = paired_drop(self.best, scores)
-        if not self.best or self.drop < 0 or len(self.best) < len(scores):  # a sanity check has fewer prompts
-            self.best, self.best_rewards, self.best_step = list(scores), list(rewards), step
-            self.below, self.drop = 0, 0.0
+        if not self.best or self.drop < 0 or len(self.best) < len(scores):
+            self.best, self.best_step, self.below, self.drop = list(scores), step, 0, 0.0
             return
-        loss, loss_error = paired_drop(self.best_rewards, rewards)
-        falls = self.drop > self.errors * error and loss <= self.errors * loss_error
+        loss, _ = paired_drop(self.first_rewards, rewards)
+        falls = self.drop > self.errors * error and loss < 0
         self.below = self.below + 1 if falls else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best validation and the count."""
-        return {name: getattr(self, name) for name in ("best", "best_rewards", "best_step", "below", "drop")}
+        """Return the first and the best validation, and the count."""
+        return {name: getattr(self, name) for name in ("first_rewards", "best", "best_step", "below", "drop")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""

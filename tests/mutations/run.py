@@ -150,6 +150,9 @@ def copied(copy: Path) -> Path:
     for name in COPIED:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
+    for name in ("callbacks", "configs"):  # where the package is installed from otherwise, which has no fault
+        if not (copy / "rlhf_lightning" / name).exists():
+            (copy / "rlhf_lightning" / name).symlink_to(copy / name)
     return copy
 
 
