@@ -210,11 +210,6 @@ class Outcome:
         return self.best - self.last > FALL
 
     @property
-    def spoke(self) -> bool:
-        """The alarm was raised."""
-        return self.alarm is not None
-
-    @property
     def spoke_in_time(self) -> bool:
         """The alarm came within two evaluations of the best true reward."""
         return self.alarm is not None and abs(self.alarm - self.best_at) <= EVALUATIONS_TO_SPEAK
@@ -258,7 +253,7 @@ def verdict(outcomes: dict[tuple[float, int], Outcome]) -> tuple[list[str], bool
     for coef in COEFS[1:]:
         own = [each for (other, _), each in outcomes.items() if other == coef]
         sound = [each for each in own if not each.is_over_optimized]
-        raised = sum(each.spoke for each in sound)
+        raised = sum(each.alarm is not None for each in sound)
         held, false = held + len(sound), false + raised
         others = len(own) - len(sound)
         lines.append(

@@ -9,6 +9,7 @@ import yaml
 from tuning_runs import SPACE
 
 from rlhf_lightning.cli.shipped import shipped_folder
+from rlhf_lightning.cli.tune import _last_words
 from rlhf_lightning.errors import UserError
 from rlhf_lightning.tuning.space import Objective, Parameter, read_space
 
@@ -87,3 +88,8 @@ def test_shipped_spaces_can_be_read() -> None:
     assert [path.name for path in files] == ["ppo.yaml"]
     for path in files:
         assert isinstance(read_space(yaml.safe_load(path.read_text()), str(path)).parameters[0], Parameter)
+
+
+def test_columns_have_the_last_words_of_keys_where_these_differ() -> None:
+    assert _last_words(["model.optimizer.lr", "data.batch_size"]) == ["lr", "batch_size"]
+    assert _last_words(["model.kl.coef", "model.entropy.coef", "lr"]) == ["model.kl.coef", "model.entropy.coef", "lr"]
